@@ -1,0 +1,76 @@
+"""The WASM coordinator: ranks weaknesses, plans generation, applies the gate. Pure on what it is given: if it dies,
+nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import ray
+
+from cdiff.config import Config
+from cdiff.generator.placement import Frame, draw_pose, repaint_pose
+from cdiff.types import Assignment, Attempt, Outcome, Pair, Pose, Revisions, Target, Weakness
+from cdiff.wasm.budget import plan, quotas, top_up
+from cdiff.wasm.quality import Thresholds, judge, shortfall
+from cdiff.wasm.weakness import rank
+
+
+@ray.remote
+class CoordinatorActor:
+    """A thin shell over cdiff.wasm; keeps only what the driver gave it at the start."""
+
+    def __init__(
+        self,
+        config: Config,
+        targets: Mapping[str, Target],
+        groups: Mapping[str, str],
+        backgrounds: Mapping[str, Sequence[str]],
+        frames: Mapping[str, Frame],
+        thresholds: Thresholds,
+    ) -> None:
+        self.config, self.targets, self.groups = config, targets, groups
+        self.backgrounds, self.frames, self.thresholds = backgrounds, frames, thresholds
+        self.own: dict[str, list[Target]] = {}
+        for target in targets.values():
+            self.own.setdefault(target.sample_id, []).append(target)
+
+    def rank(self, outcomes: list[Outcome]) -> list[Weakness]:
+        """Slices of the real targets, weakest first."""
+        return rank(outcomes, self.config.wasm.min_targets)
+
+    def plan(self, weaknesses: list[Weakness], number: int, revisions: Revisions) -> list[Assignment]:
+        """The round's ordered tasks."""
+        return plan(
+            weaknesses, self.targets, self.backgrounds, self.groups, self._propose, self.config,
+            round=number, revisions=revisions,
+        )
+
+    def judge(
+        self,
+        weaknesses: list[Weakness],
+        number: int,
+        revisions: Revisions,
+        assignments: list[Assignment],
+        attempts: list[Attempt],
+        last: bool,
+    ) -> tuple[list[Pair], list[Assignment]]:
+        """The gate's verdicts, and further tasks for what slices still lack (none after the last wave)."""
+        wanted = quotas(self.config, weaknesses)
+        pairs = judge(attempts, wanted, self.thresholds, self.config, last=last)
+        lacking = {} if last else shortfall(pairs, wanted)
+        more = top_up(
+            assignments, lacking, weaknesses, self.targets, self.backgrounds, self.groups, self._propose, self.config,
+            round=number, revisions=revisions,
+        )
+        return pairs, more
+
+    def _propose(self, reference: str, background: str, rng: np.random.Generator) -> Pose:
+        """A pose near the target's own place on the object; on its own photo the target is repainted where it is."""
+        target = self.targets[reference]
+        margin = self.config.generator.margin
+        if background == target.sample_id:
+            return repaint_pose(target, margin, rng)
+        occupied = [other.box for other in self.own.get(background, [])]
+        frames = self.frames[target.sample_id], self.frames[background]
+        return draw_pose(target, *frames, occupied, self.config.sampling, margin, rng)

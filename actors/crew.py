@@ -1,0 +1,228 @@
+"""All actors of one run behind the loop's verbs. Fans work out, shows progress, keeps nothing that the ledger lacks.
+
+    prepare      generator actor trains; extractor builds frames, token bank, thresholds
+    outcomes     downstream actor: cross-fitted fold models on the training photos
+    rank         coordinator
+    make_pairs   coordinator plans, generator actors make shards, coordinator judges, once more for what is missing
+    assess       downstream actor fits a segmenter and scores it on validation
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from tqdm import tqdm
+
+from actors.coordinator import CoordinatorActor
+from actors.downstream import DownstreamActor, Evaluation, Fit
+from actors.extractor import ExtractorActor
+from actors.generator import GeneratorActor
+from actors.group import ActorGroup
+from actors.resources import actor_options, code_hash, preflight
+from cdiff.config import Config
+from cdiff.data.dataset import Dataset
+from cdiff.data.carriers import from_json
+from cdiff.data.ledger import Ledger
+from cdiff.data.splits import Manifest
+from cdiff.data.store import Run
+from cdiff.generator.placement import Frame
+from cdiff.types import Assignment, Attempt, Outcome, Pair, Revisions, Weakness, content_hash
+from cdiff.wasm.quality import Thresholds
+
+
+@dataclass(frozen=True, slots=True)
+class Assessed:
+    """A fitted segmenter and how it does on validation."""
+
+    revision: str
+    scores: dict[str, Any]
+    dice: dict[str, float]  # by validation photo: what decisions compare
+    threshold: float  # for IoU, chosen on validation
+    losses: tuple[float, ...]
+    seconds: float
+
+    def headline(self) -> tuple[tuple[str, float], ...]:
+        """The scalar validation metrics that are defined."""
+        return tuple(sorted((k, float(v)) for k, v in self.scores.items() if isinstance(v, int | float)))
+
+
+class Crew:
+    """The actors of one run."""
+
+    def __init__(self, run: Run, config: Config, dataset: Dataset, manifest: Manifest, local: bool) -> None:
+        self.run, self.config, self.dataset, self.manifest = run, config, dataset, manifest
+        preflight(config, wait=not local)
+        self.shared = ray.put(dataset)
+        self.generators = self._group("generator", GeneratorActor, config.resources.generators)
+        self.downstream = self._group("downstream", DownstreamActor, 1)
+        self.extractor = self._group("extractor", ExtractorActor, 1)
+        self.coordinator: ActorGroup | None = None
+        self.train = manifest.ids("train")
+        self.validation = manifest.ids("validation")
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for group in (self.generators, self.downstream, self.extractor, self.coordinator):
+            if group is not None:
+                group.close()
+
+    def prepare(self, ledger: Ledger) -> Revisions:
+        """Train the generator, build frames, token bank and thresholds; each only if the ledger lacks it."""
+        calibration = set(self.manifest.calibration_ids())
+        learned = [sample_id for sample_id in self.train if sample_id not in calibration]
+        targets = [target.target_id for target in self.dataset.all_targets(learned)]
+        held_out = [target.target_id for target in self.dataset.all_targets(sorted(calibration))]
+        trained = ledger.milestone("generator")
+        if trained is None:
+            normals = [i for i in learned if self.dataset.sample(i).is_normal] or learned
+            trained = self._train(targets, normals)
+            ledger.record("generator", **trained)
+        extracted = ledger.milestone("extractor")
+        if extracted is None:
+            bank = self.extractor.call("bank", trained["revision"], targets + held_out)
+            thresholds = self.extractor.call("thresholds", trained["revision"], targets, held_out)
+            ledger.record("extractor", bank=bank, thresholds=thresholds)
+            extracted = ledger.milestone("extractor") or {}
+        self._coordinate(from_json(Thresholds, extracted["thresholds"]))
+        return Revisions(generator=trained["revision"], bank=extracted["bank"])
+
+    def assess(self, ledger: Ledger, name: str, pairs: Sequence[Pair]) -> Assessed:
+        """Fit on the training photos and the given pairs, score on validation; from the ledger if done before."""
+        found = ledger.milestone(name)
+        if found is not None:
+            return from_json(Assessed, found["assessed"])
+        fitted = self._fit(name, self.train, pairs, self.config.downstream.steps)
+        evaluation = self.evaluate(fitted.revision, self.validation, None)
+        assessed = Assessed(
+            fitted.revision, evaluation.scores, evaluation.dice, evaluation.threshold, fitted.losses, fitted.seconds
+        )
+        ledger.record(name, assessed=assessed)
+        return assessed
+
+    def best(self, ledger: Ledger, default: Assessed) -> Assessed:
+        """The last accepted candidate."""
+        accepted = [result.round for result in ledger.rounds() if result.decision.accepted]
+        return self.assess(ledger, f"round-{accepted[-1]}", []) if accepted else default
+
+    def outcomes(self, pairs: Sequence[Pair]) -> list[Outcome]:
+        """Outcomes of all training photos under models that saw neither them nor pairs made from their groups."""
+        share = self.config.downstream.fold_share
+        steps = max(1, round(self.config.downstream.steps * share))
+        rows: list[Outcome] = []
+        for fold in range(self.config.wasm.folds):
+            held = [sample_id for sample_id in self.train if self.manifest.fold(sample_id) == fold]
+            groups = {self.dataset.sample(sample_id).group for sample_id in held}
+            rest = [sample_id for sample_id in self.train if self.manifest.fold(sample_id) != fold]
+            allowed = [pair for pair in pairs if not self._sources(pair) & groups]
+            fitted = self._fit(f"fold {fold + 1} of {self.config.wasm.folds}", rest, allowed, steps)
+            rows += self.downstream.call("outcomes", fitted.revision, held, fold)
+        return rows
+
+    def rank(self, outcomes: Sequence[Outcome]) -> list[Weakness]:
+        return self._coordinator().call("rank", list(outcomes))
+
+    def make_pairs(
+        self, weaknesses: Sequence[Weakness], number: int, generator: Revisions, segmenter: str
+    ) -> list[Pair]:
+        """Plan, generate and judge; one more wave for what a slice still lacks."""
+        revisions = Revisions(generator.generator, generator.bank, segmenter)
+        coordinator = self._coordinator()
+        plan = coordinator.call("plan", list(weaknesses), number, revisions)
+        attempts = self._generate(plan, f"round {number}: making pairs")
+        pairs, more = coordinator.call("judge", list(weaknesses), number, revisions, plan, attempts, False)
+        if more:
+            attempts = attempts + self._generate(more, f"round {number}: topping up")
+            pairs, _ = coordinator.call("judge", list(weaknesses), number, revisions, plan + more, attempts, True)
+        return pairs
+
+    def evaluate(self, revision: str, sample_ids: Sequence[str], threshold: float | None) -> Evaluation:
+        with self._bar(f"scoring {len(sample_ids)} photos", self.downstream) as watch:
+            return self.downstream.call("evaluate", revision, list(sample_ids), threshold, watch=watch)
+
+    def _train(self, targets: list[str], photos: list[str]) -> dict[str, Any]:
+        """Train the generator, or take the one of an earlier run with the same photos, settings and code."""
+        key = content_hash([self.manifest.hash, targets, self.config.generator.model_dump(), self.config.safe.model_dump()])
+        shelf = self.run.home / "generators" / f"{key}-{code_hash('cdiff/generator', 'cdiff/safe')}"
+        if shelf.is_dir():
+            (revision,) = (folder.name for folder in shelf.glob("generator-*"))
+            if not self.run.checkpoint(revision).exists():
+                shutil.copytree(shelf / revision, self.run.checkpoint(revision))
+            return {"revision": revision, "reused": True, "losses": [], "seconds": 0.0}
+        began = time.perf_counter()
+        with self._bar("training the generator", self.generators) as watch:
+            result = self.generators.call("train", targets, photos, watch=watch)
+        temporary = shelf.with_name(f".{shelf.name}.{os.getpid()}")
+        shutil.copytree(self.run.checkpoint(result.revision), temporary / result.revision)
+        temporary.rename(shelf)
+        seconds = time.perf_counter() - began
+        return {"revision": result.revision, "reused": False, "losses": list(result.losses), "seconds": seconds}
+
+    def _generate(self, plan: Sequence[Assignment], label: str) -> list[Attempt]:
+        size = self.config.wasm.shard
+        shards = [list(plan[first : first + size]) for first in range(0, len(plan), size)]
+        with tqdm(total=len(plan), desc=label, unit="pair", leave=False) as bar:
+            work = [(shard[0].task_id, (shard,)) for shard in shards]
+            done = self.generators.run("generate", work, done=lambda _: bar.update(min(size, len(plan) - bar.n)))
+        return [attempt for shard in done for attempt in shard]
+
+    def _fit(self, name: str, sample_ids: Sequence[str], pairs: Sequence[Pair], steps: int) -> Fit:
+        with self._bar(f"fitting {name}", self.downstream) as watch:
+            return self.downstream.call("fit", list(sample_ids), list(pairs), steps, watch=watch)
+
+    def _sources(self, pair: Pair) -> set[str]:
+        """Groups of the photos that a pair is made of."""
+        task = pair.attempt.assignment.task
+        reference = self.dataset.target(task.reference).group
+        return {reference, self.dataset.sample(task.background).group}
+
+    def _coordinate(self, thresholds: Thresholds) -> None:
+        photos = [self.dataset.sample(sample_id) for sample_id in self.train]
+        frames: dict[str, Frame] = self.extractor.call("frames", self.train)
+        targets = {target.target_id: target for target in self.dataset.all_targets(self.train)}
+        groups = {photo.sample_id: photo.group for photo in photos}
+        backgrounds: dict[str, list[str]] = {}
+        for category in sorted({photo.category for photo in photos}):
+            own = [photo for photo in photos if photo.category == category]
+            normals = [photo.sample_id for photo in own if photo.is_normal]
+            backgrounds[category] = normals or [photo.sample_id for photo in own]
+        options = actor_options(self.config, "coordinator")
+        arguments = (self.config, targets, groups, backgrounds, frames, thresholds)
+        self.coordinator = ActorGroup(
+            "coordinator",
+            lambda _: CoordinatorActor.options(**options).remote(*arguments),  # type: ignore[attr-defined]
+            1,
+            self.config.resources,
+        )
+
+    def _coordinator(self) -> ActorGroup:
+        assert self.coordinator is not None, "prepare() comes first"
+        return self.coordinator
+
+    def _group(self, role: Any, actor: Any, count: int) -> ActorGroup:
+        options = actor_options(self.config, role)
+        make = lambda _: actor.options(**options).remote(self.run, self.config, self.shared)  # noqa: E731
+        return ActorGroup(role, make, count, self.config.resources)
+
+    @contextmanager
+    def _bar(self, label: str, group: ActorGroup) -> Iterator[Callable[[Sequence[Any]], None]]:
+        """A progress bar that asks the group's first actor how far it is."""
+        with tqdm(desc=label, unit="step", leave=False) as bar:
+
+            def watch(handles: Sequence[Any]) -> None:
+                asked = handles[0].progress.remote()
+                if ray.wait([asked], timeout=0.5)[0]:
+                    done, bar.total = ray.get(asked)
+                    bar.update(done - bar.n)
+
+            yield watch
+
+

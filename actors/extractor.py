@@ -1,0 +1,39 @@
+"""The actor that reads the real training photos once: frames, SAFE tokens, and what the gate expects of real targets."""
+
+from __future__ import annotations
+
+import ray
+
+from actors.resources import set_threads
+from cdiff.config import Config
+from cdiff.data.dataset import Dataset
+from cdiff.data.store import Run
+from cdiff.generator.model import Generator
+from cdiff.generator.placement import Frame, frame_of
+from cdiff.wasm.calibration import calibrate
+from cdiff.wasm.quality import Thresholds
+
+
+@ray.remote
+class ExtractorActor:
+    """Holds the data set; a thin shell over cdiff.safe and cdiff.generator.placement."""
+
+    def __init__(self, run: Run, config: Config, dataset: Dataset) -> None:
+        set_threads(config.resources.threads)
+        self.run, self.config, self.dataset = run, config, dataset
+
+    def frames(self, sample_ids: list[str]) -> dict[str, Frame]:
+        """The object's frame on each photo."""
+        return {sample_id: frame_of(self.dataset.image(sample_id)) for sample_id in sample_ids}
+
+    def bank(self, revision: str, target_ids: list[str]) -> str:
+        """Build and store the token bank of real training targets; returns its revision."""
+        generator = Generator.load(self.run.checkpoint(revision), self.config.resources.device)
+        bank = generator.bank(self.dataset, [self.dataset.target(target_id) for target_id in target_ids])
+        bank.save(self.run.checkpoint(bank.revision).with_suffix(".safetensors"))
+        return bank.revision
+
+    def thresholds(self, revision: str, target_ids: list[str], held_out: list[str]) -> Thresholds:
+        """The gate's thresholds: pixels from all real training targets, label agreement from held-out ones."""
+        generator = Generator.load(self.run.checkpoint(revision), self.config.resources.device)
+        return calibrate(generator, self.dataset, target_ids, held_out, self.config)

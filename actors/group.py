@@ -1,0 +1,282 @@
+"""A group of equal actors: fan-out with bounded queues, retries by item, replacement of dead actors, bounded waits.
+
+    items (keyed) -> [ _fill: least loaded actor, at most `in_flight` calls each ] -> [ _collect: wait ] -> results
+                          ^                                                             |
+                          +---- retried item, up to `retries` more times, elsewhere <---+
+
+Ray's own restarts stay off (`actors.resources.actor_options`): an actor that Ray restarts refuses calls while it starts,
+and that would eat the retries. The group makes a new one instead, so there is one mechanism to understand.
+Every remote method must be harmless to repeat: a call may have run before its answer was lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from cdiff.config import ResourceConfig
+from cdiff.errors import ActorError, CdiffError
+
+log = logging.getLogger(__name__)
+
+Work = tuple[str, tuple[Any, ...]]  # the item's id, the arguments of its call
+Watch = Callable[[Sequence[Any]], None]  # called with the live actor handles while the group waits
+
+POLL_SECONDS = 1.0  # how often a waiting group looks up: Ctrl-C and progress bars
+DEAD = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError)
+
+
+@dataclass(slots=True)
+class _Item:
+    key: str
+    arguments: tuple[Any, ...]
+    failures: int = 0
+    cause: str = ""  # of the first failure: later ones are often its consequences
+    failed_on: int = -1  # member that failed last
+
+
+@dataclass(slots=True)
+class _Member:
+    index: int
+    handle: Any
+    pending: dict[Any, _Item] = field(
+        default_factory=dict
+    )  # object reference -> item, in order of submission
+
+
+class ActorGroup:
+    """Equal actors behind one face.
+
+    Args:
+        name: what messages call the group, as "generator".
+        make: makes the actor with the given index, as `lambda i: GeneratorActor.options(**options).remote(run, config)`;
+            called again when the actor dies, so it must give the actor all state that it needs.
+        count: actors, >= 1.
+        resources: `in_flight` calls per actor, `retries` of an item, `call_seconds` of silence before the group gives up.
+    Raises (all calls):
+        ActorError: an item failed 1 + retries times, an actor could not be made, or nothing came back in time.
+        CdiffError: whatever kind the actor raised: it is the user's to mend, so it is never retried.
+    """
+
+    def __init__(self, name: str, make: Callable[[int], Any], count: int, resources: ResourceConfig) -> None:
+        if count < 1:
+            raise ValueError(f"a group needs at least one actor, not {count}")
+        self.name, self._make, self._resources = name, make, resources
+        self._members = [_Member(index, make(index)) for index in range(count)]
+        self._streaming = False
+
+    def __enter__(self) -> ActorGroup:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def handles(self) -> list[Any]:
+        """The live actor handles, in order."""
+        return [member.handle for member in self._members]
+
+    def call(self, method: str, *arguments: Any, watch: Watch | None = None) -> Any:
+        """One call on one actor of the group, with the group's retries; returns its result."""
+        return self.run(method, [(method, arguments)], watch=watch)[0]
+
+    def run(
+        self,
+        method: str,
+        items: Iterable[Work],
+        *,
+        done: Callable[[str], None] | None = None,
+        watch: Watch | None = None,
+    ) -> list[Any]:
+        """All results, in the order of the items, whatever order they finish in. Arguments as in `stream`."""
+        work = list(items)
+        results = dict(self.stream(method, work, done=done, watch=watch))
+        return [results[key] for key, _ in work]
+
+    def stream(
+        self,
+        method: str,
+        items: Iterable[Work],
+        *,
+        done: Callable[[str], None] | None = None,
+        watch: Watch | None = None,
+    ) -> Generator[tuple[str, Any], None, None]:
+        """Yield (id, result) as items complete.
+
+        Args:
+            method: name of the actors' method.
+            items: (id, arguments), ids unique; taken one by one only as actors have room.
+            done: called with an item's id when its result is there, for progress bars.
+            watch: called about once a second with the live handles while the group waits, to ask for finer progress.
+        """
+        if self._streaming:
+            raise ActorError(f"the {self.name} group is still working: finish or close its last stream first")
+        source, waiting, seen = iter(items), deque[_Item](), set[str]()
+        self._streaming = True
+        try:
+            while self._fill(method, source, waiting, seen):
+                for key, result in self._collect(method, waiting, watch):
+                    if done:
+                        done(key)
+                    yield key, result
+        finally:
+            self._streaming = False
+            self._cancel()
+
+    def close(self) -> None:
+        """End all actors; the group cannot be used afterwards."""
+        for member in self._members:
+            ray.kill(member.handle, no_restart=True)
+        self._members = []
+
+    def _fill(self, method: str, source: Iterator[Work], waiting: deque[_Item], seen: set[str]) -> bool:
+        """Hand out items while there is room; whether anything is in flight."""
+        while roomy := [m for m in self._members if len(m.pending) < self._resources.in_flight]:
+            item = waiting.popleft() if waiting else self._next(source, seen)
+            if item is None:
+                break
+            # another actor than the one that failed last, if one has room: the fault may be the actor's
+            member = min(roomy, key=lambda m: (m.index == item.failed_on, len(m.pending), m.index))
+            reference = getattr(member.handle, method).remote(*item.arguments)
+            member.pending[reference] = item
+        return any(member.pending for member in self._members)
+
+    @staticmethod
+    def _next(source: Iterator[Work], seen: set[str]) -> _Item | None:
+        for key, arguments in source:
+            if key in seen:
+                raise ValueError(f"two items have the id {key!r}: results could not be told apart")
+            seen.add(key)
+            return _Item(key, arguments)
+        return None
+
+    def _collect(self, method: str, waiting: deque[_Item], watch: Watch | None) -> list[tuple[str, Any]]:
+        """Wait until something is there, and settle all that is."""
+        owner = {reference: member for member in self._members for reference in member.pending}
+        results: list[tuple[str, Any]] = []
+        for reference in self._wait(method, list(owner), watch):
+            member = owner[reference]
+            if reference not in member.pending:
+                continue  # settled with its actor's death a moment ago
+            try:
+                value = ray.get(reference)
+            except RayTaskError as error:
+                self._failed(method, member.pending.pop(reference), member, error, waiting)
+            except DEAD as error:
+                results += self._replace(method, member, error, waiting)
+            except RayError as error:  # the result was lost with a node, or did not fit into memory
+                self._failed(method, member.pending.pop(reference), member, error, waiting)
+            else:
+                results.append((member.pending.pop(reference).key, value))
+        return results
+
+    def _wait(self, method: str, references: list[Any], watch: Watch | None) -> list[Any]:
+        """The references that are ready, at least one; ActorError after `call_seconds` without any."""
+        limit = self._resources.call_seconds
+        deadline = time.monotonic() + limit
+        while (left := deadline - time.monotonic()) > 0:
+            ready, _ = ray.wait(references, num_returns=1, timeout=min(POLL_SECONDS, left), fetch_local=False)
+            if ready:
+                return ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)[0]
+            if watch:
+                watch(self.handles)
+        keys = [item.key for member in self._members for item in member.pending.values()]
+        raise ActorError(
+            f"nothing came back from the {self.name} actors for {limit:.0f} s; {method} is waiting for "
+            f"{', '.join(keys[:3])}{' and more' if len(keys) > 3 else ''}. The cluster has free: {ray.available_resources()}. "
+            "If the actors never started, free or add resources; if the work is just long, raise resources.call_seconds."
+        )
+
+    def _replace(
+        self, method: str, member: _Member, error: RayError, waiting: deque[_Item]
+    ) -> list[tuple[str, Any]]:
+        """Bury a dead actor and make its successor. The call that it was working on is blamed, those queued behind it are not."""
+        log.warning("actor=%s-%d died: %s; making a new one", self.name, member.index, _what(error))
+        results, requeued = [], deque[_Item]()
+        blamed = False
+        pending, member.pending = member.pending, {}  # settled here, once: their errors are still to arrive
+        for reference, item in pending.items():
+            value, finished = _finished(reference)
+            if finished:
+                results.append((item.key, value))
+            elif blamed:
+                requeued.append(item)
+            else:
+                blamed = True
+                self._failed(method, item, member, error, waiting)
+        waiting.extendleft(reversed(requeued))
+        ray.kill(member.handle, no_restart=True)  # it may be alive behind a broken connection
+        self._members[member.index] = _Member(member.index, self._make(member.index))
+        return results
+
+    def _failed(
+        self, method: str, item: _Item, member: _Member, error: RayError, waiting: deque[_Item]
+    ) -> None:
+        """Queue a failed item again, or give up: at once on errors that the user must mend."""
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, CdiffError):
+            cause.add_note(f"raised in {method} of the {self.name} group, item {item.key}")
+            raise cause from None
+        item.failures += 1
+        item.failed_on = member.index
+        item.cause = item.cause or _what(error)
+        # a constructor's exception is about set-up, not about the item: the next actor would raise it too
+        hopeless = getattr(error, "actor_init_failed", False)
+        if hopeless or item.failures > self._resources.retries:
+            what = (
+                "could not be made"
+                if hopeless
+                else f"failed {item.failures} times in {method} on item {item.key}"
+            )
+            raise ActorError(f"{self.name} actor {what}; first cause: {item.cause}") from error
+        log.warning("group=%s item=%s failure=%d: %s", self.name, item.key, item.failures, _what(error))
+        waiting.append(item)
+
+    def _cancel(self) -> None:
+        """Take back what is queued: an abandoned stream must not hold up the next one."""
+        for member in self._members:
+            for reference in member.pending:
+                ray.cancel(reference, force=False)
+            member.pending.clear()
+
+
+def _finished(reference: Any) -> tuple[Any, bool]:
+    """(result, True) when the call ended well before its actor died."""
+    if not ray.wait([reference], timeout=0)[0]:
+        return None, False
+    try:
+        return ray.get(reference), True
+    except RayError:
+        return None, False
+
+
+def _what(error: RayError) -> str:
+    """What happened, without the remote traceback above it."""
+    cause = getattr(error, "cause", None)
+    if isinstance(error, RayTaskError) and isinstance(cause, Exception):
+        return f"{type(cause).__name__}: {cause}"
+    text = str(error)
+    if getattr(error, "actor_init_failed", False):
+        # Ray keeps the text alone: the exception's own line and all after it, since messages have many lines
+        starts = [match.start() for match in re.finditer(r"^[\w.]+(Error|Exception)\b", text, re.MULTILINE)]
+        text = text[starts[-1] :] if starts else text
+        return text.strip()
+    return " ".join(text.split())

@@ -1,0 +1,217 @@
+"""What the actors need and what the cluster has: connect, compare, and fail with a remedy instead of waiting for ever."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import RayError
+from ray.util.placement_group import placement_group, remove_placement_group
+
+import cdiff
+from cdiff.config import Config
+from cdiff.errors import ConfigError, ResourceError
+
+Role = Literal["generator", "extractor", "downstream", "coordinator"]
+Resources = dict[str, float]  # "CPU", "GPU"
+
+ROOT = Path(cdiff.__file__).resolve().parents[1]
+# Set by Ray for the entry point of a job; such a driver inherits the job's runtime environment.
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What a run is connected to."""
+
+    local: bool  # started for this run alone: it cannot grow, and nobody else uses it
+    nodes: int
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        where = "local Ray" if self.local else f"Ray cluster of {self.nodes} node(s)"
+        return f"{where}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+
+
+def connect(address: str | None = None) -> Cluster:
+    """Start a local Ray, or join the running cluster that `address`, RAY_ADDRESS or a job's environment names.
+
+    Raises:
+        ResourceError: the cluster cannot be reached, or refuses the token.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # keeps GPU visibility to actor_options; Ray warns about the change of its default otherwise
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = address or os.environ.get("RAY_ADDRESS")
+    local = not address and JOB_VARIABLE not in os.environ
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+    if local:
+        # "local", since no address would join whatever cluster happens to run on this machine
+        options |= {"address": "local", "include_dashboard": False, "runtime_env": _same_folder()}
+    elif JOB_VARIABLE in os.environ:
+        options |= {"address": address or "auto"}  # code and variables come with the job
+    else:
+        options |= {"address": address, "runtime_env": {"working_dir": str(ROOT)}}
+    try:
+        _knock(address)
+        ray.init(**options)
+    except (OSError, RayError, RuntimeError, ValueError) as error:
+        where = "start Ray on this machine" if local else f"reach Ray at {options['address']}"
+        remedy = (
+            "Its logs are in /tmp/ray/session_latest/logs; free memory and space in /tmp and /dev/shm, and try again."
+            if local
+            else "Start it (RAY_AUTH_MODE=token ray start --head), mend RAY_ADDRESS and the token, or unset RAY_ADDRESS "
+            "to run on this machine alone."
+        )
+        raise ResourceError(f"cannot {where}: {error}\n{remedy}") from None
+    total = ray.cluster_resources()
+    return Cluster(local, len(_nodes()), total.get("CPU", 0.0), total.get("GPU", 0.0))
+
+
+def actor_options(config: Config, role: Role) -> dict[str, Any]:
+    """Arguments of `.options()` for an actor of a role: resources, thread variables, visible GPUs.
+
+    Ray's restarts and retries stay off: `actors.group` replaces actors and retries items, once.
+    """
+    resources = _needs(config, role)
+    variables: dict[str, str] = {}
+    if role != "coordinator":
+        # Ray sets 1 for actors without a whole CPU, and libraries read it when they are imported
+        variables["OMP_NUM_THREADS"] = str(config.resources.threads)
+    if not resources.get("GPU"):
+        variables["CUDA_VISIBLE_DEVICES"] = ""  # an actor with num_gpus=0 sees every GPU otherwise
+    return {
+        "num_cpus": resources.get("CPU", 0),
+        "num_gpus": resources.get("GPU", 0),
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "runtime_env": {"env_vars": variables},
+    }
+
+
+def set_threads(threads: int) -> None:
+    """Torch threads of this process; what Ray derives from num_cpus is too few where phases take turns on the cores."""
+    import torch  # here, since the driver and the coordinator do without it
+
+    torch.set_num_threads(threads)
+
+
+def roles(config: Config) -> dict[Role, int]:
+    """How many actors of each role are alive at once."""
+    return {"generator": config.resources.generators, "extractor": 1, "downstream": 1, "coordinator": 1}
+
+
+def preflight(config: Config, *, wait: bool = True, actors: Mapping[Role, int] | None = None) -> None:
+    """Compare what all live actors need with what the cluster offers, and return when all of them can be placed.
+
+    Asks Ray itself, by a placement group that is given back at once: it knows which node has room for what, shares of a
+    GPU included, and an autoscaling cluster starts to grow. The driver counts nothing: Ray reserves nothing for it.
+
+    Args:
+        config: `resources` is read.
+        wait: wait up to `resources.wait_seconds` for nodes to come or other jobs to end. False for a local Ray.
+        actors: how many of each role; None for `roles(config)`.
+    Raises:
+        ResourceError: there is not enough, with what is wanted, what there is, and the remedy.
+        ConfigError: the device is cuda and no GPU is asked for.
+    """
+    if config.resources.device == "cuda" and not config.resources.gpus:
+        raise ConfigError(
+            "resources.device=cuda reserves no GPU: set resources.gpus, as 0.3 for actors that share one card, or device=cpu."
+        )
+    counts = actors if actors is not None else roles(config)
+    bundles = [need for role, count in counts.items() for need in [_needs(config, role)] * count if need]
+    if not bundles:
+        return
+    total = ray.cluster_resources()
+    if not wait and any(total.get(kind, 0) < amount for kind, amount in _sum(bundles).items()):
+        raise ResourceError(_shortage(config, counts, bundles, 0))
+    seconds = config.resources.wait_seconds if wait else min(config.resources.wait_seconds, 10.0)
+    group = placement_group(bundles, strategy="PACK")
+    try:
+        if not group.wait(timeout_seconds=seconds):
+            raise ResourceError(_shortage(config, counts, bundles, seconds))
+    finally:
+        remove_placement_group(group)
+
+
+def code_hash(*folders: str) -> str:
+    """Hash of the project's Python files as this process imports them; of all of them, or of the named folders."""
+    digest = hashlib.sha256()
+    for package in folders or ("actors", "cdiff"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def refuse_other_code(expected: str) -> None:
+    """For actors: ResourceError when this node imports other code than the driver, whose `code_hash` is expected."""
+    here = code_hash()
+    if here != expected:
+        raise ResourceError(
+            f"this node runs other code ({here}, in {ROOT}) than the driver ({expected}): results would mix two versions. "
+            "Submit with --working-dir ., or install the same commit on all nodes."
+        )
+
+
+def _needs(config: Config, role: Role) -> Resources:
+    wanted = {"CPU": config.resources.cpus, "GPU": config.resources.gpus}
+    # the coordinator only sorts and draws numbers
+    return {kind: amount for kind, amount in wanted.items() if amount and role != "coordinator"}
+
+
+def _knock(address: str | None) -> None:
+    """OSError when nobody listens at host:port: ray.init would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _same_folder() -> dict[str, Any]:
+    """Workers of this machine import the project from where the driver does, installed or not."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(path)}}
+
+
+def _nodes() -> list[Resources]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _sum(bundles: list[Resources]) -> Resources:
+    kinds = {kind for bundle in bundles for kind in bundle}
+    return {kind: math.fsum(bundle.get(kind, 0.0) for bundle in bundles) for kind in sorted(kinds)}
+
+
+def _shortage(config: Config, counts: Mapping[Role, int], bundles: list[Resources], waited: float) -> str:
+    """What is wanted, what there is, and what to do about it."""
+    wanted, total, free, nodes = _sum(bundles), ray.cluster_resources(), ray.available_resources(), _nodes()
+    lacking = [kind for kind, amount in wanted.items() if total.get(kind, 0) < amount]
+    busy = [kind for kind, amount in wanted.items() if free.get(kind, 0) < amount]
+    largest = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in wanted}
+    if lacking:
+        remedy = "Lower resources.generators, resources.cpus or resources.gpus (shares such as 0.3 let actors share), or add nodes."
+    elif busy:
+        remedy = "Other jobs hold the rest: wait for them, raise resources.wait_seconds, or lower resources.generators."
+    else:
+        remedy = "Enough in sum, but no node has room for some actor: lower resources.cpus or resources.gpus per actor."
+    each = _words(_needs(config, "generator"))
+    return (
+        f"the run wants {', '.join(f'{count} {role}' for role, count in counts.items())} actors alive at once, "
+        f"{each} each without the coordinator: {_words(wanted)} in all.\n"
+        f"The cluster has {len(nodes)} node(s) with {_words({kind: total.get(kind, 0.0) for kind in wanted})} in all, "
+        f"free {_words({kind: free.get(kind, 0.0) for kind in wanted})}, at most {_words(largest)} on one node"
+        f"{f'; waited {waited:.0f} s' if waited else ''}.\n{remedy}"
+    )
+
+
+def _words(resources: Resources) -> str:
+    return " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())

@@ -1,0 +1,215 @@
+"""Bounded decoding and encoding of photos and masks. Nothing else in cdiff opens an image file.
+
+Every decode is limited twice: by the size of the file before it is read, and by the pixels that its header promises
+before they are decoded (a kilobyte of PNG can promise gigabytes). The EXIF orientation is applied to photos and masks
+alike, so that width and height are always those that a viewer shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from cdiff.config import DataConfig
+from cdiff.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "BMP")
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
+
+# What Pillow raises on a damaged file: SyntaxError for broken PNG chunks, zlib and struct errors from the decoders.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+_SIXTEEN_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+_ORIENTATION = 0x0112
+# JPEG stores colour apart from brightness: channels of a grey mask may come back this far apart.
+_GREY_TOLERANCE = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is refused before it is decoded."""
+
+    max_pixels: int
+    max_bytes: int
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Limits:
+        return cls(config.max_pixels, config.max_bytes)
+
+
+def probe(path: str | Path, limits: Limits) -> tuple[int, int, str, str]:
+    """Read a photo's facts, and make sure that it decodes to its last pixel.
+
+    Returns:
+        Width, height (EXIF orientation applied), "L" or "RGB" (what a generated neighbour is saved in), and the
+        sha256 of the file.
+    Raises:
+        DataError: missing, truncated, over a limit, or not PNG, JPEG or BMP.
+    """
+    data = _read_bytes(path, limits)
+    image = _decode(data, str(path), limits, FORMATS)
+    width, height = image.size
+    if image.getexif().get(_ORIENTATION, 1) >= 5:
+        width, height = height, width
+    return width, height, photo_mode(image), hashlib.sha256(data).hexdigest()
+
+
+def photo_mode(image: Image.Image) -> str:
+    """ "L" for any kind of grey photo, "RGB" for any kind of colour."""
+    if image.mode in ("1", "L", "LA", "La") or image.mode in _SIXTEEN_BIT:
+        return "L"
+    if image.mode in ("P", "PA"):
+        used = np.asarray(image.convert("RGB"))
+        return "L" if _equal_channels(used, 0) else "RGB"
+    return "RGB"
+
+
+def read_image(path: str | Path, limits: Limits) -> NDArray[np.uint8]:
+    """Read a photo as uint8 [H, W, 3].
+
+    Grey photos get three equal channels; 16-bit grey is divided by 257 (a fixed scale: photos stay comparable);
+    palettes are looked up; transparent pixels are laid over black; EXIF orientation is applied.
+
+    Raises:
+        DataError: as in `probe`.
+    """
+    return _to_rgb(_decode(_read_bytes(path, limits), str(path), limits, FORMATS))
+
+
+def read_mask(path: str | Path, limits: Limits) -> NDArray[np.uint8] | NDArray[np.int32]:
+    """Read a mask's raw values [H, W]: uint8, or int32 for 16-bit masks and for masks with coloured classes.
+
+    Palette masks give their indices (class ids as in Pascal VOC); bilevel ones 0 and 255; colour masks with equal
+    channels their one channel; other colour masks 0xRRGGBB. Alpha is ignored, EXIF orientation is applied.
+
+    Raises:
+        DataError: as in `probe`.
+    """
+    image = _decode(_read_bytes(path, limits), str(path), limits, FORMATS)
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _SIXTEEN_BIT:
+        return np.asarray(image).astype(np.int32)
+    if image.mode in ("P", "L"):
+        return np.array(image, dtype=np.uint8)
+    if image.mode in ("1", "LA", "La"):
+        return np.array(image.convert("L"), dtype=np.uint8)
+    if image.mode == "PA":
+        return np.array(image.getchannel(0), dtype=np.uint8)
+    colours = np.array(image.convert("RGB"), dtype=np.uint8)
+    if _equal_channels(colours, _GREY_TOLERANCE):
+        return np.ascontiguousarray(colours[..., 1])
+    wide = colours.astype(np.int32)
+    return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+
+
+def read_thumbnail(path: str | Path, limits: Limits, side: int) -> NDArray[np.uint8]:
+    """A photo as grey uint8 [side, side], stretched to a square by area averages; errors as in `probe`.
+
+    JPEGs are decoded at reduced scale where that suffices, so that thousands of large photos take seconds.
+    """
+    image = _decode(_read_bytes(path, limits), str(path), limits, FORMATS, draft=side)
+    grey = Image.fromarray(_to_rgb(image)).convert("L")
+    return np.array(grey.resize((side, side), Image.Resampling.BOX), dtype=np.uint8)
+
+
+def is_palette(path: str | Path) -> bool:
+    """Whether a mask stores palette indices; only the header is read."""
+    with Image.open(path, formats=FORMATS) as image:
+        return image.mode in ("P", "PA")
+
+
+def encode_png(array: NDArray[np.uint8] | NDArray[np.bool_], mode: str) -> bytes:
+    """Encode uint8 [H, W, 3], uint8 [H, W] or bool [H, W] as PNG; equal input gives equal bytes.
+
+    Args:
+        array: bool becomes 0 and 255.
+        mode: "L" (three channels are averaged) or "RGB" (one channel is repeated).
+    Raises:
+        ValueError: another mode, type or shape.
+    """
+    if mode not in ("L", "RGB"):
+        raise ValueError(f"PNGs are written as L or RGB, not {mode!r}")
+    values = array.astype(np.uint8) * np.uint8(255) if array.dtype == np.bool_ else array
+    if values.dtype != np.uint8 or values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] != 3):
+        raise ValueError(
+            f"expected uint8 [H, W, 3] or [H, W], or bool [H, W], got {array.dtype} {array.shape}"
+        )
+    if mode == "L" and values.ndim == 3:
+        values = np.rint(values.mean(axis=2)).astype(np.uint8)
+    if mode == "RGB" and values.ndim == 2:
+        values = np.repeat(values[..., None], 3, axis=2)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(values)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def decode_png(data: bytes, limits: Limits) -> NDArray[np.uint8]:
+    """Decode PNG bytes to uint8 [H, W, 3]; errors as in `probe`."""
+    return _to_rgb(_decode(_capped(data, limits), "PNG bytes", limits, ("PNG",)))
+
+
+def decode_mask_png(data: bytes, limits: Limits) -> NDArray[np.bool_]:
+    """Decode PNG bytes to bool [H, W], true above 127; errors as in `probe`."""
+    image = _decode(_capped(data, limits), "PNG bytes", limits, ("PNG",))
+    return np.asarray(image.convert("L")) > 127
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _SIXTEEN_BIT:
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return np.repeat(((wide + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, (0, 0, 0, 255))
+        image.alpha_composite(layer)
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def _equal_channels(colours: NDArray[np.uint8], tolerance: int) -> bool:
+    low, high = colours.min(axis=2), colours.max(axis=2)
+    return bool(int((high - low).max(initial=0)) <= tolerance)
+
+
+def _read_bytes(path: str | Path, limits: Limits) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limits.max_bytes + 1)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from None
+    return _capped(data, limits, str(path))
+
+
+def _capped(data: bytes, limits: Limits, name: str = "PNG bytes") -> bytes:
+    if len(data) > limits.max_bytes:
+        raise DataError(f"{name}: larger than {limits.max_bytes} bytes (`data.max_bytes`).")
+    return data
+
+
+def _decode(data: bytes, name: str, limits: Limits, formats: tuple[str, ...], draft: int = 0) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats)
+        if image.width * image.height > limits.max_pixels:
+            size = f"{image.width} x {image.height}"
+            raise DataError(f"{name}: {size} pixels, more than {limits.max_pixels} (`data.max_pixels`).")
+        if draft:
+            image.draft(None, (draft, draft))
+        image.load()
+    except DataError:
+        raise
+    except Image.DecompressionBombError:
+        raise DataError(f"{name}: more pixels than can be decoded safely; cut it into tiles.") from None
+    except Image.UnidentifiedImageError:
+        raise DataError(f"{name}: not a {', '.join(formats)} image.") from None
+    except _DAMAGE as error:
+        raise DataError(f"{name}: damaged or truncated ({error}).") from None
+    return image

@@ -1,0 +1,253 @@
+"""Fitting a segmenter on real photos and, beside them, synthetic ones.
+
+What must be comparable is comparable by construction: the real crops of every batch and their augmentation come from a
+generator of their own, so that a fit with pairs sees, in the places that pairs do not take, exactly the real crops of
+the fit without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from cdiff.config import DownstreamConfig
+from cdiff.data.dataset import Dataset, components
+from cdiff.downstream.augment import Moves, apply_moves, crop_centre, draw_moves, slice_around, sliced_side
+from cdiff.types import Box
+
+WARM_UP = 0.15  # share of the steps in which the learning rate rises
+WEIGHT_DECAY = 1e-2
+CLIP = 5.0  # largest norm of the gradient: one odd batch must not throw a short fit
+
+
+@dataclass(frozen=True)
+class TrainingItem:
+    """A photo ready for cropping, shrunk to `longest_side`. Arrays may be shared between items."""
+
+    image: NDArray[np.uint8]  # [H, W, 3]
+    mask: NDArray[np.bool_]  # [H, W], every target of the photo
+    boxes: tuple[Box, ...]  # what target crops are centred on; () for a normal
+    weight_key: str  # items of one key share one part in the draw: "category/type"
+    synthetic: bool
+
+
+def shrink(image: NDArray[np.uint8], longest_side: int) -> NDArray[np.uint8]:
+    """Shrink [H, W, 3] so that its longer side is at most `longest_side` pixels; never enlarge."""
+    height, width = image.shape[:2]
+    if max(height, width) <= longest_side:
+        return image
+    size = tuple(max(1, round(side * longest_side / max(height, width))) for side in (width, height))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+def real_items(dataset: Dataset, sample_ids: Iterable[str], config: DownstreamConfig) -> list[TrainingItem]:
+    """One item per photo and type; one per normal photo."""
+    items = []
+    for sample_id in sample_ids:
+        sample = dataset.sample(sample_id)
+        image, mask, scale = _shrunk_pair(
+            dataset.image(sample_id), dataset.mask(sample_id), config.longest_side
+        )
+        if sample.is_normal:
+            items.append(TrainingItem(image, mask, (), f"{sample.category}/", synthetic=False))
+        for type in sample.types:
+            boxes = tuple(
+                _scaled(target.box, scale) for target in dataset.targets(sample_id) if target.type == type
+            )
+            items.append(TrainingItem(image, mask, boxes, f"{sample.category}/{type}", synthetic=False))
+    return items
+
+
+def synthetic_item(
+    image: NDArray[np.uint8],
+    mask: NDArray[np.bool_],
+    config: DownstreamConfig,
+    weight_key: str = "",
+    box: Box | None = None,
+) -> TrainingItem:
+    """An item of a generated pair.
+
+    Args:
+        image: uint8 [H, W, 3], the whole photo. mask: bool [H, W]; empty for a hard negative.
+        weight_key: "category/type" of the slice that the pair serves.
+        box: what crops are centred on, the painted place; without it, each target of the mask.
+    """
+    small, small_mask, scale = _shrunk_pair(image, mask, config.longest_side)
+    boxes = (box,) if box else tuple(found for found, _ in components(mask))
+    return TrainingItem(
+        small, small_mask, tuple(_scaled(b, scale) for b in boxes), weight_key, synthetic=True
+    )
+
+
+def fit(
+    model: nn.Module,
+    real: Sequence[TrainingItem],
+    synthetic: Sequence[TrainingItem],
+    config: DownstreamConfig,
+    *,
+    steps: int,
+    seed: int,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> dict[str, list[float]]:
+    """Train a segmenter in place for a fixed number of optimiser steps (AdamW, one cycle), leaving it in evaluation mode.
+
+    `config.target_share` of each batch are crops on targets, with even parts for the types; the rest lie anywhere on real
+    photos, normals included. With synthetic items, `config.synthetic_share` of the target crops are replaced by theirs.
+    The same seed, items and number of threads give the same weights.
+
+    Args:
+        progress: called with (step, steps, loss) after each step.
+    Returns:
+        {"loss": one value per step}.
+    Raises:
+        ValueError: there is no real item.
+    Source: Smith and Topin, one cycle (1708.07120); Lin et al., focal loss (1708.02002); Milletari et al., Dice (1606.04797).
+    """
+    if not real:
+        raise ValueError("a fit needs at least one real photo")
+    device = next(model.parameters()).device
+    model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _one_cycle(step, steps))
+    batches = Batches(real, synthetic, config, seed)
+    losses: list[float] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # a user's network may use dropout
+        for step in range(steps):
+            photos, masks = batches.draw(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+                logits = model(photos.contiguous(memory_format=torch.channels_last))
+            loss = segmentation_loss(logits.float(), masks, config)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            optimiser.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+            if progress:
+                progress(step + 1, steps, losses[-1])
+    model.eval()
+    return {"loss": losses}
+
+
+def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, config: DownstreamConfig) -> torch.Tensor:
+    """Focal loss plus `dice_weight` x soft Dice loss over the whole batch, logits and masks [B, 1, H, W].
+
+    Dice is taken over the batch, not per crop: crops without a target have none.
+    """
+    entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    # exp(-entropy) is the probability of the true class
+    focal = ((1 - torch.exp(-entropy)) ** config.focal_gamma * entropy).mean()
+    scores = torch.sigmoid(logits)
+    dice = 1 - (2 * (scores * masks).sum() + 1) / (scores.sum() + masks.sum() + 1)
+    return focal + config.dice_weight * dice
+
+
+class Batches:
+    """Endless batches; the real draws never depend on the synthetic items."""
+
+    def __init__(
+        self,
+        real: Sequence[TrainingItem],
+        synthetic: Sequence[TrainingItem],
+        config: DownstreamConfig,
+        seed: int,
+    ) -> None:
+        self._config = config
+        self._targets = _Balanced([item for item in real if item.boxes])
+        self._anywhere = list(real)
+        self._synthetic = _Balanced(synthetic)
+        self._real_rng, self._synthetic_rng = (np.random.default_rng([seed, stream]) for stream in (1, 2))
+        count = round(config.batch * config.target_share) if self._targets else 0
+        self._target_crops = count
+        self._synthetic_crops = round(count * config.synthetic_share) if self._synthetic else 0
+
+    def draw(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Photos [B, 3, crop, crop] in [-1, 1] and masks [B, 1, crop, crop]."""
+        config, side = self._config, sliced_side(self._config.crop)
+        size = config.batch
+        stacked = np.empty((size, side, side, 4), dtype=np.uint8)
+        rows, moves = self._real_rng.random((size, 5)), draw_moves(self._real_rng, size, config)
+        for row in range(self._synthetic_crops, size):
+            if row < self._target_crops:
+                item, box = self._targets.pick(rows[row])
+            else:
+                item, box = self._anywhere[int(rows[row, 0] * len(self._anywhere))], None
+            _cut(item, box, rows[row, 3:], config.crop, stacked[row])
+        if self._synthetic_crops:
+            moves = self._replace(stacked, moves)
+        return apply_moves(torch.from_numpy(stacked).to(device), moves, config.crop)
+
+    def _replace(self, stacked: NDArray[np.uint8], moves: Moves) -> Moves:
+        count = self._synthetic_crops
+        rows = self._synthetic_rng.random((count, 5))
+        drawn = draw_moves(self._synthetic_rng, count, self._config)
+        for row in range(count):
+            item, box = self._synthetic.pick(rows[row])
+            _cut(item, box, rows[row, 3:], self._config.crop, stacked[row])
+        return Moves(
+            *(
+                np.concatenate([getattr(drawn, name), getattr(moves, name)[count:]])
+                for name in ("theta", "brightness", "contrast", "gamma")
+            )
+        )
+
+
+class _Balanced:
+    """Draws a key evenly, then an item of it, then one of the item's boxes."""
+
+    def __init__(self, items: Sequence[TrainingItem]) -> None:
+        keys: dict[str, list[TrainingItem]] = {}
+        for item in items:
+            keys.setdefault(item.weight_key, []).append(item)
+        self._keys = [keys[key] for key in sorted(keys)]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def pick(self, draws: NDArray[np.float64]) -> tuple[TrainingItem, Box | None]:
+        items = self._keys[int(draws[0] * len(self._keys))]
+        item = items[int(draws[1] * len(items))]
+        return item, item.boxes[int(draws[2] * len(item.boxes))] if item.boxes else None
+
+
+def _cut(
+    item: TrainingItem, box: Box | None, draws: NDArray[np.float64], crop: int, out: NDArray[np.uint8]
+) -> None:
+    height, width = item.mask.shape
+    centre = crop_centre(draws, (height, width), box, crop)
+    out[..., :3] = slice_around(item.image, centre, out.shape[0])
+    out[..., 3:] = slice_around(item.mask[..., None].view(np.uint8), centre, out.shape[0]) * 255
+
+
+def _shrunk_pair(
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], longest_side: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[float, float]]:
+    """Photo, mask, and (x, y) factors from native to shrunk pixels."""
+    small = shrink(image, longest_side)
+    height, width = small.shape[:2]
+    if small.shape == image.shape:
+        return image, mask, (1.0, 1.0)
+    share = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+    # A third, not a half: a crack of one pixel must survive shrinking to half size.
+    return small, np.asarray(share) > 85, (width / image.shape[1], height / image.shape[0])
+
+
+def _scaled(box: Box, scale: tuple[float, float]) -> Box:
+    left, top = int(box[0] * scale[0]), int(box[1] * scale[1])
+    return left, top, max(left + 1, round(box[2] * scale[0])), max(top + 1, round(box[3] * scale[1]))
+
+
+def _one_cycle(step: int, steps: int) -> float:
+    """Factor on the peak learning rate: cosine up from 1/25 over WARM_UP of the steps, cosine down to 0."""
+    rise = max(1.0, WARM_UP * steps)
+    if step < rise:
+        return 0.04 + 0.96 * 0.5 * (1 - float(np.cos(np.pi * step / rise)))
+    return 0.5 * (1 + float(np.cos(np.pi * min(1.0, (step - rise) / max(1.0, steps - rise)))))

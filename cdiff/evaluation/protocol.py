@@ -1,0 +1,227 @@
+"""The strict protocol: which pixels are pooled for which metric, and whether a candidate model is accepted.
+
+Per type, the positives are the pixels of that type in its photos; the negatives are the pixels of these photos that show
+no target, and all pixels of the category's normals. Pixels of other types are left out: the segmenter is right to mark them.
+Masks are never shrunk; score maps come at native size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.measure import label
+
+from cdiff.data.dataset import Dataset
+from cdiff.downstream.scoring import image_score
+from cdiff.evaluation import metrics
+from cdiff.evaluation.metrics import Ranks
+from cdiff.types import Decision
+
+Maps = Mapping[str, NDArray[np.floating]]
+POOLED = ("pixel_ap", "f1_max", "auroc", "aupro", "iou")
+THRESHOLDS = np.linspace(0.01, 0.99, 99)  # candidates for the IoU threshold
+MASK_THRESHOLD = 0.5  # of mdice and miou
+REPLICATES = 2000  # bootstrap draws of a decision
+NO_TARGETS = "no photo with targets"
+NO_NORMALS = "no normal photo to tell from the others"
+
+
+def evaluate(score_maps: Maps, dataset: Dataset, ids: Iterable[str], iou_threshold: float) -> dict[str, Any]:
+    """All metrics of a split.
+
+    Args:
+        score_maps: [H, W] in [0, 1] by sample_id, at native size.
+        iou_threshold: from `best_iou_threshold` on the validation split.
+    Returns:
+        {pixel_ap, f1_max, auroc, aupro, iou: means over types; mdice, miou: means over photos with targets, at 0.5;
+        image_auroc: mean over categories; iou_threshold; per_type: {"category/type": {the five, mdice, photos}};
+        undefined: {metric: reason}}. What is undefined is None.
+    Raises:
+        ValueError: a map is missing or its size is not its photo's.
+    """
+    wanted = sorted(set(ids))
+    _check(score_maps, dataset, wanted)
+    pools = _pools(score_maps, dataset, wanted)
+    per_photo = {sample_id: _overlap(score_maps[sample_id], dataset.mask(sample_id)) for sample_id in wanted}
+    per_type: dict[str, Any] = {}
+    undefined: dict[str, str] = {}
+    for key, (ranks, photos) in pools.items():
+        per_type[key] = _type_metrics(ranks, iou_threshold)
+        per_type[key] |= {
+            "mdice": _mean([per_photo[sample_id][0] for sample_id in photos]),
+            "photos": len(photos),
+        }
+        for name in POOLED:
+            if per_type[key][name] is None:
+                undefined[f"{key}:{name}"] = (
+                    "no pixel without a target" if ranks.positives.size else "the masks are empty"
+                )
+    result: dict[str, Any] = {name: _mean([row[name] for row in per_type.values()]) for name in POOLED}
+    result["mdice"] = _mean([values[0] for values in per_photo.values()])
+    result["miou"] = _mean([values[1] for values in per_photo.values()])
+    result["image_auroc"] = _image_auroc(score_maps, dataset, wanted)
+    for name, value in result.items():
+        if value is None:
+            any_targets = any(values[0] is not None for values in per_photo.values())
+            undefined[name] = NO_NORMALS if name == "image_auroc" and any_targets else NO_TARGETS
+    return {**result, "iou_threshold": iou_threshold, "per_type": per_type, "undefined": undefined}
+
+
+def best_iou_threshold(score_maps: Maps, dataset: Dataset, ids: Iterable[str]) -> float:
+    """The threshold with the highest mean over types of the pooled IoU, from 0.01 to 0.99; 0.5 where there is no target."""
+    wanted = sorted(set(ids))
+    _check(score_maps, dataset, wanted)
+    pools = [ranks for ranks, _ in _pools(score_maps, dataset, wanted).values() if ranks.positives.size]
+    if not pools:
+        return 0.5
+    means = np.mean([metrics.iou_of(ranks, THRESHOLDS) for ranks in pools], axis=0)
+    return round(float(THRESHOLDS[int(means.argmax())]), 2)
+
+
+def photo_dice(score_maps: Maps, dataset: Dataset, ids: Iterable[str]) -> dict[str, float]:
+    """How well each photo is segmented, in [0, 1]: soft Dice of photos with targets, 1 - image score of normals."""
+    values = {}
+    for sample_id in sorted(set(ids)):
+        scores, mask = score_maps[sample_id], dataset.mask(sample_id)
+        values[sample_id] = metrics.soft_dice(scores, mask) if mask.any() else 1 - image_score(scores)
+    return values
+
+
+def decide(
+    candidate: Mapping[str, float],
+    best: Mapping[str, float],
+    real_only: Mapping[str, float],
+    groups: Mapping[str, str],
+    seed: int,
+    strata: Mapping[str, str] | None = None,
+) -> Decision:
+    """Accept a candidate that is not significantly worse on validation than the best so far AND than real-only.
+
+    Args:
+        candidate, best, real_only: `photo_dice` of the same validation photos.
+        groups: source object of each photo: photos of one object are not independent and are drawn together.
+        strata: what each photo counts under; strata weigh the same, whatever their size (without it: one stratum).
+    Returns:
+        The decision, with the mean difference against the best and its 95 % interval.
+    Raises:
+        ValueError: the photos differ, or there are none.
+    """
+    ids = sorted(candidate)
+    if not ids or set(ids) != set(best) or set(ids) != set(real_only):
+        raise ValueError(
+            "a decision needs the values of the same validation photos, at least one, for all three models"
+        )
+    against = {}
+    for name, other in (("best", best), ("real_only", real_only)):
+        rng = np.random.default_rng([seed, 7])  # the same draws for both: paired
+        differences = np.array([candidate[sample_id] - other[sample_id] for sample_id in ids])
+        against[name] = _interval(differences, ids, groups, strata or {}, rng)
+    worse = [name for name, (_, _, high) in against.items() if high < 0]
+    gain, low, high = against["best"]
+    told = {"best": "the best model so far", "real_only": "the model of real photos alone"}
+    reason = (
+        "significantly worse than " + " and ".join(told[name] for name in worse)
+        if worse
+        else "not significantly worse than the best model so far and the model of real photos alone"
+    )
+    return Decision(not worse, reason, gain, low, high)
+
+
+def _interval(
+    differences: NDArray[np.float64],
+    ids: list[str],
+    groups: Mapping[str, str],
+    strata: Mapping[str, str],
+    rng: np.random.Generator,
+) -> tuple[float, float, float]:
+    """Mean over strata of the photos' mean difference, and its 95 % percentile bootstrap interval over groups."""
+    _, group = np.unique([groups.get(sample_id, sample_id) for sample_id in ids], return_inverse=True)
+    _, stratum = np.unique([strata.get(sample_id, "") for sample_id in ids], return_inverse=True)
+    shape = (int(group.max()) + 1, int(stratum.max()) + 1)
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (group, stratum), differences)
+    np.add.at(counts, (group, stratum), 1)
+    draws = rng.multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=REPLICATES)
+    drawn_sums, drawn_counts = draws @ sums, draws @ counts
+    with np.errstate(invalid="ignore"):  # a stratum of few groups may be missing from a draw
+        means = np.nanmean(drawn_sums / np.where(drawn_counts > 0, drawn_counts, np.nan), axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float((sums.sum(0) / counts.sum(0)).mean()), float(low), float(high)
+
+
+def _pools(score_maps: Maps, dataset: Dataset, ids: list[str]) -> dict[str, tuple[Ranks, list[str]]]:
+    """Sorted pixels and photos per "category/type"."""
+    samples = [dataset.sample(sample_id) for sample_id in ids]
+    pools: dict[str, tuple[Ranks, list[str]]] = {}
+    for category in sorted({sample.category for sample in samples}):
+        members = [sample for sample in samples if sample.category == category]
+        normals = [score_maps[sample.sample_id].ravel() for sample in members if sample.is_normal]
+        shared = (np.sort(np.concatenate(normals)),) if normals else ()
+        for type in sorted({type for sample in members for type in sample.types}):
+            photos = [sample.sample_id for sample in members if type in sample.types]
+            pools[f"{category}/{type}"] = (_type_ranks(score_maps, dataset, photos, type, shared), photos)
+    return pools
+
+
+def _type_ranks(
+    score_maps: Maps, dataset: Dataset, photos: list[str], type: str, shared: tuple[NDArray[np.floating], ...]
+) -> Ranks:
+    positives, negatives, regions = [], [], []
+    for sample_id in photos:
+        scores, mask = score_maps[sample_id], dataset.type_mask(sample_id, type)
+        positives.append(scores[mask])
+        negatives.append(scores[~dataset.mask(sample_id)])
+        regions.append(label(mask, connectivity=2))
+    joined = np.concatenate(positives)
+    order = np.argsort(joined, kind="stable")
+    weights = metrics.region_weights(regions)[order]
+    return Ranks(joined[order], (np.sort(np.concatenate(negatives)), *shared), weights)
+
+
+def _type_metrics(ranks: Ranks, iou_threshold: float) -> dict[str, float | None]:
+    some, both = bool(ranks.positives.size), bool(ranks.positives.size and ranks.negative_count)
+    return {
+        "pixel_ap": metrics.ap_of(ranks) if some else None,
+        "f1_max": metrics.f1_max_of(ranks)[0] if some else None,
+        "auroc": metrics.auroc_of(ranks) if both else None,
+        "aupro": metrics.aupro_of(ranks) if both else None,
+        "iou": float(metrics.iou_of(ranks, np.array([iou_threshold]))[0]) if some else None,
+    }
+
+
+def _overlap(scores: NDArray[np.floating], mask: NDArray[np.bool_]) -> tuple[float | None, float | None]:
+    """Dice and IoU of a photo with targets; (None, None) for a normal: its foreground is empty."""
+    if not mask.any():
+        return None, None
+    predicted = scores >= MASK_THRESHOLD
+    return metrics.dice(predicted, mask), metrics.iou(predicted, mask)
+
+
+def _image_auroc(score_maps: Maps, dataset: Dataset, ids: list[str]) -> float | None:
+    values = []
+    samples = [dataset.sample(sample_id) for sample_id in ids]
+    for category in sorted({sample.category for sample in samples}):
+        members = [sample for sample in samples if sample.category == category]
+        scores = np.array([image_score(score_maps[sample.sample_id]) for sample in members])
+        values.append(metrics.auroc(scores, np.array([not sample.is_normal for sample in members])))
+    return _mean(values)
+
+
+def _check(score_maps: Maps, dataset: Dataset, ids: list[str]) -> None:
+    for sample_id in ids:
+        sample = dataset.sample(sample_id)
+        if sample_id not in score_maps:
+            raise ValueError(f"no score map of {sample_id}")
+        if score_maps[sample_id].shape != (sample.height, sample.width):
+            raise ValueError(
+                f"the score map of {sample_id} is {score_maps[sample_id].shape}, "
+                f"its photo {(sample.height, sample.width)}: scores must be at native size"
+            )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -1,0 +1,34 @@
+"""Between pixels and what the denoiser works on. One small interface, so that a latent codec can stand beside it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+
+class Codec(Protocol):
+    """Images and masks to the denoiser's grid and back."""
+
+    image_channels: int
+    mask_channels: int
+
+    def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor: ...
+
+    def decode(self, codes_BCHW: torch.Tensor) -> torch.Tensor: ...
+
+
+class PixelCodec:
+    """Pixel-unshuffle: nothing is lost, thin cracks survive, and the network works at 1/factor of the resolution."""
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+        self.image_channels = 3 * factor**2
+        self.mask_channels = factor**2
+
+    def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        return F.pixel_unshuffle(pixels_BCHW, self.factor)
+
+    def decode(self, codes_BCHW: torch.Tensor) -> torch.Tensor:
+        return F.pixel_shuffle(codes_BCHW, self.factor)

@@ -1,0 +1,101 @@
+"""The generator as one thing: SAFE and the joint denoiser, saved and loaded together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cdiff.config import GeneratorConfig, SafeConfig
+from cdiff.data.dataset import Dataset
+from cdiff.errors import RunError
+from cdiff.generator.denoiser import JointDenoiser
+from cdiff.generator.paste import cut, shift_inside, square_around, to_resolution
+from cdiff.safe.tokens import Safe, TokenBank
+from cdiff.types import Target, content_hash
+
+
+class Generator(nn.Module):
+    """SAFE tokens and the denoiser that they condition; one for all types and domains of a data set."""
+
+    def __init__(self, config: GeneratorConfig, safe: SafeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.safe_config = safe
+        self.safe = Safe(safe)
+        self.denoiser = JointDenoiser(config, safe)
+        self.revision = ""
+
+    def save(self, checkpoints: Path) -> str:
+        """Write weights and configuration to checkpoints/REVISION; returns the revision (hash of the weights)."""
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        revision = "generator-" + weights_hash(state)
+        folder = checkpoints / revision
+        temporary = checkpoints / f".{revision}.{os.getpid()}"
+        if not folder.exists():
+            temporary.mkdir(parents=True, exist_ok=True)
+            save_file(state, temporary / "model.safetensors")
+            settings = {"generator": self.config.model_dump(mode="json"), "safe": self.safe_config.model_dump(mode="json")}
+            (temporary / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+            temporary.rename(folder)
+        self.revision = revision
+        return revision
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> Generator:
+        """Read a folder that `save` wrote.
+
+        Raises:
+            RunError: the folder is missing or incomplete.
+        """
+        try:
+            settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            state = load_file(folder / "model.safetensors")
+        except OSError as error:
+            raise RunError(f"{folder} holds no generator: {error}. Train one by running the loop.") from None
+        config = GeneratorConfig.model_validate(settings["generator"])
+        generator = cls(config, SafeConfig.model_validate(settings["safe"]))
+        generator.load_state_dict(state)
+        generator.revision = folder.name
+        return generator.to(device).eval()
+
+    @torch.inference_mode()
+    def bank(self, dataset: Dataset, targets: list[Target]) -> TokenBank:
+        """The SAFE tokens of real targets, each from its own crop."""
+        margin = sum(self.config.margin) / 2
+        tokens = {}
+        for target in targets:
+            image, mask = target_crop(dataset, target, margin, self.config)
+            device = next(self.parameters()).device
+            tokens[target.target_id] = self.safe(image[None].to(device), mask[None].to(device))[0].cpu().contiguous()
+        return TokenBank(tokens, "bank-" + content_hash([self.revision, sorted(tokens)]))
+
+
+def target_crop(
+    dataset: Dataset, target: Target, margin: float, config: GeneratorConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One target in its square crop: image [3, R, R] in [-1, 1] and mask [1, R, R] in [0, 1]."""
+    photo = dataset.image(target.sample_id)
+    height, width = photo.shape[:2]
+    left, top, right, bottom = target.box
+    box = square_around(
+        (left + right) / 2, (top + bottom) / 2, target.longer_side, margin, config.min_side, max(height, width)
+    )
+    box = shift_inside(box, width, height)
+    image = to_resolution(cut(photo, box).astype("float32"), config.resolution) / 127.5 - 1
+    mask = to_resolution(cut(dataset.target_mask(target.target_id), box), config.resolution)
+    return image, mask
+
+
+def weights_hash(state: dict[str, torch.Tensor]) -> str:
+    """16 hex digits over names and bytes of all tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,281 @@
+"""Crop a square, lay a real target into it, and paste the generated crop back without a seam.
+
+With D the resize of a crop to the generator's resolution, U the way back, b the background crop, p the same with the
+real target pasted in, and g the generated crop, the photo receives inside the feathered region
+
+    b + feather * ( U(g - D(b)) + detail * ((p - b) - U(D(p - b))) )
+
+so the background keeps its own texture, the target its fine detail, and start_strength 0 (g = D(p)) is exactly
+copy-paste. Outside the region the photo is untouched, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+from cdiff.types import Box, Pose, Target
+
+_SETTLE = 0.35  # how far a pose may settle, in longer sides of the target
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """One task's square crop at the photo's own resolution, before generation. Colours are float32 in [0, 255]."""
+
+    box: Box  # on the background photo; may reach beyond it
+    background: np.ndarray  # [S, S, 3]
+    pasted: np.ndarray  # [S, S, 3] background with the transformed real target
+    mask: np.ndarray  # [S, S] float32 in [0, 1], coverage of the transformed target
+    region: np.ndarray  # [S, S] bool, where the generator may paint
+    reach: float  # pixels by which the region exceeds the mask
+    reference: np.ndarray  # [S', S', 3] the reference's own crop
+    reference_mask: np.ndarray  # [S', S'] float32
+
+
+def square_around(x: float, y: float, longer_side: float, margin: float, min_side: int, limit: int) -> Box:
+    """The adaptive square crop: `margin` times the target's longer side, at least `min_side`, at most `limit` pixels."""
+    side = int(round(min(max(longer_side * margin, longer_side + 8, min_side), max(limit, longer_side + 4))))
+    left, top = int(round(x - side / 2)), int(round(y - side / 2))
+    return left, top, left + side, top + side
+
+
+def shift_inside(box: Box, width: int, height: int) -> Box:
+    """Move a crop onto the photo as far as it fits: real surroundings beat mirrored ones."""
+    left, top, right, bottom = box
+    dx = _shift(left, right, width)
+    dy = _shift(top, bottom, height)
+    return left + dx, top + dy, right + dx, bottom + dy
+
+
+def cut(array: np.ndarray, box: Box) -> np.ndarray:
+    """Cut a box out of [H, W] or [H, W, C]; beyond the photo's border it is mirrored (masks: empty)."""
+    left, top, right, bottom = box
+    height, width = array.shape[:2]
+    if left >= 0 and top >= 0 and right <= width and bottom <= height:
+        return array[top:bottom, left:right].copy()
+    if array.dtype == bool:
+        out = np.zeros((bottom - top, right - left), bool)
+        inner = array[max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
+        out[max(0, -top) : max(0, -top) + inner.shape[0], max(0, -left) : max(0, -left) + inner.shape[1]] = inner
+        return out
+    rows, columns = _mirrored(np.arange(top, bottom), height), _mirrored(np.arange(left, right), width)
+    return array[rows[:, None], columns[None, :]]
+
+
+def to_resolution(array: np.ndarray, resolution: int) -> torch.Tensor:
+    """D: [S, S, C] or [S, S] floats to [C, R, R]; averages when it shrinks, interpolates when it enlarges."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    tensor = tensor[None, None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)[None]
+    return _resize(tensor, resolution)[0]
+
+
+def to_side(tensor: torch.Tensor, side: int) -> np.ndarray:
+    """U: [C, R, R] back to [S, S, C], or [S, S] for one channel."""
+    out = _resize(tensor[None].float(), side)[0]
+    return out[0].numpy() if out.shape[0] == 1 else out.permute(1, 2, 0).numpy()
+
+
+def lay_out(
+    background: np.ndarray,
+    reference: np.ndarray,
+    reference_mask: np.ndarray,
+    target: Target,
+    pose: Pose,
+    *,
+    min_side: int,
+    dilation: float,
+    repaint: bool,
+    rng: np.random.Generator,
+) -> Canvas:
+    """Lay the reference target onto the background as the pose says, and choose crop and region.
+
+    Args:
+        background, reference: uint8 [H, W, 3], each with its own size.
+        reference_mask: bool [H, W] of this target alone.
+        dilation: reach of the region beyond the mask, in longer sides of the target.
+        repaint: background and reference are the same photo and the target stays: nothing is pasted.
+    """
+    longer = target.longer_side * pose.scale
+    if not repaint:
+        pose = settle(background, reference, reference_mask, target, pose, rng)
+    box = square_around(pose.x, pose.y, longer, pose.margin, min_side, max(background.shape[:2]))
+    box = shift_inside(box, background.shape[1], background.shape[0])
+    base = cut(background, box).astype(np.float32)
+    if repaint:
+        pasted, mask = base.copy(), cut(reference_mask, box).astype(np.float32)
+    else:
+        patch, mask = warp(reference, reference_mask, target, pose, box, rng)
+        mask = mask * cut(np.ones(background.shape[:2], bool), box)  # a mask ends at the photo's border
+        pasted = _blend(base, patch, mask, longer)
+    reach = max(2.0, dilation * longer)
+    region = ndimage.distance_transform_edt(mask <= 0.25) <= reach if (mask > 0.25).any() else mask > 0.25
+    own = shift_inside(
+        square_around(*_centre(target.box), target.longer_side, pose.margin, min_side, max(reference.shape[:2])),
+        reference.shape[1], reference.shape[0],
+    )
+    own_crop = cut(reference, own).astype(np.float32)
+    return Canvas(box, base, pasted, mask, region, reach, own_crop, cut(reference_mask, own).astype(np.float32))
+
+
+def settle(
+    background: np.ndarray,
+    reference: np.ndarray,
+    reference_mask: np.ndarray,
+    target: Target,
+    pose: Pose,
+    rng: np.random.Generator,
+) -> Pose:
+    """Move a drawn pose a little to where the surroundings look most like the reference's own.
+
+    So an edge defect meets the edge and a thread defect the thread. Compared on a coarse grid, without the target
+    itself and without the difference of light, which the paste corrects.
+    """
+    longer = target.longer_side * pose.scale
+    reach = max(_SETTLE * longer, 0.04 * max(background.shape[:2]))
+    step = max(1.0, reach / 4)
+    context = 1.8 * longer + 8
+    shifts = [(dx, dy) for dx in np.arange(-reach, reach + 0.1, step) for dy in np.arange(-reach, reach + 0.1, step)]
+    rigid = replace(pose, elastic=0.0)
+    patch, mask = warp(reference, reference_mask, target, rigid, square_around(pose.x, pose.y, context, 1, 8, 1), rng)
+    size = 20
+    want = to_resolution(patch, size)
+    around = (to_resolution(mask, size) < 0.1).float()
+    best, best_cost = pose, math.inf
+    for dx, dy in sorted(shifts, key=lambda shift: shift[0] ** 2 + shift[1] ** 2):
+        x, y = pose.x + dx, pose.y + dy
+        if not (0 <= x < background.shape[1] and 0 <= y < background.shape[0]):
+            continue
+        have = to_resolution(cut(background, square_around(x, y, context, 1, 8, 1)).astype(np.float32), size)
+        difference = (have - want) * around
+        mean = difference.sum((1, 2), keepdim=True) / around.sum().clamp_min(1)
+        spread = ((difference - mean).abs() * around).mean() + 0.25 * mean.abs().mean()
+        cost = float(spread) * (1 + 0.2 * math.hypot(dx, dy) / max(reach, 1.0))
+        if cost < best_cost:
+            best, best_cost = replace(pose, x=x, y=y), cost
+    return best
+
+
+def warp(
+    image: np.ndarray, mask: np.ndarray, target: Target, pose: Pose, box: Box, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resample a photo and a mask so that the target lies in `box` of another photo as the pose says.
+
+    Returns:
+        float32 [S, S, 3] in [0, 255] and coverage float32 [S, S] in [0, 1].
+    """
+    side = box[2] - box[0]
+    ys, xs = np.meshgrid(np.arange(side) + box[1] + 0.5, np.arange(side) + box[0] + 0.5, indexing="ij")
+    if pose.elastic > 0:
+        amplitude = pose.elastic * target.longer_side * pose.scale
+        dx, dy = _elastic(side, amplitude, rng)
+        xs, ys = xs + dx, ys + dy
+    x, y = (xs - pose.x) / pose.scale, (ys - pose.y) / pose.scale
+    radians = math.radians(-pose.angle)
+    u = x * math.cos(radians) - y * math.sin(radians)
+    v = x * math.sin(radians) + y * math.cos(radians)
+    cx, cy = _centre(target.box)
+    height, width = mask.shape
+    grid = np.stack([2 * (u + cx) / width - 1, 2 * ((-v if pose.flip else v) + cy) / height - 1], -1)
+    grid_1SS2 = torch.from_numpy(grid[None].astype(np.float32))
+    stack = np.concatenate([image.astype(np.float32), mask[..., None].astype(np.float32)], axis=2)
+    tensor = torch.from_numpy(stack).permute(2, 0, 1)[None]
+    colours = F.grid_sample(tensor[:, :3], grid_1SS2, padding_mode="reflection", align_corners=False)
+    coverage = F.grid_sample(tensor[:, 3:], grid_1SS2, padding_mode="zeros", align_corners=False)
+    return colours[0].permute(1, 2, 0).numpy(), coverage[0, 0].numpy()
+
+
+def paste_back(
+    photo: np.ndarray, canvas: Canvas, generated: torch.Tensor, mask: torch.Tensor, *, resolution: int, detail: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put a generated crop into its photo by the formula at the top of this file.
+
+    Args:
+        photo: uint8 [H, W, 3].
+        generated: [3, R, R] in [-1, 1]; mask: [1, R, R] in [-1, 1].
+        detail: share of the real target's fine detail that is kept, in [0, 1].
+    Returns:
+        uint8 [H, W, 3] photo and bool [H, W] mask of the new target alone.
+    """
+    side = canvas.background.shape[0]
+    residual = (generated.clamp(-1, 1) + 1) * 127.5 - to_resolution(canvas.background, resolution)
+    coverage = to_side((mask + 1) / 2, side)
+    lost = canvas.pasted - canvas.background
+    lost = lost - to_side(to_resolution(lost, resolution), side)
+    lost_mask = canvas.mask - to_side(to_resolution(canvas.mask, resolution), side)
+    # Detail belongs to where the new mask still agrees with the real one; elsewhere it would show a ghost.
+    agreement = np.clip(1 - np.abs(coverage - (canvas.mask - lost_mask)) * 2, 0, 1)
+    new_mask = (coverage + detail * agreement * lost_mask > 0.5) & canvas.region
+    feather = feathered(canvas.region, canvas.reach)[..., None]
+    change = feather * (to_side(residual, side) + detail * agreement[..., None] * lost)
+    crop = np.clip(np.rint(canvas.background + change), 0, 255).astype(np.uint8)
+    image, full = photo.copy(), np.zeros(photo.shape[:2], bool)
+    left, top, right, bottom = canvas.box
+    x0, y0, x1, y1 = max(0, left), max(0, top), min(photo.shape[1], right), min(photo.shape[0], bottom)
+    inner = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+    image[y0:y1, x0:x1] = np.where(canvas.region[inner][..., None], crop[inner], image[y0:y1, x0:x1])
+    full[y0:y1, x0:x1] = new_mask[inner]
+    return image, full
+
+
+def feathered(region: np.ndarray, reach: float) -> np.ndarray:
+    """Weights float32 [S, S] that rise smoothly from 0 at the region's border to 1 before the mask begins."""
+    depth = ndimage.distance_transform_edt(np.pad(region, 1, constant_values=True))[1:-1, 1:-1]
+    ramp = np.clip(depth / max(1.5, 0.8 * reach), 0, 1)
+    return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
+
+
+def _blend(base: np.ndarray, patch: np.ndarray, mask: np.ndarray, longer: float) -> np.ndarray:
+    """Paste by mask with the light matched along the outline: the gain is carried inwards from the ring around it.
+
+    A gain, not an offset: light multiplies what a surface reflects. Single colours follow only a little, so that a
+    target keeps its own hue.
+    """
+    spread = max(1.0, 0.04 * longer)
+    near = ndimage.distance_transform_edt(mask <= 0.5) if (mask > 0.5).any() else np.full(mask.shape, np.inf)
+    ring = ((near > spread) & (near <= 3 * spread + 2)).astype(np.float32)
+    sigma = max(3.0, 0.3 * longer)
+    here, there = (
+        np.stack([ndimage.gaussian_filter(ring * array[..., c], sigma) for c in range(3)], -1) for array in (base, patch)
+    )
+    floor = 8 * ndimage.gaussian_filter(ring, sigma)[..., None] + 1e-6  # 8 grey levels: black has no ratio
+    light = np.clip((here.mean(-1, keepdims=True) + floor) / (there.mean(-1, keepdims=True) + floor), 0.5, 2.0)
+    gain = np.clip((here + floor) / (there + floor), 0.85 * light, 1.18 * light)
+    alpha = np.clip(1 - (near - 0.5) / (2 * spread), 0, 1)[..., None].astype(np.float32)
+    alpha = np.maximum(alpha * alpha * (3 - 2 * alpha), mask[..., None])
+    return base + alpha * (np.clip(patch * gain, 0, 255) - base)
+
+
+def _elastic(side: int, amplitude: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth random displacement field of a few waves, largest shift `amplitude` pixels."""
+    coarse = torch.from_numpy(rng.uniform(-1, 1, (1, 2, 5, 5)).astype(np.float32))
+    field = F.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=True)[0].numpy()
+    return amplitude * field[0], amplitude * field[1]
+
+
+def _resize(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    if tensor.shape[-1] == size:
+        return tensor
+    if tensor.shape[-1] > size:
+        return F.interpolate(tensor, size=(size, size), mode="area")
+    return F.interpolate(tensor, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def _shift(low: int, high: int, size: int) -> int:
+    if high - low >= size:
+        return (size - high - low) // 2
+    return max(0, -low) - max(0, high - size)
+
+
+def _mirrored(index: np.ndarray, size: int) -> np.ndarray:
+    period = np.mod(index, 2 * size)
+    return np.where(period < size, period, 2 * size - 1 - period)
+
+
+def _centre(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2

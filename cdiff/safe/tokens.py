@@ -1,0 +1,114 @@
+"""SAFE, the Scene Agnostic Feature Extractor: one target's tokens, whatever product or organ it lies on.
+
+    v_l = A( sum(M F_l) / sum(M) ) - alpha * B( sum((1-M) F_l) / sum(1-M) ),    S = [v_1 .. v_k] plus spatial tokens
+
+(Crucial-Diff, 2507.09915; alpha is learned from 0, so that the scene is subtracted only as far as that helps.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cdiff.config import SafeConfig
+from cdiff.errors import RunError
+from cdiff.safe.features import ConvEncoder, grid_weights, masked_mean
+
+
+class Safe(nn.Module):
+    """Maps crops and masks to SAFE tokens."""
+
+    def __init__(self, config: SafeConfig) -> None:
+        super().__init__()
+        self.grid = config.spatial
+        self.encoder = ConvEncoder(config.channels)
+        self.inside = nn.ModuleList(nn.Linear(width, config.dim) for width in config.channels)
+        self.outside = nn.ModuleList(nn.Linear(width, config.dim) for width in config.channels)
+        self.alpha = nn.Parameter(torch.zeros(()))
+        self.spatial = nn.Linear(config.channels[-1], config.dim)
+        self.place = nn.Parameter(torch.zeros(1, config.spatial**2, config.dim))
+        self.norm = nn.LayerNorm(config.dim)
+        self.null = nn.Parameter(torch.zeros(1, self.count, config.dim))
+        nn.init.normal_(self.place, std=0.02)
+        nn.init.normal_(self.null, std=0.02)
+
+    @property
+    def count(self) -> int:
+        """Tokens per target."""
+        return len(self.inside) + self.grid**2
+
+    def forward(self, image_B3HW: torch.Tensor, mask_B1HW: torch.Tensor) -> torch.Tensor:
+        """Tokens [B, N, D] of the targets that mask_B1HW in [0, 1] marks on crops in [-1, 1]."""
+        features = self.encoder(image_B3HW)
+        tokens = [
+            inside(masked_mean(level, mask_B1HW)) - self.alpha * outside(masked_mean(level, 1 - mask_B1HW))
+            for level, inside, outside in zip(features, self.inside, self.outside, strict=True)
+        ]
+        stacked = torch.stack(tokens, dim=1)
+        if self.grid:
+            parts = grid_weights(mask_B1HW, self.grid)
+            pooled = torch.stack([masked_mean(features[-1], part[:, None]) for part in parts.unbind(1)], dim=1)
+            stacked = torch.cat([stacked, self.spatial(pooled) + self.place], dim=1)
+        return self.norm(stacked)
+
+    def dropped(self, tokens_BND: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+        """Replace a share of the items' tokens by the learned null tokens: classifier-free guidance."""
+        keep = torch.rand(tokens_BND.shape[0], 1, 1, generator=generator).to(tokens_BND.device) >= share
+        return torch.where(keep, tokens_BND, self.null)
+
+    def describe(self, tokens_BND: torch.Tensor) -> torch.Tensor:
+        """Unit vectors [B, k * D] of the level tokens: what retrieval and the contrastive term compare."""
+        return F.normalize(tokens_BND[:, : len(self.inside)].flatten(1), dim=1)
+
+
+def scene_contrast(
+    here_BE: torch.Tensor, elsewhere_BE: torch.Tensor, empty_BE: torch.Tensor, kinds: Sequence[str], temperature: float
+) -> torch.Tensor:
+    """InfoNCE: a target's tokens stay close when it is pasted on another background.
+
+    Args:
+        here_BE, elsewhere_BE: descriptors of the same targets on two backgrounds.
+        empty_BE: descriptors of target-free crops under the same masks: negatives, so that one type suffices.
+        kinds: type of each target; another target of the same type is no negative.
+    """
+    candidates = torch.cat([elsewhere_BE, empty_BE])
+    logits = here_BE @ candidates.T / temperature
+    batch = len(kinds)
+    same = torch.tensor([[a == b and i != j for j, b in enumerate(kinds)] for i, a in enumerate(kinds)])
+    ignored = torch.cat([same, torch.zeros(batch, len(empty_BE), dtype=torch.bool)], dim=1).to(logits.device)
+    return F.cross_entropy(logits.masked_fill(ignored, -1e4), torch.arange(batch, device=logits.device))
+
+
+class TokenBank:
+    """The tokens of a data set's real training targets, by target_id."""
+
+    def __init__(self, tokens: dict[str, torch.Tensor], revision: str) -> None:
+        self.tokens = tokens
+        self.revision = revision
+
+    def __getitem__(self, target_id: str) -> torch.Tensor:
+        """Tokens [N, D] of one target.
+
+        Raises:
+            RunError: the target is not in the bank: it was not a training target.
+        """
+        if target_id not in self.tokens:
+            raise RunError(f"no tokens for {target_id}: the bank holds training targets only. Choose one of those.")
+        return self.tokens[target_id]
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        save_file(self.tokens, temporary, metadata={"revision": self.revision})
+        temporary.rename(path)
+
+    @classmethod
+    def load(cls, path: Path) -> TokenBank:
+        if not path.exists():
+            raise RunError(f"{path} is missing: the token bank was never built. Start the run again to build it.")
+        return cls(load_file(path), path.stem)

@@ -1,0 +1,258 @@
+"""The frozen carriers that cross between parts and processes. No tensors, no behaviour beyond naming.
+
+Coordinates are pixels of the photo; boxes are (left, top, right, bottom), right and bottom exclusive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Box = tuple[int, int, int, int]
+Split = Literal["train", "validation", "test"]
+Mode = Literal["joint", "mask_first", "given_mask"]
+Arm = Literal["B0", "B1"]
+Purpose = Literal["uniform", "easy", "weak"]
+
+
+def content_hash(value: Any) -> str:
+    """Stable 16-digit hex hash of a carrier, a mapping or a list of them."""
+
+    def plain(item: Any) -> Any:
+        return dataclasses.asdict(item) if dataclasses.is_dataclass(item) else str(item)
+
+    text = json.dumps(value, default=plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFile:
+    """Where the mask of a photo lies and what its pixel values mean."""
+
+    path: str
+    types: tuple[tuple[int, str], ...]  # (pixel value, type); value -1: everything above half of full scale
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One photo with its masks and where it comes from."""
+
+    sample_id: str  # category/type-or-folder/stem, unique in a data set
+    category: str
+    types: tuple[str, ...]  # types of the targets that it shows, sorted; () for a normal
+    group: str  # the source object: photos of one group never cross a split
+    image: str
+    masks: tuple[MaskFile, ...]
+    width: int
+    height: int
+    mode: str  # PIL mode of the photo ("L", "RGB"); generated pairs are saved in it
+    checksum: str  # sha256 of the image file
+    folder_split: str = ""  # "train", "validation", "test" when the folders say so, else ""
+
+    @property
+    def is_normal(self) -> bool:
+        return not self.types
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One object to segment: a connected component of one type's mask."""
+
+    target_id: str  # sample_id#index
+    sample_id: str
+    category: str
+    type: str
+    group: str
+    box: Box
+    area: int  # pixels
+
+    @property
+    def longer_side(self) -> int:
+        return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a cross-fitted model did on one target, or on one normal photo (type is "")."""
+
+    target_id: str  # for a normal photo: its sample_id
+    sample_id: str
+    category: str
+    type: str
+    group: str
+    fold: int
+    loss: float  # mean binary cross-entropy in the target's surroundings
+    soft_dice: float  # in [0, 1]; 1 minus the highest score for a normal photo
+    missed: float  # share of the target's area not found at threshold 0.5
+    false_area: float  # false-positive pixels around the target, relative to its area (normals: to the photo's)
+    confidence: float  # mean score inside the target, or highest score on a normal photo
+    boundary_error: float  # mean distance of predicted to true outline, in shares of the target's longer side, capped at 1
+    size: float  # sqrt(area) / sqrt(photo area)
+    contrast: float  # |mean inside - mean of the ring around| / 255
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A stratum of targets; "" in a field means: merged over it."""
+
+    category: str
+    type: str = ""
+    size: str = ""  # "small", "medium", "large"
+    contrast: str = ""  # "faint", "clear"
+
+    @property
+    def name(self) -> str:
+        return "/".join(part for part in (self.category, self.type, self.size, self.contrast) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Weakness:
+    """A ranked slice: how much the downstream model loses there."""
+
+    slice: Slice
+    targets: tuple[str, ...]  # target_ids, sorted
+    loss: float
+    soft_dice: float
+    missed: float
+    score: float  # what the ranking sorts by, higher is weaker, in [0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Strengths:
+    """What Tune searches."""
+
+    safe_strength: float  # classifier-free guidance on the SAFE tokens; 1 is no guidance
+    start_strength: float  # tau in [0, 1]: 0 keeps the pasted real target, 1 starts from pure noise
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a pair is computed: with equal recipe, weights and task the bytes are equal."""
+
+    mode: Mode
+    arm: Arm
+    candidates: int  # K of best-of-K; 1 for B0
+    fraction: float  # share of the steps before candidates are judged
+    steps: int
+    sampler: str
+    dtype: str
+    micro_batch: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pose:
+    """How the reference target is laid onto the background: everything geometric, drawn by the planner."""
+
+    x: float  # centre of the target in background pixels
+    y: float
+    angle: float  # degrees, counter-clockwise
+    scale: float
+    flip: bool
+    elastic: float  # amplitude as a share of the target's longer side
+    margin: float  # crop side / target's longer side
+
+
+@dataclass(frozen=True, slots=True)
+class Revisions:
+    """Content hashes of the weights that a pair depends on ("" where none is used)."""
+
+    generator: str
+    bank: str
+    segmenter: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationTask:
+    """One request for one pair: everything that decides its pixels, and nothing else."""
+
+    recipe: Recipe
+    reference: str  # target_id of the real target whose tokens condition the pair
+    background: str  # sample_id of the photo that is painted on
+    pose: Pose
+    strengths: Strengths
+    seed: int
+    revisions: Revisions
+
+    @property
+    def task_id(self) -> str:
+        return content_hash(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A task in its place in the plan: which slice it serves, why, and in which order it counts."""
+
+    task: GenerationTask
+    slice: str
+    purpose: Purpose
+    index: int  # position in the plan: acceptance goes by it, never by arrival
+
+    @property
+    def task_id(self) -> str:
+        return self.task.task_id
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of one assignment: where its pixels lie, what was measured. The verdict is the gate's."""
+
+    assignment: Assignment
+    shard: str  # Parquet file, relative to the run folder
+    row: int
+    category: str
+    type: str
+    box: Box  # of the new target on the finished photo
+    measures: tuple[tuple[str, float], ...]  # name, value; sorted by name
+    fingerprint: bytes  # 24 x 24 grey thumbnail of the crop: siblings are compared by it
+
+    @property
+    def task_id(self) -> str:
+        return self.assignment.task_id
+
+    def measure(self, name: str) -> float:
+        return dict(self.measures)[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An attempt with the gate's verdict: reason "" means kept."""
+
+    attempt: Attempt
+    reason: str
+
+    @property
+    def kept(self) -> bool:
+        return not self.reason
+
+    @property
+    def task_id(self) -> str:
+        return self.attempt.task_id
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a round's candidate replaces the best model, and on what evidence."""
+
+    accepted: bool
+    reason: str
+    gain: float  # mean validation difference against the best model so far
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """What a round leaves in the ledger."""
+
+    round: int
+    weaknesses: tuple[Weakness, ...]
+    kept: int
+    counts: tuple[tuple[str, str, int], ...]  # (slice, reason or "kept", how many)
+    candidate: str  # revision of the segmenter fitted in this round
+    validation: tuple[tuple[str, float], ...]
+    decision: Decision
+    seconds: tuple[tuple[str, float], ...]

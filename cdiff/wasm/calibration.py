@@ -1,0 +1,81 @@
+"""What the gate expects of a true target, measured on real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from cdiff.config import Config
+from cdiff.data.dataset import Dataset
+from cdiff.generator.model import Generator
+from cdiff.generator.placement import foreground, repaint_pose
+from cdiff.types import GenerationTask, Recipe, Revisions, Strengths
+from cdiff.wasm.budget import recipe_of
+from cdiff.wasm.mining import condition_of, mask_agreement, sampler_for, spell_out
+from cdiff.wasm.quality import Thresholds, real_measures, thresholds
+
+_MOST_TARGETS = 200  # enough for a 5th percentile, and bounded on large data sets
+
+
+def calibrate(
+    generator: Generator, dataset: Dataset, target_ids: Sequence[str], held_out: Sequence[str], config: Config
+) -> Thresholds:
+    """Thresholds at the configured percentile of real training targets.
+
+    Args:
+        target_ids: all training targets; what can be seen in pixels comes from them.
+        held_out: training targets that the generator never saw; label agreement comes from them, since on targets that
+            it knows by heart the generator agrees too well. Where there are none, `target_ids` serve.
+    """
+    rng = np.random.default_rng([config.seed, 11])
+    seen = _some([*target_ids, *held_out], rng)
+    targets = [dataset.target(target_id) for target_id in seen]
+    rows = real_measures(dataset, targets, foreground)
+    unseen = _some(list(held_out) or list(target_ids), rng)
+    rows += label_agreement(generator, dataset, unseen, config, rng)
+    return thresholds(rows, config)
+
+
+def label_agreement(
+    generator: Generator, dataset: Dataset, target_ids: Sequence[str], config: Config, rng: np.random.Generator
+) -> list[tuple[str, dict[str, float]]]:
+    """IoU of real masks with the masks that the generator reads from the real crops, by category/type."""
+    bank = generator.bank(dataset, [dataset.target(target_id) for target_id in target_ids])
+    recipe = recipe_of(config)
+    sampler = sampler_for(generator, recipe)
+    conditions, images, masks, seeds, keys = [], [], [], [], []
+    for number, target_id in enumerate(target_ids):
+        target = dataset.target(target_id)
+        task = _repaint(target_id, target.sample_id, recipe, number, config, rng, dataset)
+        layout = spell_out(task, dataset, config)
+        condition = condition_of(layout, generator, bank)
+        conditions.append(condition)
+        images.append(condition.background_3RR)
+        masks.append(condition.start_mask_1RR > 0)
+        seeds.append(number)
+        keys.append(f"{target.category}/{target.type}")
+    with torch.inference_mode():
+        agreed = mask_agreement(sampler, conditions, images, masks, seeds)
+    return [(key, {"label_iou": value}) for key, value in zip(keys, agreed, strict=True)]
+
+
+def _repaint(
+    reference: str, sample: str, recipe: Recipe, seed: int, config: Config, rng: np.random.Generator, dataset: Dataset
+) -> GenerationTask:
+    return GenerationTask(
+        recipe=recipe,
+        reference=reference,
+        background=sample,
+        pose=repaint_pose(dataset.target(reference), config.generator.margin, rng),
+        strengths=Strengths(config.sampling.safe_strength, 1.0),
+        seed=seed,
+        revisions=Revisions("", ""),
+    )
+
+
+def _some(ids: list[str], rng: np.random.Generator) -> list[str]:
+    if len(ids) <= _MOST_TARGETS:
+        return sorted(ids)
+    return sorted(ids[i] for i in rng.choice(len(ids), _MOST_TARGETS, replace=False))

@@ -1,0 +1,143 @@
+"""From tasks to stored attempts: make the pairs, measure them, write their shard. What an actor calls."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cdiff.config import Config
+from cdiff.data.dataset import Dataset
+from cdiff.data.images import encode_png
+from cdiff.data.store import Run, ShardRow, read_attempts, shard_committed, shard_name, write_shard
+from cdiff.generator.model import Generator
+from cdiff.generator.paste import cut, to_resolution
+from cdiff.generator.placement import foreground
+from cdiff.safe.tokens import TokenBank
+from cdiff.types import Assignment, Attempt, Box
+from cdiff.wasm.mining import Judge, Layout, Produced, make_pairs
+from cdiff.wasm.quality import fingerprint, measure_pair, visibility
+
+_INVISIBLE = 0.01  # below this visibility (share of full scale) a candidate of best-of-K is struck out
+
+
+def produce_shard(
+    assignments: list[Assignment],
+    run: Run,
+    generator: Generator,
+    bank: TokenBank,
+    segmenter: torch.nn.Module,
+    dataset: Dataset,
+    config: Config,
+) -> list[Attempt]:
+    """Make, measure and store one shard's pairs; a shard that is committed already is read, not made again."""
+    name = shard_name(assignments)
+    if not shard_committed(run, name):
+        judge = loss_judge(segmenter, config)
+        tasks = [assignment.task for assignment in assignments]
+        produced = make_pairs(generator, bank, tasks, dataset, config, judge)
+        rows = [
+            _row(assignment, name, number, pair, segmenter, dataset, config)
+            for number, (assignment, pair) in enumerate(zip(assignments, produced, strict=True))
+        ]
+        write_shard(run, name, rows)
+    return read_attempts(run, name)
+
+
+def loss_judge(segmenter: torch.nn.Module, config: Config) -> Judge:
+    """Difficulty of a composite: min(kappa, loss of the segmenter around the new target); invisible ones are invalid."""
+
+    def judge(image: np.ndarray, target: np.ndarray, layout: Layout) -> float:
+        if not target.any() or visibility(image, target) < _INVISIBLE:
+            return -np.inf
+        return min(config.wasm.kappa, local_loss(segmenter, image, target | layout.kept, target, config))
+
+    return judge
+
+
+@torch.inference_mode()
+def local_loss(segmenter: torch.nn.Module, image: np.ndarray, mask: np.ndarray, target: np.ndarray, config: Config) -> float:
+    """Binary cross-entropy of the segmenter around one target, half of it inside and half outside the target.
+
+    Args:
+        image: uint8 [H, W, 3]; mask: bool [H, W] all targets; target: bool [H, W] the one that counts.
+    Returns:
+        Mean of the loss inside the target and of the loss in its surroundings, nats.
+    """
+    if not target.any():
+        return 0.0
+    size = config.downstream.crop
+    box = _around(target, round(size * max(1.0, max(target.shape) / config.downstream.longest_side)))
+    device = next(segmenter.parameters()).device
+    photo = to_resolution(cut(image, box), size)[None].to(device) / 127.5 - 1
+    truth, one = (to_resolution(cut(part, box), size)[0].to(device) for part in (mask, target))
+    logits = segmenter(photo)[0, 0].float()
+    loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    near = F.max_pool2d(one[None], 17, stride=1, padding=8)[0] - one
+    return float(((loss * one).sum() / one.sum() + (loss * near).sum() / near.sum().clamp_min(1e-3)) / 2)
+
+
+def _row(
+    assignment: Assignment,
+    name: str,
+    number: int,
+    pair: Produced,
+    segmenter: torch.nn.Module,
+    dataset: Dataset,
+    config: Config,
+) -> ShardRow:
+    layout = pair.layout
+    background = dataset.sample(layout.task.background)
+    reference = dataset.target(layout.task.reference)
+    region = np.zeros(pair.target.shape, bool)
+    _place(region, layout.canvas.region, layout.box)
+    crop = cut(pair.image, layout.box)
+    own = layout.canvas.reference
+    measures = measure_pair(pair.image, layout.photo, pair.target, region, foreground(layout.photo))
+    measures["label_iou"] = pair.label_iou
+    measures["loss"] = local_loss(segmenter, pair.image, pair.mask, pair.target, config)
+    measures["reference_distance"] = _distance(fingerprint(crop), fingerprint(np.clip(own, 0, 255).astype(np.uint8)))
+    attempt = Attempt(
+        assignment=assignment,
+        shard=name,
+        row=number,
+        category=background.category,
+        type=reference.type,
+        box=_box_of(pair.target),
+        measures=tuple(sorted((key, float(value)) for key, value in measures.items())),
+        fingerprint=fingerprint(crop),
+    )
+    return ShardRow(
+        attempt=attempt,
+        image_png=encode_png(pair.image, background.mode),
+        mask_png=encode_png(pair.mask, "L"),
+        crop_png=encode_png(crop, "RGB"),
+        reference_png=encode_png(np.clip(own, 0, 255).astype(np.uint8), "RGB"),
+        region_png=encode_png(layout.canvas.region, "L"),
+    )
+
+
+def _distance(first: bytes, second: bytes) -> float:
+    a, b = (np.frombuffer(value, np.uint8).astype(float) for value in (first, second))
+    return float(np.abs(a - b).mean() / 255)
+
+
+def _box_of(mask: np.ndarray) -> Box:
+    """The bounding box; a mask without a pixel gives (0, 0, 0, 0) and is turned away by the gate."""
+    rows, columns = np.nonzero(mask)
+    if not rows.size:
+        return 0, 0, 0, 0
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
+def _around(mask: np.ndarray, side: int) -> Box:
+    """A square of the segmenter's crop size around a mask's centre."""
+    rows, columns = np.nonzero(mask)
+    left, top = int(columns.mean() - side / 2), int(rows.mean() - side / 2)
+    return left, top, left + side, top + side
+
+
+def _place(full: np.ndarray, part: np.ndarray, box: Box) -> None:
+    left, top, right, bottom = box
+    x0, y0, x1, y1 = max(0, left), max(0, top), min(full.shape[1], right), min(full.shape[0], bottom)
+    full[y0:y1, x0:x1] = part[y0 - top : y1 - top, x0 - left : x1 - left]

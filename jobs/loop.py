@@ -1,0 +1,91 @@
+"""The closed loop: find where the segmenter is weak, make pairs aimed there, retrain, prove it.
+
+    python jobs/loop.py                                         the built-in demo
+    python jobs/loop.py --config configs/mvtec.yaml --data DIR  your photos
+    ray job submit --working-dir . -- python jobs/loop.py       on a cluster
+
+jobs/session.py opens run folder, data and Ray; actors/crew.py fans work out; jobs/closing.py reads the test split
+once and writes the report.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from actors.crew import Crew
+from cdiff.data.ledger import Ledger
+from cdiff.errors import CdiffError
+from cdiff.evaluation.protocol import decide
+from cdiff.tracking import Tracker
+from cdiff.types import RoundResult
+from cdiff.wasm.quality import counts
+from jobs.closing import close, log_round
+from jobs.session import Session, open_session
+
+
+def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None:
+    """Rounds of rank, plan, generate, gate, fit, commit. The ledger alone knows what is done; a restart goes on from it."""
+    config, groups = session.config, session.groups
+    generator = crew.prepare(ledger)  # trained once: SAFE, joint denoiser, token bank, the gate's thresholds
+    real_only = crew.assess(ledger, "real_only", pairs=[])
+    best = crew.best(ledger, default=real_only)
+    for number in ledger.remaining(config.rounds):
+        seconds = Stopwatch()
+        accepted = ledger.kept_pairs()
+        outcomes = seconds("outcomes", crew.outcomes, accepted)
+        weaknesses = seconds("rank", crew.rank, outcomes)
+        pairs = seconds("generate", crew.make_pairs, weaknesses, number, generator, best.revision)
+        kept = [pair for pair in pairs if pair.kept]
+        candidate = seconds("fit", crew.assess, ledger, f"round-{number}", accepted + kept)
+        decision = decide(candidate.dice, best.dice, real_only.dice, groups, seed=config.seed + number)
+        result = RoundResult(
+            round=number,
+            weaknesses=tuple(weaknesses),
+            kept=len(kept),
+            counts=counts(pairs),
+            candidate=candidate.revision,
+            validation=candidate.headline(),
+            decision=decision,
+            seconds=seconds.all(),
+        )
+        ledger.commit_round(result, pairs)
+        best = candidate if decision.accepted else best
+        log_round(session, tracker, result, pairs, candidate)
+    close(session, crew, ledger, tracker, real_only, best)
+
+
+class Stopwatch:
+    """Calls a step and remembers how long it took."""
+
+    def __init__(self) -> None:
+        self.taken: dict[str, float] = {}
+
+    def __call__(self, name, step, *args):  # type: ignore[no-untyped-def]  # returns whatever the step returns
+        began = time.perf_counter()
+        out = step(*args)
+        self.taken[name] = round(time.perf_counter() - began, 2)
+        return out
+
+    def all(self) -> tuple[tuple[str, float], ...]:
+        return tuple(sorted(self.taken.items()))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 0 when the loop is complete, 2 on an error that the user can mend, 130 on Ctrl-C."""
+    try:
+        with open_session(arguments) as session:
+            if session is not None:
+                with session.crew() as crew, session.tracker() as tracker:
+                    loop(session, crew, session.ledger, tracker)
+    except CdiffError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last committed round", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""What a run stands on, opened before the loop and closed after it: arguments, home, data, splits, run folder, Ray."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from actors.crew import Crew
+from actors.resources import Cluster, connect
+from cdiff.config import Config, dump_config, load_config
+from cdiff.data.dataset import Dataset
+from cdiff.data.demo import make_demo
+from cdiff.data.formats import read_sources
+from cdiff.data.ledger import Ledger
+from cdiff.data.splits import Manifest, make_splits, write_manifest
+from cdiff.data.store import Run, create_run, home_folder
+from cdiff.errors import ConfigError
+from cdiff.tracking import Tracker
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "configs" / "demo.yaml"
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run's configuration, data and folder."""
+
+    config: Config
+    run: Run
+    home: Path
+    dataset: Dataset
+    manifest: Manifest
+    ledger: Ledger
+    cluster: Cluster
+    tracking_uri: str | None
+    command: str  # how to start the same run again
+    demo: bool
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Source object of each photo."""
+        return {sample.sample_id: sample.group for sample in self.dataset.samples}
+
+    def crew(self) -> Crew:
+        return Crew(self.run, self.config, self.dataset, self.manifest, self.cluster.local)
+
+    @contextmanager
+    def tracker(self) -> Iterator[Tracker]:
+        """The MLflow run of this loop; a resumed loop goes on in the same one."""
+        known = self.ledger.milestone("tracking") or {}
+        tracker = Tracker(self.run, self.config, self.tracking_uri, resume=known.get("run_id"))
+        if not known:
+            self.ledger.record("tracking", run_id=tracker.run_id)
+        counts = {split: len(self.manifest.ids(split)) for split in ("train", "validation", "test")}
+        tracker.start(self.config, {"split_hash": self.manifest.hash, "command": self.command, **counts})
+        print(f"MLflow     {tracker.uri}", flush=True)
+        try:
+            yield tracker
+        except BaseException:
+            tracker.finish("KILLED" if isinstance(sys.exception(), KeyboardInterrupt) else "FAILED")
+            raise
+        tracker.finish("FINISHED")
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        prog="python jobs/loop.py",
+        description="The closed loop from a folder of images and masks to a better segmenter. "
+        "Without arguments it runs on the built-in demo data.",
+    )
+    out.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings, over the configuration file")
+    out.add_argument("--config", help="YAML file of settings (see configs/)")
+    out.add_argument("--data", action="append", default=[], help="folder of photos and masks; repeat for several")
+    out.add_argument("--groups", help="JSON or CSV: photo -> source object; photos of one object never cross a split")
+    out.add_argument("--home", help="where runs and MLflow's files lie (default: CDIFF_HOME, else ~/cdiff)")
+    out.add_argument("--run", help="name of the run folder; an existing one is resumed (default: made from the config)")
+    out.add_argument("--tracking-uri", help="MLflow tracking server or database")
+    out.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    return out
+
+
+@contextmanager
+def open_session(arguments: list[str] | None = None) -> Iterator[Session | None]:
+    """Open everything that a run needs; None after --dry-run.
+
+    Raises:
+        CdiffError: of the kind that fits: configuration, data, resources, run folder.
+    """
+    args = parser().parse_args(arguments)
+    config, demo = _config(args)
+    if args.dry_run:
+        print(dump_config(config), end="")
+        yield None
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    home = home_folder(args.home)
+    print(f"home       {home}", flush=True)
+    sources = make_demo(home / "data", config.data, config.data.split_seed) if demo else args.data
+    with _connected() as cluster:
+        samples, manifest = make_splits(read_sources(sources, args.groups, config.data), config.data, config.wasm.folds)
+        run = create_run(home, args.run or _name(args, config, manifest), dump_config(config), manifest)
+        write_manifest(manifest, run.splits_path)
+        print(f"run        {run.path}", flush=True)
+        print(f"cluster    {cluster}", flush=True)
+        for note in manifest.notes:
+            print(f"note       {note}", flush=True)
+        command = "python jobs/loop.py " + " ".join(arguments if arguments is not None else sys.argv[1:])
+        yield Session(
+            config, run, home, Dataset(samples, config.data), manifest, Ledger(run.ledger_path), cluster,
+            args.tracking_uri, command.strip(), demo,
+        )
+
+
+def _config(args: argparse.Namespace) -> tuple[Config, bool]:
+    """The resolved configuration, and whether the demo data are meant."""
+    demo = not args.data and (args.config is None or Path(args.config).name == DEMO.name)
+    config = load_config(args.config or (DEMO if demo else None), args.overrides)
+    if not args.data and not (demo or config.data.demo):
+        raise ConfigError("no data: give --data FOLDER (it repeats), or no --config either for the built-in demo.")
+    return config, demo or config.data.demo
+
+
+def _name(args: argparse.Namespace, config: Config, manifest: Manifest) -> str:
+    """A name that the same configuration and data give again, so that the same command resumes."""
+    from cdiff.types import content_hash
+
+    stem = Path(args.config).stem if args.config else ("demo" if not args.data else Path(args.data[0]).name)
+    return f"{stem}-{content_hash([dump_config(config), manifest.hash])[:8]}"
+
+
+@contextmanager
+def _connected() -> Iterator[Cluster]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = connect()
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()

@@ -1,0 +1,196 @@
+"""Promises of the actor group, kept on a real Ray with real deaths."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from actors.group import ActorGroup
+from cdiff.config import ResourceConfig
+from cdiff.errors import ActorError, DataError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+
+@ray.remote(num_cpus=0.5)
+class Worker:
+    """Does what its item says; notes each call in a file, so that a test can count the tries."""
+
+    def __init__(self, index: int, journal: str, broken: str = "") -> None:
+        if broken:
+            raise ValueError(f"no weights at {broken}\nGive an existing folder.")
+        self.index, self.journal = index, Path(journal)
+
+    def square(self, number: int, seconds: float = 0.0) -> tuple[int, int]:
+        self._note(f"square {number}")
+        time.sleep(seconds)
+        return number * number, self.index
+
+    def die_once(self, marker: str) -> str:
+        self._note("die_once")
+        if not os.path.exists(marker):
+            Path(marker).touch()
+            os._exit(1)
+        return "alive again"
+
+    def die(self, poison: bool) -> int:
+        self._note(f"die {poison}")
+        if poison:
+            time.sleep(0.2)  # the innocent calls behind it are queued by then
+            os._exit(1)
+        return self.index
+
+    def fail(self, text: str) -> None:
+        self._note(text)
+        raise RuntimeError(text)
+
+    def fail_on(self, index: int) -> int:
+        self._note(f"fail_on {index}")
+        if self.index == index:
+            raise RuntimeError("this actor is ill")
+        return self.index
+
+    def refuse(self) -> None:
+        self._note("refuse")
+        raise DataError("2 of 7 images have no mask, first: a.png.\nAdd the masks.")
+
+    def _note(self, text: str) -> None:
+        with self.journal.open("a") as file:
+            file.write(text + "\n")
+
+
+Make = Callable[..., ActorGroup]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    path = tmp_path / "journal"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def make_group(journal: Path) -> Iterator[Make]:
+    groups: list[ActorGroup] = []
+
+    def make(count: int = 2, broken: str = "", **resources: Any) -> ActorGroup:
+        def actor(index: int) -> Any:
+            return Worker.remote(index, str(journal), broken)  # type: ignore[attr-defined]
+
+        groups.append(ActorGroup("test", actor, count, ResourceConfig(**resources)))
+        return groups[-1]
+
+    yield make
+    for group in groups:
+        group.close()
+
+
+def test_results_are_in_item_order_whatever_finishes_first(make_group: Make) -> None:
+    items = [(f"item-{n}", (n, 0.3 if n == 0 else 0.0)) for n in range(8)]
+    finished: list[str] = []
+    results = make_group().run("square", items, done=finished.append)
+    assert [square for square, _ in results] == [n * n for n in range(8)]
+    assert sorted(finished) == sorted(key for key, _ in items)
+    assert finished[0] != "item-0"
+    assert {index for _, index in results} == {0, 1}, "both actors worked"
+
+
+def test_items_are_taken_only_as_actors_have_room(make_group: Make) -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[tuple[str, tuple[Any, ...]]]:
+        for number in range(20):
+            taken.append(number)
+            yield str(number), (number,)
+
+    group = make_group(in_flight=2)
+    stream = group.stream("square", items())
+    next(stream)
+    assert len(taken) <= 2 * 2, "two actors with two calls each, and the source is not read ahead"
+    stream.close()
+    assert group.call("square", 3)[0] == 9, "an abandoned stream leaves the group usable"
+
+
+def test_an_item_whose_actor_is_killed_is_done_by_another_one(make_group: Make, journal: Path) -> None:
+    group = make_group()
+    victim = group.handles[0]
+    stream = group.stream("square", [(str(n), (n, 0.5)) for n in range(6)])
+    first = next(stream)
+    ray.kill(victim, no_restart=True)
+    results = dict([first, *stream])
+    assert {key: square for key, (square, _) in results.items()} == {str(n): n * n for n in range(6)}
+    assert group.handles[0] != victim
+    assert len(journal.read_text().splitlines()) in (6, 7), "only what ran on the killed actor was repeated"
+
+
+def test_a_crashed_process_is_replaced_and_its_item_tried_again(
+    make_group: Make, journal: Path, tmp_path: Path
+) -> None:
+    assert make_group(count=1).call("die_once", str(tmp_path / "marker")) == "alive again"
+    assert journal.read_text().splitlines() == ["die_once", "die_once"]
+
+
+def test_a_poison_item_ends_with_an_error_that_names_it_and_spares_its_neighbours(
+    make_group: Make, journal: Path
+) -> None:
+    group = make_group(count=1, retries=1, in_flight=3)
+    items = [("poison", (True,)), ("good-1", (False,)), ("good-2", (False,))]
+    with pytest.raises(ActorError, match=r"failed 2 times in die on item poison; first cause: .*died"):
+        group.run("die", items)
+    assert journal.read_text().splitlines().count("die True") == 2, "one try and one retry"
+    assert group.call("die", False) == 0, "the group lives on"
+
+
+def test_a_failing_call_is_tried_again_on_another_actor(make_group: Make, journal: Path) -> None:
+    assert make_group(count=2).call("fail_on", 0) == 1
+    assert journal.read_text().splitlines() == ["fail_on 0", "fail_on 0"]
+
+
+def test_the_error_after_the_last_retry_shows_item_and_first_cause(make_group: Make, journal: Path) -> None:
+    with pytest.raises(
+        ActorError, match="failed 3 times in fail on item shard-7; first cause: RuntimeError: out of luck"
+    ):
+        make_group(retries=2).run("fail", [("shard-7", ("out of luck",))])
+    assert len(journal.read_text().splitlines()) == 3
+
+
+def test_an_error_that_the_user_must_mend_is_raised_as_it_is_and_not_retried(
+    make_group: Make, journal: Path
+) -> None:
+    with pytest.raises(DataError, match="2 of 7 images have no mask") as caught:
+        make_group().run("refuse", [("shard-1", ())])
+    assert type(caught.value) is DataError, "the library's own error, without Ray's wrapping"
+    assert "item shard-1" in caught.value.__notes__[0]
+    assert journal.read_text().splitlines() == ["refuse"]
+
+
+def test_an_actor_that_cannot_be_made_says_why_at_once(make_group: Make) -> None:
+    with pytest.raises(
+        ActorError, match="could not be made; first cause: ValueError: no weights at /nowhere"
+    ) as caught:
+        make_group(broken="/nowhere").call("square", 1)
+    assert "Give an existing folder." in str(caught.value), "all lines of the message"
+
+
+def test_silence_ends_in_an_error_within_its_bound(make_group: Make) -> None:
+    group = make_group(count=1, call_seconds=2.0)
+    group.call("square", 1)
+    looks: list[int] = []
+    began = time.monotonic()
+    with pytest.raises(
+        ActorError, match=r"nothing came back from the test actors for 2 s; square is waiting for slow"
+    ):
+        group.run("square", [("slow", (2, 30.0))], watch=lambda handles: looks.append(len(handles)))
+    assert time.monotonic() - began < 4
+    assert looks, "whoever waits may look"
+
+
+def test_two_items_with_one_id_are_refused(make_group: Make) -> None:
+    with pytest.raises(ValueError, match="two items have the id 'a'"):
+        make_group().run("square", [("a", (1,)), ("a", (2,))])

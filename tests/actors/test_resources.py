@@ -1,0 +1,173 @@
+"""Promises about resources: fail with a remedy, within the bound, instead of waiting for ever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from actors.resources import actor_options, code_hash, preflight, refuse_other_code, roles
+from cdiff.config import Config, load_config
+from cdiff.errors import ConfigError, ResourceError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _config(**resources: object) -> Config:
+    return load_config(None, [f"resources.{key}={value}" for key, value in resources.items()])
+
+
+@ray.remote
+class Mirror:
+    """Says what an actor of a role sees."""
+
+    def variable(self, name: str) -> str | None:
+        return os.environ.get(name)
+
+    def threads(self, count: int) -> int:
+        import torch
+
+        from actors.resources import set_threads
+
+        set_threads(count)
+        return torch.get_num_threads()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_an_impossible_wish_fails_within_the_bound_and_says_what_is_lacking() -> None:
+    began = time.monotonic()
+    with pytest.raises(ResourceError) as caught:
+        preflight(_config(generators=50, cpus=1, wait_seconds=2))
+    assert time.monotonic() - began < 5
+    message = str(caught.value)
+    assert "50 generator, 1 extractor, 1 downstream, 1 coordinator" in message
+    assert "52 CPU in all" in message
+    assert "1 node(s) with 4 CPU in all" in message
+    assert "waited 2 s" in message
+    assert "Lower resources.generators" in message
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_local_ray_that_cannot_grow_is_not_waited_for() -> None:
+    began = time.monotonic()
+    with pytest.raises(ResourceError, match="0 GPU in all"):
+        preflight(_config(device="cuda", gpus=0.3, wait_seconds=60), wait=False)
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_an_actor_larger_than_any_node_is_told_from_too_many_actors() -> None:
+    with pytest.raises(ResourceError, match=r"4\.5 CPU in all.*\n.*at most 4 CPU on one node"):
+        preflight(_config(cpus=4.5, wait_seconds=1), actors={"extractor": 1})
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_cpus_held_by_others_are_waited_for_within_the_bound_and_named() -> None:
+    config = _config(cpus=1, wait_seconds=1.5)
+    holder = Mirror.options(num_cpus=2).remote()  # type: ignore[attr-defined]
+    ray.get(holder.variable.remote("HOME"))
+    try:
+        with pytest.raises(ResourceError, match=r"free 2 CPU.*\nOther jobs hold the rest"):
+            preflight(config)
+    finally:
+        ray.kill(holder)
+    preflight(_config(cpus=1, wait_seconds=20))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_preflight_gives_back_what_it_tried_and_leaves_room_for_the_actors() -> None:
+    config = _config(generators=2, cpus=1, wait_seconds=20)
+    preflight(config)
+    preflight(config)
+    mirrors = [
+        Mirror.options(**actor_options(config, role)).remote()  # type: ignore[attr-defined]
+        for role, count in roles(config).items()
+        for _ in range(count)
+    ]
+    calls = [mirror.variable.remote("HOME") for mirror in mirrors]
+    assert len(ray.wait(calls, num_returns=len(calls), timeout=30)[0]) == 5
+    for mirror in mirrors:
+        ray.kill(mirror)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_actors_get_their_threads_and_see_no_gpu_that_they_did_not_reserve() -> None:
+    config = _config(threads=3)
+    worker = Mirror.options(**actor_options(config, "generator")).remote()  # type: ignore[attr-defined]
+    planner = Mirror.options(**actor_options(config, "coordinator")).remote()  # type: ignore[attr-defined]
+    assert ray.get(worker.variable.remote("OMP_NUM_THREADS")) == "3"
+    assert ray.get(worker.threads.remote(3)) == 3
+    assert ray.get([actor.variable.remote("CUDA_VISIBLE_DEVICES") for actor in (worker, planner)]) == ["", ""]
+    for actor in (worker, planner):
+        ray.kill(actor)
+
+
+def test_gpus_are_reserved_as_configured_and_never_by_the_coordinator() -> None:
+    config = _config(device="cuda", gpus=0.25, cpus=2)
+    options = actor_options(config, "downstream")
+    assert (options["num_cpus"], options["num_gpus"]) == (2, 0.25)
+    assert "CUDA_VISIBLE_DEVICES" not in options["runtime_env"]["env_vars"], (
+        "Ray shows the reserved card alone"
+    )
+    options = actor_options(config, "coordinator")
+    assert (options["num_cpus"], options["num_gpus"]) == (0, 0)
+    assert options["runtime_env"]["env_vars"]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_cuda_without_a_reserved_gpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"set resources\.gpus"):
+        preflight(_config(device="cuda"))
+
+
+def test_a_node_with_other_code_is_refused() -> None:
+    refuse_other_code(code_hash())
+    with pytest.raises(ResourceError, match="other code"):
+        refuse_other_code("0123456789abcdef")
+
+
+CONNECT = """
+import os, ray
+from actors.resources import connect
+cluster = connect()
+assert cluster.local and cluster.cpus >= 1, cluster
+seen = ray.get(ray.remote(lambda: __import__("actors.resources").resources.code_hash()).remote())
+from actors.resources import code_hash
+assert seen == code_hash()
+print(cluster)
+"""
+
+
+@pytest.mark.ray
+def test_connect_starts_a_local_ray_whose_workers_import_the_project_from_any_folder(tmp_path: Path) -> None:
+    keep = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT],
+        cwd=tmp_path,
+        env=keep | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1].startswith("local Ray, ")
+
+
+@pytest.mark.ray
+def test_connect_to_a_cluster_that_is_not_there_says_what_to_do() -> None:
+    script = "from actors.resources import connect\nconnect('127.0.0.1:1')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "ResourceError: cannot reach Ray at 127.0.0.1:1" in done.stderr
+    assert "unset RAY_ADDRESS" in done.stderr

@@ -1,0 +1,80 @@
+"""A small real data set and a small real generator, trained for a moment."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdiff.config import Config, load_config
+from cdiff.data.dataset import Dataset
+from cdiff.generator.model import Generator
+from cdiff.generator.training import train_generator
+from cdiff.types import MaskFile, Sample
+
+TINY = [
+    "generator.resolution=32",
+    "generator.channels=[16,32]",
+    "generator.attention_levels=1",
+    "generator.steps=6",
+    "generator.batch=4",
+    "generator.checkpoint_every=3",
+    "safe.channels=[16,32]",
+    "safe.dim=32",
+    "sampling.steps=4",
+    "sampling.micro_batch=3",
+]
+
+
+def write_photos(folder: Path, count: int = 6) -> list[Sample]:
+    """Grey textures with a dark square or a bright bar each, and as many normals."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for number in range(2 * count):
+        kind = ("pit", "bar")[number % 2] if number < count else ""
+        image = rng.integers(90, 150, (80, 96, 3)).astype(np.uint8)
+        mask = np.zeros((80, 96), bool)
+        x, y = rng.integers(20, 60, 2)
+        if kind == "pit":
+            mask[y : y + 14, x : x + 14] = True
+            image[mask] = 20
+        elif kind == "bar":
+            mask[y : y + 4, x : x + 26] = True
+            image[mask] = 235
+        name = f"metal/{kind or 'good'}/{number:03d}"
+        path, mask_path = folder / f"{number}.png", folder / f"{number}_mask.png"
+        Image.fromarray(image).save(path)
+        Image.fromarray(mask).save(mask_path)
+        masks = (MaskFile(str(mask_path), ((-1, kind),)),) if kind else ()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        samples.append(
+            Sample(
+                name, "metal", (kind,) if kind else (), str(number), str(path), masks, 96, 80, "RGB", digest
+            )
+        )
+    return samples
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides() -> list[str]:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Config:
+    return load_config(None, TINY)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory, tiny_config) -> Dataset:
+    return Dataset(write_photos(tmp_path_factory.mktemp("photos")), tiny_config.data)
+
+
+@pytest.fixture(scope="session")
+def tiny_generator(tmp_path_factory, photos, tiny_config) -> Generator:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    ids = [sample.sample_id for sample in photos.samples]
+    normals = [sample.sample_id for sample in photos.samples if sample.is_normal]
+    trained = train_generator(photos, photos.all_targets(ids), normals, tiny_config, folder)
+    return Generator.load(folder / trained.revision)

@@ -1,0 +1,260 @@
+"""The ledger: what was confirmed is there after a crash, and every carrier comes back as it was."""
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import typing
+
+import numpy as np
+import pytest
+
+from cdiff import types
+from cdiff.config import Config, dump_config
+from cdiff.data.carriers import from_json, to_json
+from cdiff.data.ledger import Ledger
+from cdiff.data.store import Run, ShardRow, create_run, shard_name, write_shard
+from cdiff.errors import RunError
+from cdiff.types import (
+    Assignment,
+    Attempt,
+    Decision,
+    GenerationTask,
+    MaskFile,
+    Outcome,
+    Pair,
+    Pose,
+    Recipe,
+    Revisions,
+    RoundResult,
+    Sample,
+    Slice,
+    Strengths,
+    Target,
+    Weakness,
+)
+
+
+@dataclasses.dataclass
+class Splits:
+    hash: str = "abc"
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return create_run(tmp_path, "one", dump_config(Config()), Splits())
+
+
+def task(seed: int) -> GenerationTask:
+    recipe = Recipe("joint", "B0", 1, 0.25, 16, "euler", "float32", 8, 2)
+    pose = Pose(1.5, 2.5, 0.0, 1.0, False, 0.05, 1.7)
+    return GenerationTask(recipe, "c/t/1#0", "c/good/2", pose, Strengths(2.0, 0.4), seed, Revisions("g", "b"))
+
+
+def attempts(seeds: range) -> list[Attempt]:
+    plan = [Assignment(task(seed), "c/t", "uniform", number) for number, seed in enumerate(seeds)]
+    name = shard_name(plan)
+    return [
+        Attempt(item, name, number, "c", "t", (0, 1, 2, 3), (("loss", 0.5),), b"\x00\xff")
+        for number, item in enumerate(plan)
+    ]
+
+
+def store(run: Run, found: list[Attempt]) -> None:
+    write_shard(run, found[0].shard, [ShardRow(item, b"i", b"m", b"c", b"r", b"g") for item in found])
+
+
+def result(number: int, accepted: bool = True) -> RoundResult:
+    weakness = Weakness(Slice("c", "t", "small"), ("c/t/1#0",), 0.7, 0.3, 0.9, 0.8)
+    decision = Decision(accepted, "because", 0.1, -0.1, 0.3)
+    counts = (("c/t", "kept", 2), ("c/t", "blurred", 1))
+    return RoundResult(number, (weakness,), 2, counts, "rev", (("pixel_ap", 0.4),), decision, (("fit", 1.5),))
+
+
+def commit(run: Run, ledger: Ledger, number: int, accepted: bool) -> list[Pair]:
+    found = attempts(range(10 * number, 10 * number + 3))
+    store(run, found)
+    pairs = [Pair(item, reason) for item, reason in zip(found, ["", "blurred", ""], strict=True)]
+    ledger.commit_round(result(number, accepted), pairs)
+    return pairs
+
+
+CARRIERS = [
+    MaskFile("a.png", ((-1, "crack"), (2, "pit"))),
+    Sample(
+        "c/t/1", "c", ("t",), "g", "a.png", (MaskFile("m.png", ((-1, "t"),)),), 3, 4, "L", "f" * 64, "train"
+    ),
+    Target("c/t/1#0", "c/t/1", "c", "t", "g", (1, 2, 3, 4), 9),
+    Outcome("c/t/1#0", "c/t/1", "c", "t", "g", 0, 0.1, 0.2, 0.3, math.inf, 0.5, 0.6, 1e-300, 1 / 3),
+    attempts(range(1))[0],
+    Pair(attempts(range(1))[0], "near-duplicate"),
+    result(1),
+]
+
+
+@pytest.mark.parametrize("carrier", CARRIERS, ids=lambda carrier: type(carrier).__name__)
+def test_carriers_come_back_from_json_exactly(carrier):
+    again = from_json(type(carrier), json.loads(json.dumps(to_json(carrier))))
+    assert again == carrier
+    assert type(again) is type(carrier)
+    assert types.content_hash(again) == types.content_hash(carrier)
+
+
+def test_every_carrier_of_types_is_covered():
+    def inside(kind: object, seen: set[type]) -> set[type]:
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind not in seen:
+            seen.add(kind)
+            for hint in typing.get_type_hints(kind).values():
+                inside(hint, seen)
+        for part in typing.get_args(kind):
+            inside(part, seen)
+        return seen
+
+    covered: set[type] = set()
+    for carrier in CARRIERS:
+        inside(type(carrier), covered)
+    declared = {
+        kind for kind in vars(types).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    }
+    assert declared == covered
+
+
+def test_optional_fields_mappings_and_numpy_numbers_travel():
+    @dataclasses.dataclass(frozen=True)
+    class Box:
+        value: float | None
+        by_name: dict[str, tuple[float, ...]]
+        default: int = 3
+
+    box = Box(None, {"a": (float(np.float64(0.1)), 2.0)})
+    assert from_json(Box, to_json(box)) == box
+    assert from_json(Box, {"value": 1.5, "by_name": {}}) == Box(1.5, {})
+    assert to_json({"n": np.float32(0.5), "i": np.int64(3), "b": np.bool_(True)}) == {
+        "n": 0.5,
+        "i": 3,
+        "b": True,
+    }
+
+
+@pytest.mark.parametrize("change", [{"area": "9"}, {"box": [1, 2, 3]}, {"extra": 1}])
+def test_json_that_does_not_fit_a_carrier_is_refused(change):
+    plain = to_json(Target("c/t/1#0", "c/t/1", "c", "t", "g", (1, 2, 3, 4), 9))
+    with pytest.raises(ValueError, match=r"expected|unknown"):
+        from_json(Target, plain | change)
+    with pytest.raises(ValueError, match="missing"):
+        from_json(Target, {key: value for key, value in plain.items() if key != "area"})
+    with pytest.raises(ValueError, match="expected"):
+        from_json(Assignment, to_json(Assignment(task(1), "s", "weak", 0)) | {"purpose": "other"})
+
+
+def test_what_cannot_come_back_is_refused_before_it_is_written(run):
+    ledger = Ledger(run.ledger_path)
+    with pytest.raises(TypeError, match="ndarray"):
+        ledger.append("started", values=np.zeros(3))
+    with pytest.raises(ValueError, match="own names"):
+        ledger.append("started", seq=3)
+    assert Ledger(run.ledger_path).events() == []
+
+
+def test_events_are_there_in_order_after_reopening(run):
+    ledger = Ledger(run.ledger_path, clock=lambda: 5.0)
+    ledger.append("started", command="x")
+    ledger.record("generator", revision="r1")
+    ledger.append("milestone", name="generator", revision="r2")
+    again = Ledger(run.ledger_path)
+    assert again.events() == ledger.events()
+    assert [(event["seq"], event["at"], event["kind"]) for event in again.events()] == [
+        (0, 5.0, "started"),
+        (1, 5.0, "milestone"),
+        (2, 5.0, "milestone"),
+    ]
+    assert again.milestone("generator") == {"revision": "r2"}
+    assert again.milestone("bank") is None
+    assert again.last("started") == {"command": "x"}
+    assert again.last("finished") is None
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"seq": 1, "kind": "mile', b'{"seq": 1, "kind": "x"}', b"\x00" * 40, b"\n"]
+)
+def test_a_torn_last_line_is_ignored_and_cut_off_by_the_next_append(run, torn):
+    Ledger(run.ledger_path).append("started")
+    with run.ledger_path.open("ab") as file:
+        file.write(torn)
+    ledger = Ledger(run.ledger_path)
+    assert [event["kind"] for event in ledger.events()] == ["started"]
+    ledger.append("finished")
+    assert [event["kind"] for event in Ledger(run.ledger_path).events()] == ["started", "finished"]
+    assert len(run.ledger_path.read_bytes().splitlines()) == 2
+
+
+def test_every_prefix_of_the_file_is_a_ledger(run):
+    ledger = Ledger(run.ledger_path)
+    for number in range(3):
+        ledger.append("milestone", name=f"step {number}", text="ü\u2028\r\n")
+    whole = run.ledger_path.read_bytes()
+    ledger.close()
+    for length in range(len(whole) + 1):
+        run.ledger_path.write_bytes(whole[:length])
+        assert len(Ledger(run.ledger_path).events()) == whole[:length].count(b"\n")
+
+
+def test_damage_before_the_last_line_stops(run):
+    ledger = Ledger(run.ledger_path)
+    ledger.append("started")
+    ledger.append("finished")
+    run.ledger_path.write_bytes(run.ledger_path.read_bytes()[5:])
+    with pytest.raises(RunError, match="line 1"):
+        Ledger(run.ledger_path)
+
+
+def test_rounds_and_their_kept_pairs_come_back(run):
+    ledger = Ledger(run.ledger_path)
+    assert ledger.remaining(3) == [1, 2, 3]
+    first = commit(run, ledger, 1, accepted=True)
+    second = commit(run, ledger, 2, accepted=False)
+    again = Ledger(run.ledger_path)
+    assert again.rounds() == [result(1), result(2, accepted=False)]
+    assert again.remaining(3) == [3]
+    assert again.remaining(2) == []
+    assert again.pairs(1) == first
+    assert again.pairs(2) == second
+    assert again.kept_pairs() == [first[0], first[2]]
+    assert again.kept_pairs(accepted_only=False) == [first[0], first[2], second[0], second[2]]
+
+
+def test_a_round_is_committed_once(run):
+    ledger = Ledger(run.ledger_path)
+    commit(run, ledger, 1, accepted=True)
+    with pytest.raises(ValueError, match="round 1"):
+        commit(run, ledger, 1, accepted=True)
+
+
+def test_a_committed_round_whose_shard_is_gone_stops(run):
+    ledger = Ledger(run.ledger_path)
+    pairs = commit(run, ledger, 1, accepted=True)
+    (run.path / pairs[0].attempt.shard).unlink()
+    with pytest.raises(RunError, match="COMMIT"):
+        Ledger(run.ledger_path).kept_pairs()
+
+
+def _append_elsewhere(path, queue):
+    try:
+        Ledger(path).append("started")
+        queue.put("written")
+    except RunError as error:
+        queue.put(str(error))
+
+
+def test_a_second_process_cannot_write_but_can_read(run):
+    ledger = Ledger(run.ledger_path)
+    ledger.append("started")
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    for wanted in ("another process", "written"):
+        other = context.Process(target=_append_elsewhere, args=(run.ledger_path, queue))
+        other.start()
+        assert wanted in queue.get(timeout=20)
+        other.join()
+        ledger.close()
+    assert len(Ledger(run.ledger_path).events()) == 2

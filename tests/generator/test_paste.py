@@ -1,0 +1,92 @@
+"""Crop, paste and paste back."""
+
+import numpy as np
+import pytest
+import torch
+
+from cdiff.generator.paste import cut, lay_out, paste_back, square_around, to_resolution
+from cdiff.types import Pose, Target
+
+
+def _photos(side: int = 160) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    background = rng.integers(90, 140, (side, side, 3)).astype(np.uint8)
+    reference = rng.integers(90, 140, (side + 20, side - 10, 3)).astype(np.uint8)
+    mask = np.zeros(reference.shape[:2], bool)
+    mask[40:60, 30:80] = True
+    reference[mask] = 20
+    return background, reference, mask
+
+
+TARGET = Target("a#0", "a", "metal", "pit", "g", (30, 40, 80, 60), 1000)
+POSE = Pose(x=90.0, y=70.0, angle=30.0, scale=1.1, flip=True, elastic=0.05, margin=1.6)
+
+
+def _canvas(pose: Pose = POSE, repaint: bool = False):
+    background, reference, mask = _photos()
+    rng = np.random.default_rng(1)
+    photo = reference if repaint else background
+    return photo, lay_out(photo, reference, mask, TARGET, pose, min_side=24, dilation=0.12, repaint=repaint, rng=rng)
+
+
+@pytest.mark.parametrize("resolution", [32, 64, 128])
+def test_start_strength_zero_is_exactly_copy_paste_at_full_resolution(resolution: int) -> None:
+    photo, canvas = _canvas()
+    generated = to_resolution(canvas.pasted, resolution) / 127.5 - 1
+    mask = to_resolution(canvas.mask, resolution) * 2 - 1
+    image, target = paste_back(photo, canvas, generated, mask, resolution=resolution, detail=1.0)
+    inside = canvas.mask > 0.9
+    assert np.abs(cut(image, canvas.box)[inside].astype(float) - canvas.pasted[inside]).max() <= 1.0
+    assert np.array_equal(cut(target, canvas.box), canvas.mask > 0.5)
+
+
+def test_pixels_outside_the_region_equal_the_background_photo() -> None:
+    photo, canvas = _canvas()
+    noise = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    image, target = paste_back(photo, canvas, noise, torch.ones(1, 64, 64), resolution=64, detail=1.0)
+    region = np.zeros(photo.shape[:2], bool)
+    left, top, right, bottom = canvas.box
+    region[top:bottom, left:right] = canvas.region
+    assert (image != photo).any()
+    assert np.array_equal(image[~region], photo[~region])
+    assert not target[~region].any()
+
+
+def test_the_change_fades_out_towards_the_border_of_the_region() -> None:
+    photo, canvas = _canvas()
+    bright = torch.ones(3, 64, 64)
+    image, _ = paste_back(photo, canvas, bright, torch.ones(1, 64, 64), resolution=64, detail=0.0)
+    change = np.abs(cut(image, canvas.box).astype(float) - canvas.background).mean(axis=2)
+    from scipy import ndimage
+
+    depth = ndimage.distance_transform_edt(canvas.region)
+    rim = change[(depth > 0) & (depth <= 1)].mean()
+    assert rim < 0.25 * change[canvas.mask > 0.9].mean()
+
+
+def test_the_pose_carries_the_target_to_its_place() -> None:
+    _, canvas = _canvas(Pose(x=90.0, y=70.0, angle=0.0, scale=1.0, flip=False, elastic=0.0, margin=1.6))
+    rows, columns = np.nonzero(canvas.mask > 0.5)
+    x, y = columns.mean() + 0.5 + canvas.box[0], rows.mean() + 0.5 + canvas.box[1]
+    # The pose settles by at most 0.35 of the longer side (50 px), towards like surroundings.
+    assert abs(x - 90) <= 0.35 * 50 + 1 and abs(y - 70) <= 0.35 * 50 + 1
+    assert abs((canvas.mask > 0.5).sum() - 1000) < 60
+
+
+def test_repainting_leaves_the_photo_as_start_and_the_mask_in_place() -> None:
+    photo, canvas = _canvas(Pose(x=55.0, y=50.0, angle=0.0, scale=1.0, flip=False, elastic=0.0, margin=1.6), True)
+    assert np.array_equal(canvas.pasted, cut(photo, canvas.box).astype(np.float32))
+    assert (canvas.mask > 0.5).sum() == 1000
+
+
+def test_a_crop_beyond_the_border_is_mirrored_and_its_mask_empty() -> None:
+    image = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    assert cut(image, (-1, -1, 2, 2)).tolist() == [[0, 0, 1], [0, 0, 1], [4, 4, 5]]
+    assert cut(image > 99, (-1, -1, 2, 2)).tolist() == [[False] * 3] * 3
+
+
+def test_tiny_targets_get_surroundings_and_large_ones_fit() -> None:
+    left, _, right, _ = square_around(50, 50, 4, 1.3, 24, 400)
+    assert right - left == 24
+    left, _, right, _ = square_around(50, 50, 390, 2.2, 24, 400)
+    assert right - left == 400

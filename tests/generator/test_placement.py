@@ -1,0 +1,66 @@
+"""Foreground, object frames and poses."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from cdiff.config import SamplingConfig
+from cdiff.generator.placement import draw_pose, foreground, frame_of, repaint_pose
+from cdiff.types import Target
+
+
+def _bolt(angle: float, side: int = 200) -> np.ndarray:
+    """A dark bolt with a thick head on a light ground, turned counter-clockwise on the screen."""
+    rng = np.random.default_rng(0)
+    image = np.full((side, side), 200.0)
+    image[92:108, 40:160] = 60
+    image[80:120, 40:60] = 60
+    turned = ndimage.rotate(image, angle, reshape=False, order=1, mode="nearest")
+    noisy = turned + rng.normal(0, 3, turned.shape)
+    return np.repeat(noisy.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def test_an_object_on_plain_ground_is_found_and_a_texture_is_all_foreground() -> None:
+    mask = foreground(_bolt(0))
+    assert mask[100, 100] and not mask[10, 10]
+    texture = np.random.default_rng(0).integers(60, 200, (150, 150, 3)).astype(np.uint8)
+    assert foreground(texture).all()
+
+
+@pytest.mark.parametrize("angle", [0, 35, 90, 140, -60])
+def test_a_place_on_the_object_turns_with_the_object(angle: float) -> None:
+    still, turned = frame_of(_bolt(0)), frame_of(_bolt(angle))
+    head = still.to_object(50, 100)
+    x, y = turned.to_photo(*head)
+    radians = math.radians(-angle)  # y points down on the screen
+    wanted = (100 + (50 - 99.5) * math.cos(radians), 100 + (50 - 99.5) * math.sin(radians))
+    assert math.hypot(x - wanted[0], y - wanted[1]) < 8
+
+
+def test_poses_keep_to_the_object_and_near_the_real_place() -> None:
+    target = Target("a#0", "a", "bolt", "scratch", "g", (130, 95, 146, 105), 100)
+    reference, background = frame_of(_bolt(0)), frame_of(_bolt(70))
+    rng = np.random.default_rng(0)
+    poses = [draw_pose(target, reference, background, (), SamplingConfig(), (1.3, 2.2), rng) for _ in range(40)]
+    on_object = [background.share_on_object(p.x, p.y, 4) for p in poses]
+    assert np.mean(np.array(on_object) > 0.3) > 0.9
+    along = [background.to_object(p.x, p.y)[0] for p in poses]
+    assert abs(np.mean(along) - reference.to_object(138, 100)[0]) < 0.08
+
+
+def test_a_new_target_keeps_clear_of_the_photos_own_where_there_is_room() -> None:
+    texture = np.random.default_rng(0).integers(60, 200, (150, 150, 3)).astype(np.uint8)
+    frame = frame_of(texture)
+    target = Target("a#0", "a", "tissue", "polyp", "g", (60, 60, 90, 90), 700)
+    rng = np.random.default_rng(0)
+    config = SamplingConfig(jitter=0.5)
+    poses = [draw_pose(target, frame, frame, [(60, 60, 90, 90)], config, (1.3, 2.2), rng) for _ in range(30)]
+    clear = [max(abs(p.x - 75), abs(p.y - 75)) >= 15 + 15 * p.scale for p in poses]
+    assert np.mean(clear) > 0.8
+
+
+def test_a_repaint_stays_in_place() -> None:
+    pose = repaint_pose(Target("a#0", "a", "t", "p", "g", (10, 20, 30, 60), 9), (1.3, 2.2), np.random.default_rng(0))
+    assert (pose.x, pose.y, pose.angle, pose.scale, pose.flip) == (20, 40, 0, 1, False)

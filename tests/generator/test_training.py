@@ -1,0 +1,96 @@
+"""Training of SAFE and denoiser: it learns, resumes, and its checkpoints load."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from cdiff.config import load_config
+from cdiff.errors import DataError, RunError
+from cdiff.generator.model import Generator
+from cdiff.generator.objective import draw_times, noised
+from cdiff.generator.patches import augmented, cut_patches, regions
+from cdiff.generator.training import train_generator
+
+
+def _all(photos):
+    ids = [sample.sample_id for sample in photos.samples]
+    return photos.all_targets(ids), [sample.sample_id for sample in photos.samples if sample.is_normal]
+
+
+def test_the_loss_falls(photos, tiny_overrides, tmp_path) -> None:
+    config = load_config(None, [*tiny_overrides, "generator.steps=120", "generator.lr=2e-3"])
+    losses = train_generator(photos, *_all(photos), config, tmp_path).losses
+    assert losses[-1] < 0.7 * losses[0]
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_a_training_that_was_killed_goes_on_to_the_very_same_weights(photos, tiny_config, tiny_generator, tmp_path) -> None:
+    def kill(step: int, steps: int, loss: float) -> None:
+        if step == 5:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        train_generator(photos, *_all(photos), tiny_config, tmp_path, kill)
+    steps = []
+    again = train_generator(photos, *_all(photos), tiny_config, tmp_path, lambda step, *_: steps.append(step))
+    assert steps == [4, 5, 6]  # from the checkpoint of step 3
+    assert again.revision == tiny_generator.revision
+    assert not list(tmp_path.glob(".training*"))
+
+
+def test_a_checkpoint_loads_with_its_own_configuration(tiny_generator, tmp_path) -> None:
+    revision = tiny_generator.save(tmp_path)
+    again = Generator.load(tmp_path / revision)
+    assert again.config == tiny_generator.config
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), tiny_generator.parameters(), strict=True))
+    with pytest.raises(RunError, match="nowhere"):
+        Generator.load(tmp_path / "nowhere")
+
+
+def test_without_targets_there_is_a_clear_error(photos, tiny_config, tmp_path) -> None:
+    with pytest.raises(DataError, match="no target"):
+        train_generator(photos, [], [], tiny_config, tmp_path)
+
+
+def test_all_uses_of_the_network_are_practised() -> None:
+    image, mask = draw_times(4000, torch.Generator().manual_seed(0))
+    assert ((image == mask).float().mean() - 0.35).abs() < 0.03
+    assert ((mask == 0).float().mean() - 0.25).abs() < 0.03
+    assert ((image == 0).float().mean() - 0.125).abs() < 0.03
+    assert ((image == 1).float().mean() - 0.125).abs() < 0.03
+
+
+def test_noise_lies_on_the_straight_path() -> None:
+    clean, noise = torch.ones(3, 1, 2, 2), torch.zeros(3, 1, 2, 2)
+    assert noised(clean, noise, torch.tensor([0.0, 0.25, 1.0])).mean(dim=(1, 2, 3)).tolist() == [1, 0.75, 0]
+
+
+def test_training_crops_show_the_target_inside_its_region(photos, tiny_config) -> None:
+    targets, normals = _all(photos)
+    rng = np.random.default_rng(0)
+    patches = cut_patches(photos, targets, normals, tiny_config.generator, rng)
+    images, masks = augmented(patches, np.arange(len(targets)).repeat(5), 32, rng)
+    assert images.shape == (30, 3, 32, 32) and float(images.abs().max()) <= 1
+    assert (masks.amax(dim=(1, 2, 3)) > 0.9).all()
+    dark = torch.tensor([kind.endswith("pit") for kind in patches.kinds]).repeat_interleave(5)
+    inside = (images.mean(1, keepdim=True) * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))
+    assert (inside[dark] < -0.4).all() and (inside[~dark] > 0.2).all()
+    region = regions(masks, rng)
+    assert ((masks > 0.5) & (region == 0)).sum() == 0
+    assert 0 < region.mean() < 0.9
+    assert len(patches.empty) and float(patches.empty.abs().max()) < 0.5  # no pit and no bar on target-free crops
+
+
+def test_one_network_serves_targets_of_two_kinds(tiny_generator, photos) -> None:
+    targets, _ = _all(photos)
+    bank = tiny_generator.bank(photos, targets)
+    assert set(bank.tokens) == {target.target_id for target in targets}
+    first, second = bank.tokens[targets[0].target_id], bank.tokens[targets[1].target_id]
+    assert first.shape == (tiny_generator.safe.count, 32) and not torch.equal(first, second)
+    changed = dataclasses.replace(targets[0], target_id=targets[0].target_id)
+    assert torch.equal(tiny_generator.bank(photos, [changed])[changed.target_id], first)

@@ -1,0 +1,118 @@
+"""Arms B0 and B1, the shared mask, and that a pair's pixels depend on its task alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from cdiff.generator.placement import draw_pose, frame_of
+from cdiff.types import GenerationTask, Pose, Recipe, Revisions, Strengths
+from cdiff.wasm.mining import detail_share, make_pairs, spell_out
+
+
+@pytest.fixture(scope="module")
+def tasks(photos, tiny_config) -> list[GenerationTask]:
+    rng = np.random.default_rng(0)
+    targets = photos.all_targets(s.sample_id for s in photos.samples)
+    normals = [s.sample_id for s in photos.samples if s.is_normal]
+    recipe = Recipe("mask_first", "B0", 1, 0.25, 4, "euler", "float32", 3, 1)
+    out = []
+    for number, target in enumerate(targets[:5]):
+        frames = frame_of(photos.image(target.sample_id)), frame_of(photos.image(normals[number]))
+        pose = draw_pose(target, *frames, (), tiny_config.sampling, (1.3, 2.2), rng)
+        strengths = Strengths(2.0, (0.25, 0.5, 0.75, 1.0, 0.5)[number])
+        out.append(
+            GenerationTask(recipe, target.target_id, normals[number], pose, strengths, number, Revisions("g", "b"))
+        )
+    return out
+
+
+@pytest.fixture(scope="module")
+def bank(photos, tiny_generator):
+    return tiny_generator.bank(photos, photos.all_targets(s.sample_id for s in photos.samples))
+
+
+@pytest.mark.parametrize("mode", ["joint", "mask_first", "given_mask"])
+def test_a_pair_has_the_same_pixels_alone_and_among_others(mode, tasks, bank, photos, tiny_config, tiny_generator) -> None:
+    tasks = [dataclasses.replace(t, recipe=dataclasses.replace(t.recipe, mode=mode)) for t in tasks]
+    together = make_pairs(tiny_generator, bank, tasks, photos, tiny_config)
+    for task, among in list(zip(tasks, together, strict=True))[1:4]:
+        alone = make_pairs(tiny_generator, bank, [task], photos, tiny_config)[0]
+        assert np.array_equal(alone.image, among.image)
+        assert np.array_equal(alone.mask, among.mask)
+
+
+def test_nothing_changes_outside_the_region(tasks, bank, photos, tiny_config, tiny_generator) -> None:
+    for pair in make_pairs(tiny_generator, bank, tasks, photos, tiny_config):
+        left, top, right, bottom = pair.layout.box
+        outside = np.ones(pair.target.shape, bool)
+        outside[max(0, top) : bottom, max(0, left) : right] = False
+        assert np.array_equal(pair.image[outside], pair.layout.photo[outside])
+        assert not (pair.target & outside).any()
+
+
+def test_a_given_mask_is_the_real_targets_own(tasks, bank, photos, tiny_config, tiny_generator) -> None:
+    task = dataclasses.replace(tasks[1], recipe=dataclasses.replace(tasks[1].recipe, mode="given_mask"))
+    pair = make_pairs(tiny_generator, bank, [task], photos, tiny_config)[0]
+    left, top, right, bottom = pair.layout.box
+    wanted = pair.layout.canvas.mask > 0.5
+    if left >= 0 and top >= 0 and right <= pair.target.shape[1] and bottom <= pair.target.shape[0]:
+        assert np.array_equal(pair.target[top:bottom, left:right], wanted)
+    assert abs(int(pair.target.sum()) - int(wanted.sum())) <= 0.1 * wanted.sum()
+
+
+def test_best_of_k_finishes_the_candidate_that_the_judge_finds_hardest(
+    tasks, bank, photos, tiny_config, tiny_generator
+) -> None:
+    recipe = dataclasses.replace(tasks[0].recipe, arm="B1", candidates=4, fraction=1.0)
+    task = dataclasses.replace(tasks[3], recipe=recipe)  # from pure noise: candidates differ most
+    seen: list[float] = []
+
+    def darkness(image, target, layout) -> float:
+        seen.append(-float(image[target].mean()) if target.any() else -np.inf)
+        return seen[-1]
+
+    pair = make_pairs(tiny_generator, bank, [task], photos, tiny_config, darkness)[0]
+    assert len(seen) == 4 and len(set(seen)) > 1
+    assert -float(pair.image[pair.target].mean()) == pytest.approx(max(seen), abs=1.0)
+
+
+def test_candidates_of_one_task_share_the_mask(tasks, bank, photos, tiny_config, tiny_generator) -> None:
+    recipe = dataclasses.replace(tasks[0].recipe, arm="B1", candidates=3)
+    task = dataclasses.replace(tasks[1], recipe=recipe)
+    masks = []
+
+    def judge(image, target, layout) -> float:
+        masks.append(target)
+        return 0.0
+
+    make_pairs(tiny_generator, bank, [task], photos, tiny_config, judge)
+    # Fine detail follows the shared coarse mask, not the candidate's colours.
+    assert len(masks) == 3
+    assert all(np.array_equal(masks[0], mask) for mask in masks)
+
+
+def test_a_target_is_repainted_on_its_own_photo_and_the_others_are_kept(photos, tiny_config) -> None:
+    target = photos.all_targets(s.sample_id for s in photos.samples)[0]
+    left, top, right, bottom = target.box
+    pose = Pose((left + right) / 2, (top + bottom) / 2, 0.0, 1.0, False, 0.0, 1.6)
+    recipe = Recipe("given_mask", "B0", 1, 0.25, 4, "euler", "float32", 3, 1)
+    task = GenerationTask(recipe, target.target_id, target.sample_id, pose, Strengths(2, 0.5), 0, Revisions("", ""))
+    layout = spell_out(task, photos, tiny_config)
+    assert np.array_equal(layout.kept, photos.mask(target.sample_id) & ~photos.target_mask(target.target_id))
+    assert np.array_equal(layout.canvas.pasted, layout.canvas.background)
+
+
+def test_a_new_target_beside_the_photos_own_gives_the_union(photos, bank, tiny_config, tiny_generator) -> None:
+    first, second = photos.all_targets(s.sample_id for s in photos.samples)[:2]
+    pose = Pose(20.0, 20.0, 0.0, 1.0, False, 0.0, 1.6)
+    recipe = Recipe("mask_first", "B0", 1, 0.25, 4, "euler", "float32", 3, 1)
+    task = GenerationTask(recipe, first.target_id, second.sample_id, pose, Strengths(2, 0.25), 0, Revisions("", ""))
+    pair = make_pairs(tiny_generator, bank, [task], photos, tiny_config)[0]
+    own = photos.mask(second.sample_id)
+    assert (pair.mask & own).sum() == own.sum()
+    assert np.array_equal(pair.mask, own | pair.target)
+
+
+def test_real_detail_returns_fully_up_to_half_noise_and_not_at_all_from_pure_noise() -> None:
+    assert [detail_share(tau) for tau in (0, 0.5, 0.75, 1)] == [1, 1, 0.5, 0]
