@@ -43,7 +43,7 @@ format: $(STAMP)  ## Format and mend what ruff can mend
 mlflow: $(STAMP)  ## Open the MLflow UI on loopback, over the database under the cdiff home
 	@mkdir -p $(CDIFF_HOME)
 	@echo "MLflow over $(MLFLOW_TRACKING_URI) at http://127.0.0.1:$(MLFLOW_PORT)"
-	$(BIN)/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI) --host 127.0.0.1 --port $(MLFLOW_PORT)
+	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(BIN)/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI) --host 127.0.0.1 --port $(MLFLOW_PORT)
 
 lock:  ## Pin everything anew, from a fresh environment
 	rm -rf build/lock

@@ -42,8 +42,14 @@ class CoordinatorActor:
     def plan(self, weaknesses: list[Weakness], number: int, revisions: Revisions) -> list[Assignment]:
         """The round's ordered tasks."""
         return plan(
-            weaknesses, self.targets, self.backgrounds, self.groups, self._propose, self.config,
-            round=number, revisions=revisions,
+            weaknesses,
+            self.targets,
+            self.backgrounds,
+            self.groups,
+            self._propose,
+            self.config,
+            round=number,
+            revisions=revisions,
         )
 
     def judge(
@@ -59,9 +65,19 @@ class CoordinatorActor:
         wanted = quotas(self.config, weaknesses)
         pairs = judge(attempts, wanted, self.thresholds, self.config, last=last)
         lacking = {} if last else shortfall(pairs, wanted)
+        if not lacking:
+            return pairs, []
         more = top_up(
-            assignments, lacking, weaknesses, self.targets, self.backgrounds, self.groups, self._propose, self.config,
-            round=number, revisions=revisions,
+            assignments,
+            lacking,
+            weaknesses,
+            self.targets,
+            self.backgrounds,
+            self.groups,
+            self._propose,
+            self.config,
+            round=number,
+            revisions=revisions,
         )
         return pairs, more
 

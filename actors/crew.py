@@ -1,10 +1,10 @@
 """All actors of one run behind the loop's verbs. Fans work out, shows progress, keeps nothing that the ledger lacks.
 
-    prepare      generator actor trains; extractor builds frames, token bank, thresholds
-    outcomes     downstream actor: cross-fitted fold models on the training photos
-    rank         coordinator
-    make_pairs   coordinator plans, generator actors make shards, coordinator judges, once more for what is missing
-    assess       downstream actor fits a segmenter and scores it on validation
+prepare      generator actor trains; extractor builds frames, token bank, thresholds
+outcomes     downstream actor: cross-fitted fold models on the training photos
+rank         coordinator
+make_pairs   coordinator plans, generator actors make shards, coordinator judges, once more for what is missing
+assess       downstream actor fits a segmenter and scores it on validation
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from actors.generator import GeneratorActor
 from actors.group import ActorGroup
 from actors.resources import actor_options, code_hash, preflight
 from cdiff.config import Config
-from cdiff.data.dataset import Dataset
 from cdiff.data.carriers import from_json
+from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
 from cdiff.data.splits import Manifest
 from cdiff.data.store import Run
@@ -103,7 +103,12 @@ class Crew:
         fitted = self._fit(name, self.train, pairs, self.config.downstream.steps)
         evaluation = self.evaluate(fitted.revision, self.validation, None)
         assessed = Assessed(
-            fitted.revision, evaluation.scores, evaluation.dice, evaluation.threshold, fitted.losses, fitted.seconds
+            fitted.revision,
+            evaluation.scores,
+            evaluation.dice,
+            evaluation.threshold,
+            fitted.losses,
+            fitted.seconds,
         )
         ledger.record(name, assessed=assessed)
         return assessed
@@ -141,16 +146,24 @@ class Crew:
         pairs, more = coordinator.call("judge", list(weaknesses), number, revisions, plan, attempts, False)
         if more:
             attempts = attempts + self._generate(more, f"round {number}: topping up")
-            pairs, _ = coordinator.call("judge", list(weaknesses), number, revisions, plan + more, attempts, True)
+            pairs, _ = coordinator.call(
+                "judge", list(weaknesses), number, revisions, plan + more, attempts, True
+            )
         return pairs
 
     def evaluate(self, revision: str, sample_ids: Sequence[str], threshold: float | None) -> Evaluation:
         with self._bar(f"scoring {len(sample_ids)} photos", self.downstream) as watch:
             return self.downstream.call("evaluate", revision, list(sample_ids), threshold, watch=watch)
 
+    def score(self, revision: str, sample_ids: Sequence[str]) -> dict[str, Any]:
+        """Score maps of a few photos, for pictures."""
+        return self.downstream.call("score", revision, list(sample_ids))
+
     def _train(self, targets: list[str], photos: list[str]) -> dict[str, Any]:
         """Train the generator, or take the one of an earlier run with the same photos, settings and code."""
-        key = content_hash([self.manifest.hash, targets, self.config.generator.model_dump(), self.config.safe.model_dump()])
+        key = content_hash(
+            [self.manifest.hash, targets, self.config.generator.model_dump(), self.config.safe.model_dump()]
+        )
         shelf = self.run.home / "generators" / f"{key}-{code_hash('cdiff/generator', 'cdiff/safe')}"
         if shelf.is_dir():
             (revision,) = (folder.name for folder in shelf.glob("generator-*"))
@@ -164,14 +177,21 @@ class Crew:
         shutil.copytree(self.run.checkpoint(result.revision), temporary / result.revision)
         temporary.rename(shelf)
         seconds = time.perf_counter() - began
-        return {"revision": result.revision, "reused": False, "losses": list(result.losses), "seconds": seconds}
+        return {
+            "revision": result.revision,
+            "reused": False,
+            "losses": list(result.losses),
+            "seconds": seconds,
+        }
 
     def _generate(self, plan: Sequence[Assignment], label: str) -> list[Attempt]:
         size = self.config.wasm.shard
         shards = [list(plan[first : first + size]) for first in range(0, len(plan), size)]
         with tqdm(total=len(plan), desc=label, unit="pair", leave=False) as bar:
             work = [(shard[0].task_id, (shard,)) for shard in shards]
-            done = self.generators.run("generate", work, done=lambda _: bar.update(min(size, len(plan) - bar.n)))
+            done = self.generators.run(
+                "generate", work, done=lambda _: bar.update(min(size, len(plan) - bar.n))
+            )
         return [attempt for shard in done for attempt in shard]
 
     def _fit(self, name: str, sample_ids: Sequence[str], pairs: Sequence[Pair], steps: int) -> Fit:
@@ -224,5 +244,3 @@ class Crew:
                     bar.update(done - bar.n)
 
             yield watch
-
-

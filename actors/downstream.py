@@ -69,7 +69,9 @@ class DownstreamActor:
 
     def evaluate(self, revision: str, sample_ids: list[str], threshold: float | None = None) -> Evaluation:
         """All metrics on a split; without a threshold, the best one for IoU is chosen on this very split."""
-        maps = score_photos(self._load(revision), self.dataset, sample_ids, self.config.downstream, self._progress)
+        maps = score_photos(
+            self._load(revision), self.dataset, sample_ids, self.config.downstream, self._progress
+        )
         chosen = best_iou_threshold(maps, self.dataset, sample_ids) if threshold is None else threshold
         scores = evaluate(maps, self.dataset, sample_ids, chosen)
         return Evaluation(scores, photo_dice(maps, self.dataset, sample_ids), chosen)

@@ -87,6 +87,8 @@ def actor_options(config: Config, role: Role) -> dict[str, Any]:
     if role != "coordinator":
         # Ray sets 1 for actors without a whole CPU, and libraries read it when they are imported
         variables["OMP_NUM_THREADS"] = str(config.resources.threads)
+        # waiting threads sleep: where actors and other programs share cores, spinning ones slow everybody manifold
+        variables["OMP_WAIT_POLICY"] = "PASSIVE"
     if not resources.get("GPU"):
         variables["CUDA_VISIBLE_DEVICES"] = ""  # an actor with num_gpus=0 sees every GPU otherwise
     return {

@@ -25,15 +25,26 @@ class DataConfig(Settings):
     demo_images: int = Field(60, ge=12, le=2000, description="Photos with targets per demo domain.")
     demo_side: int = Field(128, ge=64, le=1024, description="Side of a demo photo, pixels.")
     train_share: float = Field(0.4, gt=0, lt=1, description="Share of each type's groups that trains.")
-    validation_share: float = Field(0.2, gt=0, lt=1, description="Share that accepts or rejects rounds; the rest tests.")
+    validation_share: float = Field(
+        0.2, gt=0, lt=1, description="Share that accepts or rejects rounds; the rest tests."
+    )
     calibration_share: float = Field(
-        0.15, ge=0, lt=1, description="Share of a type's training groups that the generator never sees: gate thresholds."
+        0.15,
+        ge=0,
+        lt=1,
+        description="Share of a type's training groups that the generator never sees: gate thresholds.",
     )
     split_seed: int = Field(0, ge=0, description="Seed of the split, and of the draw of `train_images`.")
-    train_images: int = Field(0, ge=0, description="Train on this many photos with targets, drawn by seed; 0: on all.")
+    train_images: int = Field(
+        0, ge=0, description="Train on this many photos with targets, drawn by seed; 0: on all."
+    )
     pool_below: int = Field(3, ge=1, description="Types with fewer training targets are pooled into one.")
-    leaks: Literal["drop", "stop"] = Field("drop", description="Near-identical photos across given splits: drop the train copy, or stop.")
-    duplicate_distance: float = Field(0.02, ge=0, le=1, description="Mean absolute pixel difference under which two aligned photos are one.")
+    leaks: Literal["drop", "stop"] = Field(
+        "drop", description="Near-identical photos across given splits: drop the train copy, or stop."
+    )
+    duplicate_distance: float = Field(
+        0.02, ge=0, le=1, description="Mean absolute pixel difference under which two aligned photos are one."
+    )
     skip_unpaired: bool = Field(False, description="Leave photos without a mask out instead of stopping.")
     max_pixels: int = Field(50_000_000, ge=1024, description="Refuse larger images before decoding: bombs.")
     max_bytes: int = Field(100_000_000, ge=1024, description="Refuse larger files.")
@@ -47,19 +58,33 @@ class DataConfig(Settings):
 
 
 class SafeConfig(Settings):
-    channels: tuple[int, ...] = Field((32, 64, 128), min_length=2, description="Width of the encoder's levels, stride 2 each.")
+    channels: tuple[int, ...] = Field(
+        (32, 64, 128), min_length=2, description="Width of the encoder's levels, stride 2 each."
+    )
     dim: int = Field(128, ge=16, description="Width of a token.")
-    spatial: int = Field(2, ge=0, le=4, description="Spatial tokens: a grid of this side inside the target's box.")
-    dropout: float = Field(0.1, ge=0, lt=1, description="Share of training items without tokens: classifier-free guidance.")
-    contrast_weight: float = Field(0.05, ge=0, description="Weight of the InfoNCE term that makes tokens scene agnostic.")
+    spatial: int = Field(
+        2, ge=0, le=4, description="Spatial tokens: a grid of this side inside the target's box."
+    )
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="Share of training items without tokens: classifier-free guidance."
+    )
+    contrast_weight: float = Field(
+        0.05, ge=0, description="Weight of the InfoNCE term that makes tokens scene agnostic."
+    )
     temperature: float = Field(0.1, gt=0, description="Temperature of the InfoNCE term.")
 
 
 class GeneratorConfig(Settings):
-    resolution: int = Field(64, multiple_of=16, ge=32, le=512, description="Side of the crop that is denoised, pixels.")
+    resolution: int = Field(
+        64, multiple_of=16, ge=32, le=512, description="Side of the crop that is denoised, pixels."
+    )
     unshuffle: int = Field(2, ge=1, le=8, description="Pixel-unshuffle factor of the pixel codec.")
-    channels: tuple[int, ...] = Field((64, 128, 192), min_length=2, description="Width of the denoiser's levels.")
-    attention_levels: int = Field(2, ge=1, description="Lowest levels that have attention: 32x32 attention is slow on CPUs.")
+    channels: tuple[int, ...] = Field(
+        (64, 128, 192), min_length=2, description="Width of the denoiser's levels."
+    )
+    attention_levels: int = Field(
+        2, ge=1, description="Lowest levels that have attention: 32x32 attention is slow on CPUs."
+    )
     layers: int = Field(1, ge=1, le=4, description="Residual blocks per level.")
     steps: int = Field(1500, ge=1, description="Optimiser steps.")
     batch: int = Field(16, ge=2, description="Crops per step.")
@@ -67,39 +92,82 @@ class GeneratorConfig(Settings):
     ema: float = Field(0.995, ge=0, lt=1, description="Decay of the averaged weights that sample.")
     mask_weight: float = Field(0.5, ge=0, description="Weight of the mask term of the loss.")
     outside_weight: float = Field(0.1, ge=0, le=1, description="Weight of pixels outside the region.")
-    margin: tuple[float, float] = Field((1.3, 2.2), description="Crop side in longer sides of the target, lowest and highest.")
-    min_side: int = Field(24, ge=8, description="Smallest crop side in photo pixels: tiny targets need surroundings.")
-    dilation: float = Field(0.12, gt=0, le=1, description="How far the region reaches beyond the mask, in longer sides of the target.")
+    margin: tuple[float, float] = Field(
+        (1.3, 2.2), description="Crop side in longer sides of the target, lowest and highest."
+    )
+    min_side: int = Field(
+        24, ge=8, description="Smallest crop side in photo pixels: tiny targets need surroundings."
+    )
+    dilation: float = Field(
+        0.12,
+        gt=0,
+        le=1,
+        description="How far the region reaches beyond the mask, in longer sides of the target.",
+    )
     checkpoint_every: int = Field(250, ge=1, description="Steps between resumable checkpoints.")
-    bfloat16: bool = Field(True, description="Autocast to bfloat16 in training; sampling is float32, so that bytes repeat.")
+    bfloat16: bool = Field(
+        True, description="Autocast to bfloat16 in training; sampling is float32, so that bytes repeat."
+    )
     seed: int = Field(0, ge=0, description="Seed of weights and batches.")
 
 
 class SamplingConfig(Settings):
-    mode: Literal["joint", "mask_first", "given_mask"] = Field("mask_first", description="What is drawn in which order.")
-    steps: int = Field(16, ge=1, le=1000, description="Denoising steps from pure noise; a start at tau runs the last tau of them.")
-    micro_batch: int = Field(8, ge=1, description="Fixed batch of the sampler, padded: bytes do not depend on neighbours.")
-    safe_strength: float = Field(2.0, ge=0, le=20, description="Classifier-free guidance on the SAFE tokens; 1 is none.")
-    start_strength: float = Field(0.4, ge=0, le=1, description="Noise on the pasted real target: 0 copy-paste, 1 pure noise.")
+    mode: Literal["joint", "mask_first", "given_mask"] = Field(
+        "mask_first", description="What is drawn in which order."
+    )
+    steps: int = Field(
+        16,
+        ge=1,
+        le=1000,
+        description="Denoising steps from pure noise; a start at tau runs the last tau of them.",
+    )
+    micro_batch: int = Field(
+        8, ge=1, description="Fixed batch of the sampler, padded: bytes do not depend on neighbours."
+    )
+    safe_strength: float = Field(
+        2.0, ge=0, le=20, description="Classifier-free guidance on the SAFE tokens; 1 is none."
+    )
+    start_strength: float = Field(
+        0.4, ge=0, le=1, description="Noise on the pasted real target: 0 copy-paste, 1 pure noise."
+    )
     angle: float = Field(10.0, ge=0, le=180, description="Largest turn of a reference, degrees.")
     scale: tuple[float, float] = Field((0.8, 1.25), description="Range of a reference's scaling.")
     flip: bool = Field(True, description="References may be mirrored.")
-    elastic: float = Field(0.05, ge=0, le=0.3, description="Elastic deformation, share of the target's longer side.")
-    jitter: float = Field(0.1, ge=0, le=1, description="Shift from a real target's own position, share of the photo's side.")
-    repaint: float = Field(0.0, ge=0, le=1, description="Where photos without targets lack: share that repaints the photo's own target.")
+    elastic: float = Field(
+        0.05, ge=0, le=0.3, description="Elastic deformation, share of the target's longer side."
+    )
+    jitter: float = Field(
+        0.1, ge=0, le=1, description="Shift from a real target's own position, share of the photo's side."
+    )
+    repaint: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Where photos without targets lack: share that repaints the photo's own target.",
+    )
 
 
 class DownstreamConfig(Settings):
-    factory: str = Field("cdiff.downstream.segmenter:unet", description="package.module:factory(in_channels) -> nn.Module.")
+    factory: str = Field(
+        "cdiff.downstream.segmenter:unet", description="package.module:factory(in_channels) -> nn.Module."
+    )
     weights: str = Field("", description="safetensors file to start from; empty: random start weights.")
-    longest_side: int = Field(256, ge=32, description="Photos are shrunk to this longer side for the segmenter; never enlarged.")
-    crop: int = Field(128, multiple_of=16, ge=32, description="Side of training crops, pixels after shrinking.")
+    longest_side: int = Field(
+        256, ge=32, description="Photos are shrunk to this longer side for the segmenter; never enlarged."
+    )
+    crop: int = Field(
+        128, multiple_of=16, ge=32, description="Side of training crops, pixels after shrinking."
+    )
     steps: int = Field(1000, ge=1, description="Optimiser steps of a fit.")
     fold_share: float = Field(0.5, gt=0, le=1, description="Steps of a fold model as a share of `steps`.")
     batch: int = Field(16, ge=2, description="Crops per step.")
     lr: float = Field(3e-3, gt=0, description="Peak learning rate (AdamW, one cycle).")
-    synthetic_share: float = Field(0.5, ge=0, le=1, description="Share of a batch's target crops that is synthetic when there are pairs.")
-    target_share: float = Field(0.7, ge=0, le=1, description="Share of crops centred on a target; the rest lie anywhere.")
+    synthetic_share: float = Field(
+        0.5, ge=0, le=1, description="Share of a batch's target crops that is synthetic when there are pairs."
+    )
+    target_share: float = Field(
+        0.7, ge=0, le=1, description="Share of crops centred on a target; the rest lie anywhere."
+    )
     focal_gamma: float = Field(2.0, ge=0, description="Focusing of the focal loss.")
     dice_weight: float = Field(1.0, ge=0, description="Weight of the Dice term beside the focal term.")
     vertical_flip: bool = Field(True, description="Photos may be turned upside down in augmentation.")
@@ -113,12 +181,22 @@ class WasmConfig(Settings):
     pairs: int = Field(64, ge=1, description="Accepted pairs per round.")
     uniform: float = Field(0.2, ge=0, le=1, description="Share drawn without regard to weakness.")
     easy: float = Field(0.2, ge=0, le=1, description="Share below the difficulty band.")
-    band: tuple[float, float] = Field((0.4, 0.85), description="Wanted difficulty: rank among the valid pairs of a type.")
+    band: tuple[float, float] = Field(
+        (0.4, 0.85), description="Wanted difficulty: rank among the valid pairs of a type."
+    )
     min_targets: int = Field(8, ge=1, description="Smaller slices merge into their parent.")
-    arm: Literal["B0", "B1"] = Field("B1", description="How hard samples are mined: random seeds, or best of K.")
+    arm: Literal["B0", "B1"] = Field(
+        "B1", description="How hard samples are mined: random seeds, or best of K."
+    )
     candidates: int = Field(3, ge=1, description="K of best-of-K.")
-    fraction: float = Field(0.25, gt=0, le=1, description="Share of the steps run before candidates are judged.")
-    kappa: float = Field(2.0, gt=0, description="Cap of the loss that counts as difficulty: beyond it a mask is likelier wrong than hard.")
+    fraction: float = Field(
+        0.25, gt=0, le=1, description="Share of the steps run before candidates are judged."
+    )
+    kappa: float = Field(
+        2.0,
+        gt=0,
+        description="Cap of the loss that counts as difficulty: beyond it a mask is likelier wrong than hard.",
+    )
     oversample: float = Field(1.5, ge=1, description="Tasks planned per wanted pair.")
     shard: int = Field(16, ge=1, description="Tasks per generator call, and per Parquet shard.")
 
@@ -130,23 +208,42 @@ class WasmConfig(Settings):
 
 
 class GateConfig(Settings):
-    percentile: float = Field(5.0, ge=0, le=50, description="Percentile of held-out real targets that sets the thresholds.")
+    percentile: float = Field(
+        5.0, ge=0, le=50, description="Percentile of held-out real targets that sets the thresholds."
+    )
     min_targets: int = Field(10, ge=1, description="Types with fewer held-out targets use pooled thresholds.")
-    duplicate: float = Field(0.01, ge=0, le=1, description="Mean absolute difference inside the crop under which a pair repeats another.")
-    stop_invalid: float = Field(1 / 3, gt=0, le=1, description="A slice stops when more than this share is invalid ...")
+    duplicate: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Mean absolute difference inside the crop under which a pair repeats another.",
+    )
+    stop_invalid: float = Field(
+        1 / 3, gt=0, le=1, description="A slice stops when more than this share is invalid ..."
+    )
     stop_after: int = Field(24, ge=1, description="... of at least this many attempts.")
 
 
 class ResourceConfig(Settings):
     generators: int = Field(1, ge=1, description="Generator actors.")
-    cpus: float = Field(0.5, ge=0, description="CPUs reserved per generator, extractor and downstream actor; 0.5: all fit two cores.")
+    cpus: float = Field(
+        0.5,
+        ge=0,
+        description="CPUs reserved per generator, extractor and downstream actor; 0.5: all fit two cores.",
+    )
     gpus: float = Field(0.0, ge=0, description="GPUs reserved per such actor; fractions share a card.")
-    threads: int = Field(2, ge=1, description="Torch threads per actor; the loop's phases take turns on the cores.")
+    threads: int = Field(
+        2, ge=1, description="Torch threads per actor; the loop's phases take turns on the cores."
+    )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where actors compute.")
     in_flight: int = Field(2, ge=1, description="Calls queued per actor.")
     retries: int = Field(2, ge=0, description="Further tries of a failed call.")
-    wait_seconds: float = Field(60.0, gt=0, description="Longest wait for the cluster to offer the resources.")
-    call_seconds: float = Field(7200.0, gt=0, description="Longest silence of working actors: above a generator's training time.")
+    wait_seconds: float = Field(
+        60.0, gt=0, description="Longest wait for the cluster to offer the resources."
+    )
+    call_seconds: float = Field(
+        7200.0, gt=0, description="Longest silence of working actors: above a generator's training time."
+    )
 
 
 class TrackingConfig(Settings):
@@ -209,14 +306,20 @@ def valid_keys() -> list[str]:
 
 
 def _inner_keys(annotation: Any) -> list[str]:
-    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, Settings) else []
+    return (
+        list(annotation.model_fields)
+        if isinstance(annotation, type) and issubclass(annotation, Settings)
+        else []
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}. Give an existing YAML file.") from None
+        raise ConfigError(
+            f"cannot read the configuration {path}: {error.strerror}. Give an existing YAML file."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values or {}, dict):

@@ -87,7 +87,9 @@ class Outcome:
     loss: float  # mean binary cross-entropy in the target's surroundings
     soft_dice: float  # in [0, 1]; 1 minus the highest score for a normal photo
     missed: float  # share of the target's area not found at threshold 0.5
-    false_area: float  # false-positive pixels around the target, relative to its area (normals: to the photo's)
+    false_area: (
+        float  # false-positive pixels around the target, relative to its area (normals: to the photo's)
+    )
     confidence: float  # mean score inside the target, or highest score on a normal photo
     boundary_error: float  # mean distance of predicted to true outline, in shares of the target's longer side, capped at 1
     size: float  # sqrt(area) / sqrt(photo area)

@@ -20,7 +20,7 @@ from cdiff.evaluation.protocol import decide
 from cdiff.tracking import Tracker
 from cdiff.types import RoundResult
 from cdiff.wasm.quality import counts
-from jobs.closing import close, log_round
+from jobs.closing import close, log_round, log_start
 from jobs.session import Session, open_session
 
 
@@ -30,6 +30,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
     generator = crew.prepare(ledger)  # trained once: SAFE, joint denoiser, token bank, the gate's thresholds
     real_only = crew.assess(ledger, "real_only", pairs=[])
     best = crew.best(ledger, default=real_only)
+    log_start(tracker, ledger, real_only)
     for number in ledger.remaining(config.rounds):
         seconds = Stopwatch()
         accepted = ledger.kept_pairs()

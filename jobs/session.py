@@ -57,7 +57,7 @@ class Session:
         """The MLflow run of this loop; a resumed loop goes on in the same one."""
         known = self.ledger.milestone("tracking") or {}
         tracker = Tracker(self.run, self.config, self.tracking_uri, resume=known.get("run_id"))
-        if not known:
+        if known.get("run_id") != tracker.run_id:
             self.ledger.record("tracking", run_id=tracker.run_id)
         counts = {split: len(self.manifest.ids(split)) for split in ("train", "validation", "test")}
         tracker.start(self.config, {"split_hash": self.manifest.hash, "command": self.command, **counts})
@@ -76,12 +76,20 @@ def parser() -> argparse.ArgumentParser:
         description="The closed loop from a folder of images and masks to a better segmenter. "
         "Without arguments it runs on the built-in demo data.",
     )
-    out.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings, over the configuration file")
+    out.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="settings, over the configuration file"
+    )
     out.add_argument("--config", help="YAML file of settings (see configs/)")
-    out.add_argument("--data", action="append", default=[], help="folder of photos and masks; repeat for several")
-    out.add_argument("--groups", help="JSON or CSV: photo -> source object; photos of one object never cross a split")
+    out.add_argument(
+        "--data", action="append", default=[], help="folder of photos and masks; repeat for several"
+    )
+    out.add_argument(
+        "--groups", help="JSON or CSV: photo -> source object; photos of one object never cross a split"
+    )
     out.add_argument("--home", help="where runs and MLflow's files lie (default: CDIFF_HOME, else ~/cdiff)")
-    out.add_argument("--run", help="name of the run folder; an existing one is resumed (default: made from the config)")
+    out.add_argument(
+        "--run", help="name of the run folder; an existing one is resumed (default: made from the config)"
+    )
     out.add_argument("--tracking-uri", help="MLflow tracking server or database")
     out.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     return out
@@ -105,7 +113,9 @@ def open_session(arguments: list[str] | None = None) -> Iterator[Session | None]
     print(f"home       {home}", flush=True)
     sources = make_demo(home / "data", config.data, config.data.split_seed) if demo else args.data
     with _connected() as cluster:
-        samples, manifest = make_splits(read_sources(sources, args.groups, config.data), config.data, config.wasm.folds)
+        samples, manifest = make_splits(
+            read_sources(sources, args.groups, config.data), config.data, config.wasm.folds
+        )
         run = create_run(home, args.run or _name(args, config, manifest), dump_config(config), manifest)
         write_manifest(manifest, run.splits_path)
         print(f"run        {run.path}", flush=True)
@@ -114,8 +124,16 @@ def open_session(arguments: list[str] | None = None) -> Iterator[Session | None]
             print(f"note       {note}", flush=True)
         command = "python jobs/loop.py " + " ".join(arguments if arguments is not None else sys.argv[1:])
         yield Session(
-            config, run, home, Dataset(samples, config.data), manifest, Ledger(run.ledger_path), cluster,
-            args.tracking_uri, command.strip(), demo,
+            config,
+            run,
+            home,
+            Dataset(samples, config.data),
+            manifest,
+            Ledger(run.ledger_path),
+            cluster,
+            args.tracking_uri,
+            command.strip(),
+            demo,
         )
 
 
@@ -124,7 +142,9 @@ def _config(args: argparse.Namespace) -> tuple[Config, bool]:
     demo = not args.data and (args.config is None or Path(args.config).name == DEMO.name)
     config = load_config(args.config or (DEMO if demo else None), args.overrides)
     if not args.data and not (demo or config.data.demo):
-        raise ConfigError("no data: give --data FOLDER (it repeats), or no --config either for the built-in demo.")
+        raise ConfigError(
+            "no data: give --data FOLDER (it repeats), or no --config either for the built-in demo."
+        )
     return config, demo or config.data.demo
 
 

@@ -10,6 +10,7 @@ Zero is always background; in palette masks 255 beside other ids is void (Pascal
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,10 @@ from cdiff.types import MaskFile, Sample
 
 MASK_SUFFIXES = ("_mask", "-mask", "_gt", "_label", "_seg", "_segmentation")
 MOST_IDS = 32
+_SPECK = 4  # pixels
 _NEAR = 16  # grey levels that JPEG or smoothing may put between a pixel and its true extreme
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -60,6 +64,7 @@ class MaskFacts:
     height: int
     values: tuple[int, ...]  # other than 0, the first MOST_IDS + 1 of them
     bright: bool  # something lies above half of full scale
+    area: int  # pixels above half of full scale, or where there are none: other than 0
     edged: bool  # values under the highest lie only between it and 0
     soft: float  # share of the non-zero pixels that are far from both extremes
     palette: bool
@@ -117,6 +122,13 @@ def assemble(entries: Sequence[Entry], source: Path, config: DataConfig) -> list
         assert not isinstance(photo, DataError)
         samples.append(_sample(entry, photo, facts, meanings, problems))
     problems.raise_any(len(entries), source)
+    specks = [str(path) for path, look in facts.items() if 0 < look.area < _SPECK]
+    if specks:
+        log.warning(
+            offenders(
+                specks, len(facts), f"masks show under {_SPECK} pixels", "Look at them: are they slips?"
+            )
+        )
     return sorted(samples, key=lambda sample: sample.sample_id)
 
 
@@ -127,11 +139,13 @@ def mask_facts(path: Path, limits: Limits) -> MaskFacts:
     found = found[found != 0]
     scale = 255 if values.dtype == np.uint8 else 65535
     few = found.size <= MOST_IDS
+    bright = bool(found.size and found[-1] > scale // 2)
     return MaskFacts(
         width=values.shape[1],
         height=values.shape[0],
         values=tuple(int(value) for value in found[: MOST_IDS + 1]),
-        bright=bool(found.size and found[-1] > scale // 2),
+        bright=bright,
+        area=int((values > scale // 2).sum() if bright else (values != 0).sum()),
         edged=few and found.size > 1 and int(found[-1]) == scale and _edged(values, scale),
         soft=0.0 if few else _soft(values),
         palette=is_palette(path),

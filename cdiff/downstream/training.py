@@ -114,27 +114,37 @@ def fit(
         raise ValueError("a fit needs at least one real photo")
     device = next(model.parameters()).device
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
+    # fused: the plain loop over small tensors took a tenth of a step on CPUs
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _one_cycle(step, steps))
     batches = Batches(real, synthetic, config, seed)
     losses: list[float] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a user's network may use dropout
         for step in range(steps):
-            photos, masks = batches.draw(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
-                logits = model(photos.contiguous(memory_format=torch.channels_last))
-            loss = segmentation_loss(logits.float(), masks, config)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            optimiser.step()
+            losses.append(_step(model, optimiser, *batches.draw(device), config))
             schedule.step()
-            losses.append(float(loss.detach()))
             if progress:
                 progress(step + 1, steps, losses[-1])
     model.eval()
     return {"loss": losses}
+
+
+def _step(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    photos: torch.Tensor,
+    masks: torch.Tensor,
+    config: DownstreamConfig,
+) -> float:
+    with torch.autocast(photos.device.type, torch.bfloat16, enabled=config.bfloat16):
+        logits = model(photos.contiguous(memory_format=torch.channels_last))
+    loss = segmentation_loss(logits.float(), masks, config)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimiser.step()
+    return float(loss.detach())
 
 
 def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, config: DownstreamConfig) -> torch.Tensor:

@@ -40,7 +40,10 @@ class Generator(nn.Module):
         if not folder.exists():
             temporary.mkdir(parents=True, exist_ok=True)
             save_file(state, temporary / "model.safetensors")
-            settings = {"generator": self.config.model_dump(mode="json"), "safe": self.safe_config.model_dump(mode="json")}
+            settings = {
+                "generator": self.config.model_dump(mode="json"),
+                "safe": self.safe_config.model_dump(mode="json"),
+            }
             (temporary / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
             temporary.rename(folder)
         self.revision = revision
@@ -72,7 +75,9 @@ class Generator(nn.Module):
         for target in targets:
             image, mask = target_crop(dataset, target, margin, self.config)
             device = next(self.parameters()).device
-            tokens[target.target_id] = self.safe(image[None].to(device), mask[None].to(device))[0].cpu().contiguous()
+            tokens[target.target_id] = (
+                self.safe(image[None].to(device), mask[None].to(device))[0].cpu().contiguous()
+            )
         return TokenBank(tokens, "bank-" + content_hash([self.revision, sorted(tokens)]))
 
 
@@ -84,7 +89,12 @@ def target_crop(
     height, width = photo.shape[:2]
     left, top, right, bottom = target.box
     box = square_around(
-        (left + right) / 2, (top + bottom) / 2, target.longer_side, margin, config.min_side, max(height, width)
+        (left + right) / 2,
+        (top + bottom) / 2,
+        target.longer_side,
+        margin,
+        config.min_side,
+        max(height, width),
     )
     box = shift_inside(box, width, height)
     image = to_resolution(cut(photo, box).astype("float32"), config.resolution) / 127.5 - 1

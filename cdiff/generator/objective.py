@@ -62,7 +62,9 @@ def flow_loss(
         tokens_BND,
     )
     weight = region_B1RR + config.outside_weight * (1 - region_B1RR)
-    image_error = _weighted(clean_image.float() - image_B3RR, weight) / time_image.clamp_min(_SMALL_TIME).square()
+    image_error = (
+        _weighted(clean_image.float() - image_B3RR, weight) / time_image.clamp_min(_SMALL_TIME).square()
+    )
     mask_error = _weighted(clean_mask.float() - mask_B1RR, weight) / time_mask.clamp_min(_SMALL_TIME).square()
     # What goes in clean (time 0) has nothing to learn.
     image_on, mask_on = (time_image > 0).float(), (time_mask > 0).float()
@@ -72,4 +74,6 @@ def flow_loss(
 
 
 def _weighted(error: torch.Tensor, weight_B1RR: torch.Tensor) -> torch.Tensor:
-    return (error.square().mean(dim=1, keepdim=True) * weight_B1RR).sum(dim=(1, 2, 3)) / weight_B1RR.sum(dim=(1, 2, 3))
+    return (error.square().mean(dim=1, keepdim=True) * weight_B1RR).sum(dim=(1, 2, 3)) / weight_B1RR.sum(
+        dim=(1, 2, 3)
+    )

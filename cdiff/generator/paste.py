@@ -3,10 +3,11 @@
 With D the resize of a crop to the generator's resolution, U the way back, b the background crop, p the same with the
 real target pasted in, and g the generated crop, the photo receives inside the feathered region
 
-    b + feather * ( U(g - D(b)) + detail * ((p - b) - U(D(p - b))) )
+    b + feather * ( (1 - detail) * U(g - D(b))  +  detail * ( L(g - D(b)) + (p - b) - L(D(p - b)) ) )
 
-so the background keeps its own texture, the target its fine detail, and start_strength 0 (g = D(p)) is exactly
-copy-paste. Outside the region the photo is untouched, bit for bit.
+where L shrinks once more by BAND before it goes back: a small generator is trusted with the coarse bands, the real
+target gives the fine ones. So the background keeps its own texture, the target its fine detail, and start_strength 0
+(g = D(p), detail 1) is exactly copy-paste. Outside the region the photo is untouched, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from scipy import ndimage
 
 from cdiff.types import Box, Pose, Target
 
+BAND = 2  # how much coarser than the generator's resolution is the band that it decides while the real detail is kept
 _SETTLE = 0.35  # how far a pose may settle, in longer sides of the target
 
 
@@ -62,7 +64,9 @@ def cut(array: np.ndarray, box: Box) -> np.ndarray:
     if array.dtype == bool:
         out = np.zeros((bottom - top, right - left), bool)
         inner = array[max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
-        out[max(0, -top) : max(0, -top) + inner.shape[0], max(0, -left) : max(0, -left) + inner.shape[1]] = inner
+        out[max(0, -top) : max(0, -top) + inner.shape[0], max(0, -left) : max(0, -left) + inner.shape[1]] = (
+            inner
+        )
         return out
     rows, columns = _mirrored(np.arange(top, bottom), height), _mirrored(np.arange(left, right), width)
     return array[rows[:, None], columns[None, :]]
@@ -116,11 +120,16 @@ def lay_out(
     reach = max(2.0, dilation * longer)
     region = ndimage.distance_transform_edt(mask <= 0.25) <= reach if (mask > 0.25).any() else mask > 0.25
     own = shift_inside(
-        square_around(*_centre(target.box), target.longer_side, pose.margin, min_side, max(reference.shape[:2])),
-        reference.shape[1], reference.shape[0],
+        square_around(
+            *_centre(target.box), target.longer_side, pose.margin, min_side, max(reference.shape[:2])
+        ),
+        reference.shape[1],
+        reference.shape[0],
     )
     own_crop = cut(reference, own).astype(np.float32)
-    return Canvas(box, base, pasted, mask, region, reach, own_crop, cut(reference_mask, own).astype(np.float32))
+    return Canvas(
+        box, base, pasted, mask, region, reach, own_crop, cut(reference_mask, own).astype(np.float32)
+    )
 
 
 def settle(
@@ -140,9 +149,13 @@ def settle(
     reach = max(_SETTLE * longer, 0.04 * max(background.shape[:2]))
     step = max(1.0, reach / 4)
     context = 1.8 * longer + 8
-    shifts = [(dx, dy) for dx in np.arange(-reach, reach + 0.1, step) for dy in np.arange(-reach, reach + 0.1, step)]
+    shifts = [
+        (dx, dy) for dx in np.arange(-reach, reach + 0.1, step) for dy in np.arange(-reach, reach + 0.1, step)
+    ]
     rigid = replace(pose, elastic=0.0)
-    patch, mask = warp(reference, reference_mask, target, rigid, square_around(pose.x, pose.y, context, 1, 8, 1), rng)
+    patch, mask = warp(
+        reference, reference_mask, target, rigid, square_around(pose.x, pose.y, context, 1, 8, 1), rng
+    )
     size = 20
     want = to_resolution(patch, size)
     around = (to_resolution(mask, size) < 0.1).float()
@@ -191,7 +204,13 @@ def warp(
 
 
 def paste_back(
-    photo: np.ndarray, canvas: Canvas, generated: torch.Tensor, mask: torch.Tensor, *, resolution: int, detail: float
+    photo: np.ndarray,
+    canvas: Canvas,
+    generated: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    resolution: int,
+    detail: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Put a generated crop into its photo by the formula at the top of this file.
 
@@ -206,13 +225,15 @@ def paste_back(
     residual = (generated.clamp(-1, 1) + 1) * 127.5 - to_resolution(canvas.background, resolution)
     coverage = to_side((mask + 1) / 2, side)
     lost = canvas.pasted - canvas.background
-    lost = lost - to_side(to_resolution(lost, resolution), side)
+    lost = lost - _coarse(to_resolution(lost, resolution), side)
     lost_mask = canvas.mask - to_side(to_resolution(canvas.mask, resolution), side)
     # Detail belongs to where the new mask still agrees with the real one; elsewhere it would show a ghost.
     agreement = np.clip(1 - np.abs(coverage - (canvas.mask - lost_mask)) * 2, 0, 1)
     new_mask = (coverage + detail * agreement * lost_mask > 0.5) & canvas.region
     feather = feathered(canvas.region, canvas.reach)[..., None]
-    change = feather * (to_side(residual, side) + detail * agreement[..., None] * lost)
+    free = to_side(residual, side)
+    tied = _coarse(residual, side) + agreement[..., None] * lost
+    change = feather * ((1 - detail) * free + detail * tied)
     crop = np.clip(np.rint(canvas.background + change), 0, 255).astype(np.uint8)
     image, full = photo.copy(), np.zeros(photo.shape[:2], bool)
     left, top, right, bottom = canvas.box
@@ -221,6 +242,11 @@ def paste_back(
     image[y0:y1, x0:x1] = np.where(canvas.region[inner][..., None], crop[inner], image[y0:y1, x0:x1])
     full[y0:y1, x0:x1] = new_mask[inner]
     return image, full
+
+
+def _coarse(tensor: torch.Tensor, side: int) -> np.ndarray:
+    """L: the coarse bands of a [C, R, R] tensor, at the crop's own size."""
+    return to_side(_resize(tensor[None], max(1, tensor.shape[-1] // BAND))[0], side)
 
 
 def feathered(region: np.ndarray, reach: float) -> np.ndarray:
@@ -241,10 +267,13 @@ def _blend(base: np.ndarray, patch: np.ndarray, mask: np.ndarray, longer: float)
     ring = ((near > spread) & (near <= 3 * spread + 2)).astype(np.float32)
     sigma = max(3.0, 0.3 * longer)
     here, there = (
-        np.stack([ndimage.gaussian_filter(ring * array[..., c], sigma) for c in range(3)], -1) for array in (base, patch)
+        np.stack([ndimage.gaussian_filter(ring * array[..., c], sigma) for c in range(3)], -1)
+        for array in (base, patch)
     )
     floor = 8 * ndimage.gaussian_filter(ring, sigma)[..., None] + 1e-6  # 8 grey levels: black has no ratio
-    light = np.clip((here.mean(-1, keepdims=True) + floor) / (there.mean(-1, keepdims=True) + floor), 0.5, 2.0)
+    light = np.clip(
+        (here.mean(-1, keepdims=True) + floor) / (there.mean(-1, keepdims=True) + floor), 0.5, 2.0
+    )
     gain = np.clip((here + floor) / (there + floor), 0.85 * light, 1.18 * light)
     alpha = np.clip(1 - (near - 0.5) / (2 * spread), 0, 1)[..., None].astype(np.float32)
     alpha = np.maximum(alpha * alpha * (3 - 2 * alpha), mask[..., None])

@@ -33,7 +33,11 @@ class Patches:
 
 
 def cut_patches(
-    dataset: Dataset, targets: list[Target], photos: list[str], config: GeneratorConfig, rng: np.random.Generator
+    dataset: Dataset,
+    targets: list[Target],
+    photos: list[str],
+    config: GeneratorConfig,
+    rng: np.random.Generator,
 ) -> Patches:
     """Cut every target, and target-free squares of like sizes from the given photos."""
     size = config.resolution * _PATCH
@@ -48,7 +52,11 @@ def cut_patches(
         wide = int(round(high * _COVER))
         box = (int(x - wide / 2), int(y - wide / 2), int(x - wide / 2) + wide, int(y - wide / 2) + wide)
         images.append(_bytes(to_resolution(cut(photo, box).astype(np.float32), size)))
-        masks.append(_bytes(to_resolution(cut(dataset.target_mask(target.target_id), box).astype(np.float32) * 255, size)))
+        masks.append(
+            _bytes(
+                to_resolution(cut(dataset.target_mask(target.target_id), box).astype(np.float32) * 255, size)
+            )
+        )
         longer.append(target.longer_side * size / wide)
         margins.append((low / target.longer_side, high / target.longer_side))
         kinds.append(f"{target.category}/{target.type}")
@@ -80,8 +88,12 @@ def augmented(
     room = np.maximum(0, half - patches.longer[index] / size) * 0.8
     shift = rng.uniform(-1, 1, (2, count)) * room
     cos, sin = np.cos(angle) * half, np.sin(angle) * half
-    theta = np.stack([np.stack([cos * flip, -sin, shift[0]], -1), np.stack([sin * flip, cos, shift[1]], -1)], 1)
-    grid = F.affine_grid(torch.from_numpy(theta.astype(np.float32)), [count, 3, resolution, resolution], align_corners=False)
+    theta = np.stack(
+        [np.stack([cos * flip, -sin, shift[0]], -1), np.stack([sin * flip, cos, shift[1]], -1)], 1
+    )
+    grid = F.affine_grid(
+        torch.from_numpy(theta.astype(np.float32)), [count, 3, resolution, resolution], align_corners=False
+    )
     stack = torch.cat([patches.images[index], patches.masks[index]], dim=1).float()
     crops = F.grid_sample(stack, grid, padding_mode="reflection", align_corners=False)
     gain = torch.from_numpy(rng.uniform(0.9, 1.1, (count, 1, 1, 1)).astype(np.float32))
@@ -106,20 +118,30 @@ def regions(masks_B1RR: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _empty_crops(
-    dataset: Dataset, targets: list[Target], photos: list[str], config: GeneratorConfig, rng: np.random.Generator
+    dataset: Dataset,
+    targets: list[Target],
+    photos: list[str],
+    config: GeneratorConfig,
+    rng: np.random.Generator,
 ) -> torch.Tensor:
     """Squares without any target, of the targets' sizes; a photo that is all target gives its least covered square."""
     crops = []
     for _ in range(_EMPTY_CROPS if photos else 0):
         target = targets[int(rng.integers(len(targets)))]
-        own = [p for p in photos[:: max(1, len(photos) // 64)] if dataset.sample(p).category == target.category]
+        own = [
+            p for p in photos[:: max(1, len(photos) // 64)] if dataset.sample(p).category == target.category
+        ]
         name = (own or photos)[int(rng.integers(len(own or photos)))]
         photo, mask = dataset.image(name), dataset.mask(name)
         height, width = mask.shape
         side = min(max(config.min_side, int(target.longer_side * rng.uniform(*config.margin))), height, width)
-        corners = [(int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))) for _ in range(8)]
+        corners = [
+            (int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))) for _ in range(8)
+        ]
         x, y = min(corners, key=lambda c: mask[c[1] : c[1] + side, c[0] : c[0] + side].mean())
-        crops.append(to_resolution(cut(photo, (x, y, x + side, y + side)).astype(np.float32), config.resolution))
+        crops.append(
+            to_resolution(cut(photo, (x, y, x + side, y + side)).astype(np.float32), config.resolution)
+        )
     if not crops:
         return torch.zeros(0, 3, config.resolution, config.resolution)
     return torch.stack(crops) / 127.5 - 1

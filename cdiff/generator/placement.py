@@ -99,8 +99,12 @@ def frame_of(image: np.ndarray) -> Frame:
     """The object's frame on a photo, uint8 [H, W, 3]; the photo's own borders where no object stands out."""
     mask = foreground(image)
     height, width = mask.shape
-    grid = (resize(mask.astype(float), (GRID, GRID), order=1, anti_aliasing=True) * 255).round().astype(np.uint8)
-    whole = Frame(width, height, width / 2, height / 2, 0.0, float(width), float(height), False, grid.tobytes())
+    grid = (
+        (resize(mask.astype(float), (GRID, GRID), order=1, anti_aliasing=True) * 255).round().astype(np.uint8)
+    )
+    whole = Frame(
+        width, height, width / 2, height / 2, 0.0, float(width), float(height), False, grid.tobytes()
+    )
     if mask.all():
         return whole
     rows, columns = np.nonzero(mask)
@@ -109,7 +113,9 @@ def frame_of(image: np.ndarray) -> Frame:
     if values[1] < 4 * max(values[0], 1e-6):  # less than twice as long as broad: no trustworthy axis
         left, right, top, bottom = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
         centre = ((left + right) / 2, (top + bottom) / 2)
-        return Frame(width, height, *centre, 0.0, float(right - left), float(bottom - top), False, grid.tobytes())
+        return Frame(
+            width, height, *centre, 0.0, float(right - left), float(bottom - top), False, grid.tobytes()
+        )
     axis = vectors[:, 1]
     along = (columns - cx) * axis[0] + (rows - cy) * axis[1]
     across = (rows - cy) * axis[0] - (columns - cx) * axis[1]
@@ -163,7 +169,11 @@ def repaint_pose(target: Target, margin: tuple[float, float], rng: np.random.Gen
 
 
 def _one_pose(
-    target: Target, reference: Frame, background: Frame, config: SamplingConfig, margin: tuple[float, float],
+    target: Target,
+    reference: Frame,
+    background: Frame,
+    config: SamplingConfig,
+    margin: tuple[float, float],
     rng: np.random.Generator,
 ) -> Pose:
     u, v = reference.to_object(*_centre(target.box))

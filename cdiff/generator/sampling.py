@@ -69,7 +69,9 @@ class Sampler:
         image = (1 - condition.tau) * condition.start_image_3RR + condition.tau * noise
         return State(condition, image, mask_1RR, condition.tau, 0.0, noise)
 
-    def start_mask_from_image(self, condition: Condition, image_3RR: torch.Tensor, generator: torch.Generator) -> State:
+    def start_mask_from_image(
+        self, condition: Condition, image_3RR: torch.Tensor, generator: torch.Generator
+    ) -> State:
         """The mask for a clean image, from pure noise: the label check."""
         _, noise_mask = self._noise(condition, generator)
         return State(condition, image_3RR, noise_mask, 0.0, 1.0, image_3RR)
@@ -95,7 +97,9 @@ class Sampler:
             chunk = list(states[first : first + self.micro_batch])
             images, _ = self._clean(chunk + [chunk[-1]] * (self.micro_batch - len(chunk)))
             heading = zip(chunk, images, strict=False)
-            out += [image.clamp(-1, 1) if state.time_image > 0 else state.image_3RR for state, image in heading]
+            out += [
+                image.clamp(-1, 1) if state.time_image > 0 else state.image_3RR for state, image in heading
+            ]
         return out
 
     @torch.inference_mode()
@@ -116,7 +120,9 @@ class Sampler:
                 mask = _step(state.mask_1RR, clean_mask[i], state.time_mask, to_mask)
                 if move_image:
                     image = _keep_surroundings(image, state, to_image)
-                states[i] = replace(state, image_3RR=image, mask_1RR=mask, time_image=to_image, time_mask=to_mask)
+                states[i] = replace(
+                    state, image_3RR=image, mask_1RR=mask, time_image=to_image, time_mask=to_mask
+                )
         return states
 
     @torch.inference_mode()
@@ -154,6 +160,8 @@ def _step(noisy: torch.Tensor, clean: torch.Tensor, time: float, to: float) -> t
 
 def _keep_surroundings(image_3RR: torch.Tensor, state: State, time: float) -> torch.Tensor:
     """Outside the region the path is known: blending it in keeps brightness continuous over the border."""
-    known = noised(state.condition.background_3RR[None], state.noise_3RR[None], image_3RR.new_tensor([time]))[0]
+    known = noised(state.condition.background_3RR[None], state.noise_3RR[None], image_3RR.new_tensor([time]))[
+        0
+    ]
     region = state.condition.region_1RR
     return region * image_3RR + (1 - region) * known

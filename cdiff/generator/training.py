@@ -51,7 +51,9 @@ def train_generator(
         DataError: there is no target to learn from.
     """
     if not targets:
-        raise DataError("no target to train the generator on. Check that the training split has photos with masks.")
+        raise DataError(
+            "no target to train the generator on. Check that the training split has photos with masks."
+        )
     settings = config.generator
     torch.manual_seed(settings.seed)
     generator = Generator(settings, config.safe).to(device)
@@ -77,10 +79,14 @@ def train_generator(
             _checkpoint(state, step + 1, losses, generator, average, optimiser)
     revision = average.eval().save(checkpoints)
     _forget(state)
-    return Trained(revision, tuple(float(np.mean(part)) for part in np.array_split(losses, min(10, len(losses)))))
+    return Trained(
+        revision, tuple(float(np.mean(part)) for part in np.array_split(losses, min(10, len(losses))))
+    )
 
 
-def _train_step(generator: Generator, patches: Patches, config: Config, step: int, device: str) -> torch.Tensor:
+def _train_step(
+    generator: Generator, patches: Patches, config: Config, step: int, device: str
+) -> torch.Tensor:
     """Loss of one batch. Everything random comes from (seed, step): a resumed run draws the same batches."""
     settings = config.generator
     rng = np.random.default_rng([settings.seed, 2, step])
@@ -88,7 +94,9 @@ def _train_step(generator: Generator, patches: Patches, config: Config, step: in
     index = rng.choice(len(patches.kinds), settings.batch, p=balanced(patches.kinds))
     image, mask = (part.to(device) for part in augmented(patches, index, settings.resolution, rng))
     # The reference is another augmentation of the same target: the network cannot copy pixels.
-    reference, reference_mask = (part.to(device) for part in augmented(patches, index, settings.resolution, rng))
+    reference, reference_mask = (
+        part.to(device) for part in augmented(patches, index, settings.resolution, rng)
+    )
     region = regions(mask, rng)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=settings.bfloat16):
         tokens = generator.safe(reference, reference_mask)
@@ -108,7 +116,10 @@ def _train_step(generator: Generator, patches: Patches, config: Config, step: in
             describe = generator.safe.describe
             kinds = [patches.kinds[i] for i in index]
             contrast = scene_contrast(
-                describe(tokens).float(), describe(elsewhere).float(), describe(nothing).float(), kinds,
+                describe(tokens).float(),
+                describe(elsewhere).float(),
+                describe(nothing).float(),
+                kinds,
                 config.safe.temperature,
             )
             loss = loss + config.safe.contrast_weight * contrast
@@ -126,7 +137,12 @@ def _average(average: Generator, generator: Generator, decay: float) -> None:
 
 
 def _checkpoint(
-    folder: Path, step: int, losses: list[float], generator: Generator, average: Generator, optimiser: torch.optim.AdamW
+    folder: Path,
+    step: int,
+    losses: list[float],
+    generator: Generator,
+    average: Generator,
+    optimiser: torch.optim.AdamW,
 ) -> None:
     """Weights, averages and moments as safetensors; the step file is written last and names the tensors' file."""
     folder.mkdir(parents=True, exist_ok=True)

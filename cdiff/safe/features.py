@@ -59,7 +59,9 @@ def grid_weights(mask_B1HW: torch.Tensor, grid: int) -> torch.Tensor:
     index = torch.arange(grid, device=mask_B1HW.device)
     in_row = (rows[:, None, :] == index[None, :, None]).float()  # [B, g, H]
     in_column = (columns[:, None, :] == index[None, :, None]).float()
-    cells = (in_row[:, :, None, :, None] * in_column[:, None, :, None, :]).reshape(batch, grid * grid, height, width)
+    cells = (in_row[:, :, None, :, None] * in_column[:, None, :, None, :]).reshape(
+        batch, grid * grid, height, width
+    )
     inside = cells * mask_B1HW
     hollow = inside.sum(dim=(2, 3), keepdim=True) < 1e-3
     return torch.where(hollow, cells, inside)

@@ -52,7 +52,9 @@ class Safe(nn.Module):
         stacked = torch.stack(tokens, dim=1)
         if self.grid:
             parts = grid_weights(mask_B1HW, self.grid)
-            pooled = torch.stack([masked_mean(features[-1], part[:, None]) for part in parts.unbind(1)], dim=1)
+            pooled = torch.stack(
+                [masked_mean(features[-1], part[:, None]) for part in parts.unbind(1)], dim=1
+            )
             stacked = torch.cat([stacked, self.spatial(pooled) + self.place], dim=1)
         return self.norm(stacked)
 
@@ -67,7 +69,11 @@ class Safe(nn.Module):
 
 
 def scene_contrast(
-    here_BE: torch.Tensor, elsewhere_BE: torch.Tensor, empty_BE: torch.Tensor, kinds: Sequence[str], temperature: float
+    here_BE: torch.Tensor,
+    elsewhere_BE: torch.Tensor,
+    empty_BE: torch.Tensor,
+    kinds: Sequence[str],
+    temperature: float,
 ) -> torch.Tensor:
     """InfoNCE: a target's tokens stay close when it is pasted on another background.
 
@@ -98,7 +104,9 @@ class TokenBank:
             RunError: the target is not in the bank: it was not a training target.
         """
         if target_id not in self.tokens:
-            raise RunError(f"no tokens for {target_id}: the bank holds training targets only. Choose one of those.")
+            raise RunError(
+                f"no tokens for {target_id}: the bank holds training targets only. Choose one of those."
+            )
         return self.tokens[target_id]
 
     def save(self, path: Path) -> None:
@@ -110,5 +118,7 @@ class TokenBank:
     @classmethod
     def load(cls, path: Path) -> TokenBank:
         if not path.exists():
-            raise RunError(f"{path} is missing: the token bank was never built. Start the run again to build it.")
+            raise RunError(
+                f"{path} is missing: the token bank was never built. Start the run again to build it."
+            )
         return cls(load_file(path), path.stem)

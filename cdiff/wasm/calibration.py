@@ -39,7 +39,11 @@ def calibrate(
 
 
 def label_agreement(
-    generator: Generator, dataset: Dataset, target_ids: Sequence[str], config: Config, rng: np.random.Generator
+    generator: Generator,
+    dataset: Dataset,
+    target_ids: Sequence[str],
+    config: Config,
+    rng: np.random.Generator,
 ) -> list[tuple[str, dict[str, float]]]:
     """IoU of real masks with the masks that the generator reads from the real crops, by category/type."""
     bank = generator.bank(dataset, [dataset.target(target_id) for target_id in target_ids])
@@ -62,7 +66,13 @@ def label_agreement(
 
 
 def _repaint(
-    reference: str, sample: str, recipe: Recipe, seed: int, config: Config, rng: np.random.Generator, dataset: Dataset
+    reference: str,
+    sample: str,
+    recipe: Recipe,
+    seed: int,
+    config: Config,
+    rng: np.random.Generator,
+    dataset: Dataset,
 ) -> GenerationTask:
     return GenerationTask(
         recipe=recipe,

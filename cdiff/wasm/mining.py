@@ -77,7 +77,9 @@ def make_pairs(
     sampler = sampler_for(generator, recipe)
     seeds = [task.seed for task in tasks]
     if recipe.mode == "joint":
-        finished = sampler.run([sampler.start_joint(c, _noise(s, 0)) for c, s in zip(conditions, seeds, strict=True)])
+        finished = sampler.run(
+            [sampler.start_joint(c, _noise(s, 0)) for c, s in zip(conditions, seeds, strict=True)]
+        )
     else:
         masks = _masks(sampler, conditions, seeds, recipe.mode)
         if recipe.arm == "B1" and judge is not None:
@@ -86,7 +88,10 @@ def make_pairs(
             starts = zip(conditions, masks, seeds, strict=True)
             finished = sampler.run([sampler.start_image(c, m, _noise(s, 1)) for c, m, s in starts])
     resolution = generator.config.resolution
-    pasted = [_composite(layout, s.image_3RR, s.mask_1RR, resolution) for layout, s in zip(layouts, finished, strict=True)]
+    pasted = [
+        _composite(layout, s.image_3RR, s.mask_1RR, resolution)
+        for layout, s in zip(layouts, finished, strict=True)
+    ]
     agreement = _label_check(sampler, layouts, conditions, pasted, resolution)
     return [Produced(la, im, ma, iou) for la, (im, ma), iou in zip(layouts, pasted, agreement, strict=True)]
 
@@ -147,7 +152,9 @@ def _best_of_k(
     recipe = layouts[0].task.recipe
     owners = [i for i in range(len(layouts)) for _ in range(recipe.candidates)]
     noises = [_noise(layouts[i].task.seed, 1 + n % recipe.candidates) for n, i in enumerate(owners)]
-    starts = [sampler.start_image(conditions[i], masks[i], noise) for i, noise in zip(owners, noises, strict=True)]
+    starts = [
+        sampler.start_image(conditions[i], masks[i], noise) for i, noise in zip(owners, noises, strict=True)
+    ]
     early = sampler.run(starts, share=recipe.fraction) if recipe.fraction < 1 else sampler.run(starts)
     guesses = sampler.expected_images(early)
     best: dict[int, tuple[float, State]] = {}
@@ -167,8 +174,13 @@ def _label_check(
     resolution: int,
 ) -> list[float]:
     """IoU of each pair's mask with the mask that the same network reads from the finished crop."""
-    images = [to_resolution(cut(im, la.box), resolution) / 127.5 - 1 for (im, _), la in zip(pasted, layouts, strict=True)]
-    wanted = [to_resolution(cut(ma, la.box), resolution) > 0.5 for (_, ma), la in zip(pasted, layouts, strict=True)]
+    images = [
+        to_resolution(cut(im, la.box), resolution) / 127.5 - 1
+        for (im, _), la in zip(pasted, layouts, strict=True)
+    ]
+    wanted = [
+        to_resolution(cut(ma, la.box), resolution) > 0.5 for (_, ma), la in zip(pasted, layouts, strict=True)
+    ]
     return mask_agreement(sampler, conditions, images, wanted, [la.task.seed for la in layouts])
 
 
@@ -186,7 +198,8 @@ def mask_agreement(
     ]
     read = [state.mask_1RR > 0 for state in sampler.run(starts, move_image=False)]
     return [
-        float((r & m).sum() / (r | m).sum().clamp_min(1)) for r, m in zip(read, (m.bool() for m in masks), strict=True)
+        float((r & m).sum() / (r | m).sum().clamp_min(1))
+        for r, m in zip(read, (m.bool() for m in masks), strict=True)
     ]
 
 
@@ -221,4 +234,6 @@ def _composite(
 
 def _noise(seed: int, stream: int) -> torch.Generator:
     """One generator per image and purpose: 0 the mask, 1.. the candidates."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0] >> 1)
+    )

@@ -56,7 +56,9 @@ def loss_judge(segmenter: torch.nn.Module, config: Config) -> Judge:
 
 
 @torch.inference_mode()
-def local_loss(segmenter: torch.nn.Module, image: np.ndarray, mask: np.ndarray, target: np.ndarray, config: Config) -> float:
+def local_loss(
+    segmenter: torch.nn.Module, image: np.ndarray, mask: np.ndarray, target: np.ndarray, config: Config
+) -> float:
     """Binary cross-entropy of the segmenter around one target, half of it inside and half outside the target.
 
     Args:
@@ -94,9 +96,12 @@ def _row(
     crop = cut(pair.image, layout.box)
     own = layout.canvas.reference
     measures = measure_pair(pair.image, layout.photo, pair.target, region, foreground(layout.photo))
+    measures |= {"crop_left": layout.box[0], "crop_top": layout.box[1]}
     measures["label_iou"] = pair.label_iou
     measures["loss"] = local_loss(segmenter, pair.image, pair.mask, pair.target, config)
-    measures["reference_distance"] = _distance(fingerprint(crop), fingerprint(np.clip(own, 0, 255).astype(np.uint8)))
+    measures["reference_distance"] = _distance(
+        fingerprint(crop), fingerprint(np.clip(own, 0, 255).astype(np.uint8))
+    )
     attempt = Attempt(
         assignment=assignment,
         shard=name,

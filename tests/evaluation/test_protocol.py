@@ -25,7 +25,16 @@ def write_sample(folder, name, category, boxes, shape=(40, 50)):
     Image.fromarray(values).save(mask)
     files = (MaskFile(str(mask), tuple((value, type) for value, type in enumerate(types, start=1))),)
     return Sample(
-        f"{category}/{name}", category, tuple(types), stem, str(image), files if types else (), *shape[::-1], "L", stem
+        f"{category}/{name}",
+        category,
+        tuple(types),
+        stem,
+        str(image),
+        files if types else (),
+        shape[1],
+        shape[0],
+        "L",
+        stem,
     )
 
 
@@ -80,7 +89,7 @@ def test_totals_are_means_over_types_and_photos(dataset):
     for name in ("pixel_ap", "f1_max", "auroc", "aupro", "iou"):
         assert result[name] == pytest.approx(np.mean([row[name] for row in rows]))
     photos = [f"metal/{name}" for name in "abc"]
-    dices = [metrics.dice(maps[sample_id] >= 0.5, dataset.mask(sample_id)) for sample_id in photos]
+    dices = [metrics.dice(maps[sample_id] >= 0.5, dataset.mask(sample_id)) or 0.0 for sample_id in photos]
     assert result["mdice"] == pytest.approx(np.mean(dices))
     assert result["iou_threshold"] == 0.4
     assert result["undefined"] == {}

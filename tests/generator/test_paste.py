@@ -26,7 +26,9 @@ def _canvas(pose: Pose = POSE, repaint: bool = False):
     background, reference, mask = _photos()
     rng = np.random.default_rng(1)
     photo = reference if repaint else background
-    return photo, lay_out(photo, reference, mask, TARGET, pose, min_side=24, dilation=0.12, repaint=repaint, rng=rng)
+    return photo, lay_out(
+        photo, reference, mask, TARGET, pose, min_side=24, dilation=0.12, repaint=repaint, rng=rng
+    )
 
 
 @pytest.mark.parametrize("resolution", [32, 64, 128])
@@ -74,7 +76,9 @@ def test_the_pose_carries_the_target_to_its_place() -> None:
 
 
 def test_repainting_leaves_the_photo_as_start_and_the_mask_in_place() -> None:
-    photo, canvas = _canvas(Pose(x=55.0, y=50.0, angle=0.0, scale=1.0, flip=False, elastic=0.0, margin=1.6), True)
+    photo, canvas = _canvas(
+        Pose(x=55.0, y=50.0, angle=0.0, scale=1.0, flip=False, elastic=0.0, margin=1.6), True
+    )
     assert np.array_equal(canvas.pasted, cut(photo, canvas.box).astype(np.float32))
     assert (canvas.mask > 0.5).sum() == 1000
 

@@ -43,7 +43,9 @@ def test_poses_keep_to_the_object_and_near_the_real_place() -> None:
     target = Target("a#0", "a", "bolt", "scratch", "g", (130, 95, 146, 105), 100)
     reference, background = frame_of(_bolt(0)), frame_of(_bolt(70))
     rng = np.random.default_rng(0)
-    poses = [draw_pose(target, reference, background, (), SamplingConfig(), (1.3, 2.2), rng) for _ in range(40)]
+    poses = [
+        draw_pose(target, reference, background, (), SamplingConfig(), (1.3, 2.2), rng) for _ in range(40)
+    ]
     on_object = [background.share_on_object(p.x, p.y, 4) for p in poses]
     assert np.mean(np.array(on_object) > 0.3) > 0.9
     along = [background.to_object(p.x, p.y)[0] for p in poses]
@@ -62,5 +64,7 @@ def test_a_new_target_keeps_clear_of_the_photos_own_where_there_is_room() -> Non
 
 
 def test_a_repaint_stays_in_place() -> None:
-    pose = repaint_pose(Target("a#0", "a", "t", "p", "g", (10, 20, 30, 60), 9), (1.3, 2.2), np.random.default_rng(0))
+    pose = repaint_pose(
+        Target("a#0", "a", "t", "p", "g", (10, 20, 30, 60), 9), (1.3, 2.2), np.random.default_rng(0)
+    )
     assert (pose.x, pose.y, pose.angle, pose.scale, pose.flip) == (20, 40, 0, 1, False)

@@ -29,7 +29,9 @@ class _Killed(Exception):
     pass
 
 
-def test_a_training_that_was_killed_goes_on_to_the_very_same_weights(photos, tiny_config, tiny_generator, tmp_path) -> None:
+def test_a_training_that_was_killed_goes_on_to_the_very_same_weights(
+    photos, tiny_config, tiny_generator, tmp_path
+) -> None:
     def kill(step: int, steps: int, loss: float) -> None:
         if step == 5:
             raise _Killed
@@ -47,7 +49,9 @@ def test_a_checkpoint_loads_with_its_own_configuration(tiny_generator, tmp_path)
     revision = tiny_generator.save(tmp_path)
     again = Generator.load(tmp_path / revision)
     assert again.config == tiny_generator.config
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), tiny_generator.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.parameters(), tiny_generator.parameters(), strict=True)
+    )
     with pytest.raises(RunError, match="nowhere"):
         Generator.load(tmp_path / "nowhere")
 
@@ -83,7 +87,9 @@ def test_training_crops_show_the_target_inside_its_region(photos, tiny_config) -
     region = regions(masks, rng)
     assert ((masks > 0.5) & (region == 0)).sum() == 0
     assert 0 < region.mean() < 0.9
-    assert len(patches.empty) and float(patches.empty.abs().max()) < 0.5  # no pit and no bar on target-free crops
+    assert (
+        len(patches.empty) and float(patches.empty.abs().max()) < 0.5
+    )  # no pit and no bar on target-free crops
 
 
 def test_one_network_serves_targets_of_two_kinds(tiny_generator, photos) -> None:

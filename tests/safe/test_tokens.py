@@ -35,7 +35,9 @@ def test_the_scene_counts_only_once_alpha_has_left_zero() -> None:
     image, mask = torch.randn(1, 3, 32, 32), torch.zeros(1, 1, 32, 32)
     mask[..., 8:24, 8:24] = 1
     features = safe.encoder(image)
-    plain = torch.stack([layer(masked_mean(f, mask)) for layer, f in zip(pooled_only, features, strict=True)], 1)
+    plain = torch.stack(
+        [layer(masked_mean(f, mask)) for layer, f in zip(pooled_only, features, strict=True)], 1
+    )
     assert torch.allclose(safe(image, mask), safe.norm(plain), atol=1e-5)
     with torch.no_grad():
         safe.alpha.fill_(0.5)

@@ -22,7 +22,9 @@ def tasks(photos, tiny_config) -> list[GenerationTask]:
         pose = draw_pose(target, *frames, (), tiny_config.sampling, (1.3, 2.2), rng)
         strengths = Strengths(2.0, (0.25, 0.5, 0.75, 1.0, 0.5)[number])
         out.append(
-            GenerationTask(recipe, target.target_id, normals[number], pose, strengths, number, Revisions("g", "b"))
+            GenerationTask(
+                recipe, target.target_id, normals[number], pose, strengths, number, Revisions("g", "b")
+            )
         )
     return out
 
@@ -33,7 +35,9 @@ def bank(photos, tiny_generator):
 
 
 @pytest.mark.parametrize("mode", ["joint", "mask_first", "given_mask"])
-def test_a_pair_has_the_same_pixels_alone_and_among_others(mode, tasks, bank, photos, tiny_config, tiny_generator) -> None:
+def test_a_pair_has_the_same_pixels_alone_and_among_others(
+    mode, tasks, bank, photos, tiny_config, tiny_generator
+) -> None:
     tasks = [dataclasses.replace(t, recipe=dataclasses.replace(t.recipe, mode=mode)) for t in tasks]
     together = make_pairs(tiny_generator, bank, tasks, photos, tiny_config)
     for task, among in list(zip(tasks, together, strict=True))[1:4]:
@@ -97,17 +101,23 @@ def test_a_target_is_repainted_on_its_own_photo_and_the_others_are_kept(photos, 
     left, top, right, bottom = target.box
     pose = Pose((left + right) / 2, (top + bottom) / 2, 0.0, 1.0, False, 0.0, 1.6)
     recipe = Recipe("given_mask", "B0", 1, 0.25, 4, "euler", "float32", 3, 1)
-    task = GenerationTask(recipe, target.target_id, target.sample_id, pose, Strengths(2, 0.5), 0, Revisions("", ""))
+    task = GenerationTask(
+        recipe, target.target_id, target.sample_id, pose, Strengths(2, 0.5), 0, Revisions("", "")
+    )
     layout = spell_out(task, photos, tiny_config)
     assert np.array_equal(layout.kept, photos.mask(target.sample_id) & ~photos.target_mask(target.target_id))
     assert np.array_equal(layout.canvas.pasted, layout.canvas.background)
 
 
-def test_a_new_target_beside_the_photos_own_gives_the_union(photos, bank, tiny_config, tiny_generator) -> None:
+def test_a_new_target_beside_the_photos_own_gives_the_union(
+    photos, bank, tiny_config, tiny_generator
+) -> None:
     first, second = photos.all_targets(s.sample_id for s in photos.samples)[:2]
     pose = Pose(20.0, 20.0, 0.0, 1.0, False, 0.0, 1.6)
     recipe = Recipe("mask_first", "B0", 1, 0.25, 4, "euler", "float32", 3, 1)
-    task = GenerationTask(recipe, first.target_id, second.sample_id, pose, Strengths(2, 0.25), 0, Revisions("", ""))
+    task = GenerationTask(
+        recipe, first.target_id, second.sample_id, pose, Strengths(2, 0.25), 0, Revisions("", "")
+    )
     pair = make_pairs(tiny_generator, bank, [task], photos, tiny_config)[0]
     own = photos.mask(second.sample_id)
     assert (pair.mask & own).sum() == own.sum()

@@ -1,0 +1,153 @@
+"""Small SVG charts for the report: no script, readable at phone width, values also as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+WIDTH = 360  # units; the page scales charts to their column
+LEFT, RIGHT = 40, 12
+
+
+def bars(rows: Sequence[tuple[str, float, str]], label: str) -> str:
+    """Horizontal bars in [0, 1], longest first as given: (name, value, note at the right end)."""
+    parts = []
+    for number, (name, value, note) in enumerate(rows):
+        y = 4 + number * 34
+        length = (WIDTH - 8) * min(max(value, 0.0), 1.0)
+        parts.append(
+            f'<text x="4" y="{y + 11}">{escape(_short(name))}</text>'
+            f'<text x="{WIDTH - 4}" y="{y + 11}" text-anchor="end" class="soft">{escape(note)}</text>'
+            f'<rect x="4" y="{y + 16}" width="{WIDTH - 8}" height="8" rx="2" class="track"/>'
+            f'<rect x="4" y="{y + 16}" width="{length:.1f}" height="8" rx="2" class="weak"/>'
+        )
+    return _svg(4 + len(rows) * 34, parts, label)
+
+
+def dumbbells(rows: Sequence[tuple[str, float | None, float | None]], label: str) -> str:
+    """Before and after per name, on one axis from 0 to 1."""
+    parts = []
+    for number, (name, before, after) in enumerate(rows):
+        y = 4 + number * 38
+        parts.append(f'<text x="4" y="{y + 11}">{escape(_short(name))}</text>')
+        parts.append(f'<line x1="10" x2="{WIDTH - 10}" y1="{y + 23}" y2="{y + 23}" class="axis"/>')
+        at = [10 + (WIDTH - 20) * value if value is not None else None for value in (before, after)]
+        if at[0] is not None and at[1] is not None:
+            kind = "gain" if at[1] >= at[0] else "loss"
+            parts.append(
+                f'<line x1="{at[0]:.1f}" x2="{at[1]:.1f}" y1="{y + 23}" y2="{y + 23}" class="{kind}"/>'
+            )
+        for where, kind, value in zip(at, ("before", "after"), (before, after), strict=True):
+            if where is not None:
+                parts.append(
+                    f'<circle cx="{where:.1f}" cy="{y + 23}" r="5" class="{kind}"><title>{kind}: {value:.3f}</title></circle>'
+                )
+        note = " → ".join("–" if value is None else f"{value:.3f}" for value in (before, after))
+        parts.append(f'<text x="{WIDTH - 4}" y="{y + 11}" text-anchor="end" class="soft">{note}</text>')
+    return _svg(8 + len(rows) * 38, parts, label)
+
+
+def rounds(baseline: float | None, points: Sequence[tuple[int, float, bool]], label: str) -> str:
+    """A value by round, with the baseline as round 0; rejected rounds are hollow."""
+    values = [value for _, value, _ in points] + ([baseline] if baseline is not None else [])
+    axis = _Axis(values, [0, *(number for number, _, _ in points)])
+    parts = axis.frame()
+    if baseline is not None:
+        y = axis.y(baseline)
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="base"/>')
+        parts.append(
+            f'<circle cx="{axis.x(0):.1f}" cy="{y:.1f}" r="4.5" class="before"><title>real only: {baseline:.3f}</title></circle>'
+        )
+    path = " ".join(f"{axis.x(number):.1f},{axis.y(value):.1f}" for number, value, _ in points)
+    start = f"{axis.x(0):.1f},{axis.y(baseline):.1f} " if baseline is not None else ""
+    parts.append(f'<polyline points="{start}{path}" class="line"/>')
+    for number, value, accepted in points:
+        kind = "after" if accepted else "hollow"
+        title = f"round {number}: {value:.3f}, {'accepted' if accepted else 'rejected'}"
+        parts.append(
+            f'<circle cx="{axis.x(number):.1f}" cy="{axis.y(value):.1f}" r="4.5" class="{kind}"><title>{title}</title></circle>'
+            f'<text x="{axis.x(number):.1f}" y="{axis.y(value) - 9:.1f}" text-anchor="middle">{value:.3f}</text>'
+        )
+    return _svg(axis.height, parts, label)
+
+
+def intervals(points: Sequence[tuple[int, float, float, float, bool]], label: str) -> str:
+    """Differences by round with their intervals (round, mean, low, high, accepted), against a line at zero."""
+    axis = _Axis(
+        [0.0, *(value for point in points for value in point[1:4])], [number for number, *_ in points]
+    )
+    parts = axis.frame()
+    zero = axis.y(0)
+    parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{zero:.1f}" y2="{zero:.1f}" class="base"/>')
+    for number, mean, low, high, accepted in points:
+        x, kind = axis.x(number), "after" if accepted else "hollow"
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{axis.y(low):.1f}" y2="{axis.y(high):.1f}" class="whisker"/>'
+        )
+        for end in (low, high):
+            y = axis.y(end)
+            parts.append(
+                f'<line x1="{x - 5:.1f}" x2="{x + 5:.1f}" y1="{y:.1f}" y2="{y:.1f}" class="whisker"/>'
+            )
+        title = f"round {number}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{axis.y(mean):.1f}" r="4.5" class="{kind}"><title>{title}</title></circle>'
+            f'<text x="{x + 9:.1f}" y="{axis.y(mean) + 4:.1f}">{mean:+.3f}</text>'
+        )
+    return _svg(axis.height, parts, label)
+
+
+class _Axis:
+    """Maps rounds and values to the drawing: rounds evenly, values over a range of round numbers."""
+
+    height, top, bottom = 190, 22, 162
+
+    def __init__(self, values: Sequence[float], numbers: Sequence[int]) -> None:
+        low, high = min(values), max(values)
+        span = max(high - low, 0.02)
+        self.step = _round_step(span / 3)
+        self.low = math.floor((low - span * 0.08) / self.step) * self.step
+        self.high = math.ceil((high + span * 0.08) / self.step) * self.step
+        self.numbers = sorted(set(numbers))
+
+    def x(self, number: int) -> float:
+        room = (WIDTH - LEFT - RIGHT) / len(self.numbers)
+        return LEFT + room * (self.numbers.index(number) + 0.5)
+
+    def y(self, value: float) -> float:
+        return self.bottom - (self.bottom - self.top) * (value - self.low) / (self.high - self.low)
+
+    def frame(self) -> list[str]:
+        """Grid lines with their values, rounds under them; at most twelve labels."""
+        parts = []
+        digits = max(0, -math.floor(math.log10(self.step)))
+        for tick in range(round((self.high - self.low) / self.step) + 1):
+            value = self.low + tick * self.step
+            y = self.y(value)
+            parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="axis"/>')
+            parts.append(
+                f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" class="soft">{value:.{digits}f}</text>'
+            )
+        every = math.ceil(len(self.numbers) / 12)
+        for number in self.numbers[::every]:
+            name = "real only" if number == 0 else str(number)
+            parts.append(
+                f'<text x="{self.x(number):.1f}" y="182" text-anchor="middle" class="soft">{name}</text>'
+            )
+        return parts
+
+
+def _round_step(step: float) -> float:
+    """1, 2 or 5 times a power of ten, at least the given step."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * 0.999)
+
+
+def _short(name: str, letters: int = 40) -> str:
+    return name if len(name) <= letters else "…" + name[1 - letters :]
+
+
+def _svg(height: float, parts: Sequence[str], label: str) -> str:
+    inner = "".join(parts)
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{inner}</svg>'

@@ -1,0 +1,343 @@
+"""The final report: one HTML page that says what a run did, how it is known, and where it fell short.
+
+headline        test metrics before and after
+before/after    all metrics, and per type
+rounds          validation by round, the gain that decided, its interval
+predictions     best and worst
+pairs           kept, turned away, and why
+weakness        the ranking by round
+run             data, time, settings, how to do it again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdiff.data.run import write_durably
+from cdiff.evaluation import charts, page
+from cdiff.types import RoundResult
+
+METRICS = {
+    "pixel_ap": ("Pixel AP", "mean over types of the average precision of pixels, at native size"),
+    "f1_max": ("F1-max", "best F1 of pixels over all thresholds, mean over types"),
+    "auroc": ("Pixel AUROC", "area under the pixels' ROC curve, mean over types"),
+    "aupro": ("AUPRO", "per-region overlap up to a false-positive rate of 0.3, mean over types"),
+    "iou": ("IoU", "pixels pooled per type, at a threshold chosen on validation"),
+    "mdice": ("mDice", "mean Dice of photos with targets, at threshold 0.5"),
+    "miou": ("mIoU", "mean IoU of photos with targets, at threshold 0.5"),
+    "image_auroc": ("Image AUROC", "photos with targets told from normals"),
+}
+PER_TYPE = ("pixel_ap", "f1_max", "aupro", "iou", "mdice")
+SHOWN_SLICES = 8  # bars per round; the table below has all
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture with what to see in it: uint8 [H, W, 3] or [H, W]."""
+
+    pixels: NDArray[np.uint8]
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportContent:
+    """Everything that the report shows; it computes nothing of its own.
+
+    Args:
+        before, after: `protocol.evaluate` on the test split, of the model of real photos alone and of the accepted one.
+        real_only: validation metrics of the model of real photos alone: round 0 of the chart.
+        rounds: as in the ledger: weaknesses, counts, decisions and seconds are read from them.
+        seconds: phase, seconds, for the whole run.
+        reproduce: command lines.
+        notes: what the reader must know to judge: unscored types, dropped photos, refused slices.
+    """
+
+    title: str
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    real_only: Mapping[str, float] = field(default_factory=dict)
+    rounds: tuple[RoundResult, ...] = ()
+    best: tuple[Picture, ...] = ()
+    worst: tuple[Picture, ...] = ()
+    kept: tuple[Picture, ...] = ()
+    turned_away: tuple[Picture, ...] = ()
+    data: Mapping[str, object] = field(default_factory=dict)
+    config: Mapping[str, object] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    reproduce: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def write_report(path: Path, content: ReportContent) -> Path:
+    """Write the page, whole or not at all; returns where it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, render(content).encode())
+    return path
+
+
+def render(content: ReportContent) -> str:
+    """The page as HTML; it needs no other file, no script and no network."""
+    body = [
+        f"<header><h1>{page.text(content.title)}</h1>{page.paragraph(_verdict(content))}</header>",
+        _cards(content),
+        _notes(content),
+        _metrics(content),
+        _rounds(content),
+        page.section(
+            "Predictions on the test split",
+            _gallery("Best", content.best),
+            _gallery("Worst", content.worst),
+        ),
+        page.section(
+            "Generated pairs",
+            _gallery("Kept", content.kept),
+            _gallery("Turned away", content.turned_away),
+            _counts(content.rounds),
+        ),
+        _weaknesses(content.rounds),
+        _run(content),
+    ]
+    return page.document(content.title, body)
+
+
+def _verdict(content: ReportContent) -> str:
+    accepted = [str(result.round) for result in content.rounds if result.decision.accepted]
+    before, after = content.before.get("pixel_ap"), content.after.get("pixel_ap")
+    if not accepted:
+        return "No round was accepted: the model of real photos alone stands."
+    which = f"round{'s' if len(accepted) > 1 else ''} {', '.join(accepted)} of {len(content.rounds)}"
+    if before is None or after is None:
+        return f"Accepted: {which}. Pixel AP is undefined on this test split."
+    verb = "rose" if after > before else "fell" if after < before else "stayed"
+    return (
+        f"On the test split, read once at the end, pixel AP {verb} from {before:.3f} to {after:.3f} with the pairs of {which}. "
+        "This is one run with one seed: only several seeds tell whether the change holds."
+    )
+
+
+def _cards(content: ReportContent) -> str:
+    cards = []
+    for name, kind in (("pixel_ap", "card first"), ("f1_max", "card"), ("iou", "card"), ("mdice", "card")):
+        before, after = content.before.get(name), content.after.get(name)
+        cards.append(
+            f'<div class="{kind}"><b>{METRICS[name][0]}</b><div class="now">{_number(after)}</div>'
+            f"<small>{_number(before)} before, {page.signed(_change(before, after))}</small></div>"
+        )
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _notes(content: ReportContent) -> str:
+    return page.section("Before you trust these numbers", page.listing(content.notes))
+
+
+def _metrics(content: ReportContent) -> str:
+    rows = []
+    for name, (label, meaning) in METRICS.items():
+        before, after = content.before.get(name), content.after.get(name)
+        rows.append((label, _number(before), _number(after), page.signed(_change(before, after)), meaning))
+    types = sorted(set(content.before.get("per_type", {})) | set(content.after.get("per_type", {})))
+    return page.section(
+        "Before and after",
+        page.paragraph(
+            "Before: the segmenter fitted on the real photos alone. After: the accepted one, same start weights, same steps.",
+            True,
+        ),
+        page.table(("metric", "before", "after", "change", "what it is"), rows, prose=(4,)),
+        _per_type(content, types) if types else "",
+        page.details("Undefined values", page.listing(_undefined(content))),
+    )
+
+
+def _per_type(content: ReportContent, types: Sequence[str]) -> str:
+    before, after = content.before.get("per_type", {}), content.after.get("per_type", {})
+    pairs = [(key, before.get(key, {}), after.get(key, {})) for key in types]
+    rows = [
+        (
+            key,
+            new.get("photos", old.get("photos")),
+            *(_arrow(old.get(name), new.get(name)) for name in PER_TYPE),
+        )
+        for key, old, new in pairs
+    ]
+    drawn = [
+        page.chart(
+            f"{METRICS[name][0]} per type",
+            charts.dumbbells(
+                [(key, old.get(name), new.get(name)) for key, old, new in pairs],
+                f"{METRICS[name][0]} per type",
+            ),
+            "Grey before, green after; the line runs from 0 to 1.",
+        )
+        for name in ("pixel_ap", "f1_max")
+    ]
+    header = ("type", "photos", *(METRICS[name][0] for name in PER_TYPE))
+    return page.columns(*drawn) + "<h3>All metrics per type</h3>" + page.table(header, rows)
+
+
+def _undefined(content: ReportContent) -> list[str]:
+    reasons = {**content.before.get("undefined", {}), **content.after.get("undefined", {})}
+    return [f"{name}: {reason}" for name, reason in sorted(reasons.items())]
+
+
+def _rounds(content: ReportContent) -> str:
+    if not content.rounds:
+        return ""
+    found = [(r, dict(r.validation), r.decision) for r in content.rounds]
+    name = next((name for name in METRICS if all(name in values for _, values, _ in found)), None)
+    label = METRICS[name][0] if name else ""
+    first = ""
+    if name:
+        drawn = charts.rounds(
+            content.real_only.get(name),
+            [(r.round, v[name], d.accepted) for r, v, d in found],
+            f"validation {label} by round",
+        )
+        first = page.chart(
+            f"Validation {label} by round", drawn, "Hollow: rejected. Dashed: real photos alone."
+        )
+    drawn = charts.intervals(
+        [(r.round, d.gain, d.low, d.high, d.accepted) for r, _, d in found], "gain by round"
+    )
+    second = page.chart(
+        "Gain that decided",
+        drawn,
+        "Mean change of validation Dice against the best model before, 95 % interval over groups.",
+    )
+    rows = [
+        (
+            r.round,
+            r.kept,
+            _number(v.get(name)) if name else "–",
+            page.signed(d.gain),
+            f"{d.low:+.3f} to {d.high:+.3f}",
+            _badge(d.accepted),
+            d.reason,
+        )
+        for r, v, d in found
+    ]
+    header = ("round", "pairs kept", f"validation {label}", "gain", "95 % interval", "decision", "why")
+    return page.section("Round by round", page.columns(first, second), page.table(header, rows, prose=(6,)))
+
+
+def _gallery(title: str, pictures: Sequence[Picture]) -> str:
+    if not pictures:
+        return ""
+    shown = "".join(page.figure(picture.pixels, picture.caption) for picture in pictures)
+    return f'<h3>{page.text(title)}</h3><div class="pictures">{shown}</div>'
+
+
+def _counts(rounds: Sequence[RoundResult]) -> str:
+    """Kept and turned away, by slice and reason, all rounds together."""
+    sums: dict[tuple[str, str], int] = {}
+    for result in rounds:
+        for name, reason, count in result.counts:
+            sums[name, reason] = sums.get((name, reason), 0) + count
+    reasons = sorted({reason for _, reason in sums}, key=lambda reason: (reason != "kept", reason))
+    slices = sorted({name for name, _ in sums})
+    rows: list[list[object]] = [
+        [
+            name,
+            *(sums.get((name, reason), 0) or "" for reason in reasons),
+            sum(sums.get((name, r), 0) for r in reasons),
+        ]
+        for name in slices
+    ]
+    totals = [sum(sums.get((name, reason), 0) for name in slices) for reason in reasons]
+    if rows:
+        rows.append(["all", *totals, sum(totals)])
+    drawn = page.table(("slice", *reasons, "made"), rows, total=True)
+    return f"<h3>Counted by slice and reason</h3>{drawn}" if drawn else ""
+
+
+def _weaknesses(rounds: Sequence[RoundResult]) -> str:
+    parts, tables = [], []
+    for result in rounds:
+        ranked = sorted(result.weaknesses, key=lambda weakness: -weakness.score)
+        rows = [
+            (w.slice.name, w.score, f"{w.score:.2f} · {len(w.targets)} targets")
+            for w in ranked[:SHOWN_SLICES]
+        ]
+        if rows:
+            parts.append(
+                page.chart(f"Round {result.round}", charts.bars(rows, f"weakness in round {result.round}"))
+            )
+        lines = [
+            (
+                w.slice.name,
+                len(w.targets),
+                f"{w.score:.3f}",
+                f"{w.loss:.3f}",
+                f"{w.soft_dice:.3f}",
+                f"{w.missed:.0%}",
+            )
+            for w in ranked
+        ]
+        drawn = page.table(("slice", "targets", "weakness", "loss", "soft Dice", "area missed"), lines)
+        tables.append(f"<h3>Round {result.round}</h3>{drawn}" if drawn else "")
+    explained = page.paragraph(
+        "How much cross-fitted models lose on real training targets, weakest first; pairs were aimed here.",
+        True,
+    )
+    return (
+        page.section(
+            "Where the segmenter was weak",
+            explained,
+            page.columns(*parts),
+            page.details("All slices", *tables),
+        )
+        if parts
+        else ""
+    )
+
+
+def _run(content: ReportContent) -> str:
+    commands = "".join(f"<pre>{page.text(line)}</pre>" for line in content.reproduce)
+    seconds = [(phase, _duration(value)) for phase, value in content.seconds.items()]
+    if seconds:
+        seconds.append(("all", _duration(sum(content.seconds.values()))))
+    time = page.table(("phase", "time"), seconds, total=True)
+    return page.section(
+        "The run",
+        f"<h3>How to do it again</h3>{commands}" if commands else "",
+        page.columns(
+            "<h3>Data</h3>" + page.facts(content.data) if content.data else "",
+            f"<h3>Time</h3>{time}" if time else "",
+        ),
+        page.details("Settings", page.facts(content.config)),
+    )
+
+
+def _badge(accepted: bool) -> page.Markup:
+    return page.Markup(
+        f'<span class="badge {"up" if accepted else "down"}">{"accepted" if accepted else "rejected"}</span>'
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _change(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before
+
+
+def _arrow(before: float | None, after: float | None) -> page.Markup:
+    change = _change(before, after)
+    kind = "soft" if not change else "up" if change > 0 else "down"
+    return page.Markup(
+        f'<span class="soft">{_number(before)} →</span> <span class="{kind}">{_number(after)}</span>'
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,253 @@
+"""How a round's budget is spent: which slices get how many pairs, from which real targets, on which photos.
+
+    uniform   20 %  over slices by their targets, any difficulty: keeps the estimates of strong slices honest
+    easy      20 %  over slices by their targets, below the difficulty band
+    weak      60 %  over slices by score x (1 - score), inside the band: neither solved nor hopeless ones pay
+
+Everything is a pure function of its arguments and of (seed, round): a coordinator that dies loses nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
+
+import numpy as np
+
+from cdiff.config import Config
+from cdiff.types import (
+    Assignment,
+    GenerationTask,
+    Pose,
+    Purpose,
+    Recipe,
+    Revisions,
+    Strengths,
+    Target,
+    Weakness,
+    content_hash,
+)
+
+# (target_id of the reference, sample_id of the background, source of randomness) -> where and how the target lies
+Propose = Callable[[str, str, np.random.Generator], Pose]
+Quotas = dict[tuple[str, Purpose], int]  # wanted pairs by slice name and purpose
+
+_PURPOSES: tuple[Purpose, ...] = ("uniform", "easy", "weak")
+_REFERENCES, _BACKGROUNDS, _POSES = 1, 2, 3  # streams of randomness within a round
+
+
+def plan(
+    weaknesses: Sequence[Weakness],
+    targets: Mapping[str, Target],
+    backgrounds: Mapping[str, Sequence[str]],
+    groups: Mapping[str, str],
+    propose: Propose,
+    config: Config,
+    *,
+    round: int,
+    revisions: Revisions,
+) -> list[Assignment]:
+    """Turn a ranking into the round's ordered tasks, `oversample` times as many as pairs are wanted.
+
+    Args:
+        targets: by target_id; every target of `weaknesses`.
+        backgrounds: sample_ids by category: normal photos, or the training photos themselves where there are none.
+        groups: source object by sample_id, of every background.
+        propose: draws the pose; when it is asked for a target on its own photo, the target is repainted.
+    Returns:
+        Assignments with index 0, 1, 2, ...; slices and purposes are interleaved, each slice's targets are used evenly, and
+        no background is of the reference's own group where there are others.
+    Raises:
+        ValueError: no slices, or a category without a photo to paint on.
+    """
+    wanted = _oversampled(quotas(config, weaknesses), config)
+    planner = _Planner(weaknesses, targets, backgrounds, groups, propose, config, round, revisions)
+    return planner.assign(wanted, ())
+
+
+def top_up(
+    assignments: Sequence[Assignment],
+    lacking: Mapping[tuple[str, Purpose], int],
+    weaknesses: Sequence[Weakness],
+    targets: Mapping[str, Target],
+    backgrounds: Mapping[str, Sequence[str]],
+    groups: Mapping[str, str],
+    propose: Propose,
+    config: Config,
+    *,
+    round: int,
+    revisions: Revisions,
+) -> list[Assignment]:
+    """The next wave: further tasks for what slices lack, with fresh indexes and seeds; other arguments as for `plan`.
+
+    Args:
+        assignments: all of the round so far; the cycle over a slice's targets goes on where they end.
+        lacking: missing pairs by slice and purpose, as `quality.shortfall` gives them.
+    """
+    wanted = _oversampled(lacking, config)
+    planner = _Planner(weaknesses, targets, backgrounds, groups, propose, config, round, revisions)
+    return planner.assign(wanted, assignments)
+
+
+def quotas(config: Config, weaknesses: Sequence[Weakness]) -> Quotas:
+    """Wanted pairs by slice and purpose; they sum to `config.wasm.pairs` exactly, entries of zero are left out.
+
+    Raises:
+        ValueError: no slices.
+    """
+    if not weaknesses:
+        raise ValueError("no slices to spend a budget on: the training split shows no target")
+    wasm = config.wasm
+    shares = largest_remainder(wasm.pairs, [wasm.uniform, wasm.easy, max(0.0, 1 - wasm.uniform - wasm.easy)])
+    sizes = [float(len(weakness.targets)) for weakness in weaknesses]
+    weights = {"uniform": sizes, "easy": sizes, "weak": [prior(weakness.score) for weakness in weaknesses]}
+    wanted: Quotas = {}
+    for purpose, share in zip(_PURPOSES, shares, strict=True):
+        for weakness, number in zip(weaknesses, largest_remainder(share, weights[purpose]), strict=True):
+            if number:
+                wanted[weakness.slice.name, purpose] = number
+    return wanted
+
+
+def prior(score: float) -> float:
+    """Expected gain of a slice before any was measured: highest for half-solved slices, 0 for solved and hopeless ones."""
+    return score * (1 - score)
+
+
+def band(purpose: Purpose, config: Config) -> tuple[float, float]:
+    """Wanted difficulty, as a rank in [0, 1] among the valid pairs of a type; both ends belong to it."""
+    low, high = config.wasm.band
+    return {"uniform": (0.0, 1.0), "easy": (0.0, low), "weak": (low, high)}[purpose]
+
+
+def recipe_of(config: Config) -> Recipe:
+    """How pairs are computed under a configuration."""
+    best_of_k = config.wasm.arm == "B1"
+    return Recipe(
+        mode=config.sampling.mode,
+        arm=config.wasm.arm,
+        candidates=config.wasm.candidates if best_of_k else 1,
+        fraction=config.wasm.fraction if best_of_k else 1.0,
+        steps=config.sampling.steps,
+        sampler="euler",
+        dtype="float32",
+        micro_batch=config.sampling.micro_batch,
+        threads=config.resources.threads,
+    )
+
+
+def largest_remainder(total: int, weights: Sequence[float]) -> list[int]:
+    """Split `total` in proportion to weights >= 0 so that the parts sum to it; ties go to the earlier part.
+
+    Weights that are all zero count as equal.
+    """
+    if sum(weights) <= 0:
+        weights = [1.0] * len(weights)
+    exact = [total * weight / sum(weights) for weight in weights]
+    parts = [math.floor(value + 1e-9) for value in exact]  # 0.2 * 5 must not lose its unit to rounding
+    by_remainder = sorted(range(len(parts)), key=lambda i: (-round(exact[i] - parts[i], 9), i))
+    for i in by_remainder[: total - sum(parts)]:
+        parts[i] += 1
+    return parts
+
+
+def task_seed(seed: int, round: int, index: int) -> int:
+    """63 bits that depend on run, round and place in the plan alone."""
+    return int(content_hash([seed, round, index]), 16) >> 1
+
+
+class _Planner:
+    """Deals references, backgrounds and poses to a list of wanted tasks."""
+
+    def __init__(
+        self,
+        weaknesses: Sequence[Weakness],
+        targets: Mapping[str, Target],
+        backgrounds: Mapping[str, Sequence[str]],
+        groups: Mapping[str, str],
+        propose: Propose,
+        config: Config,
+        round: int,
+        revisions: Revisions,
+    ) -> None:
+        self.slices = {weakness.slice.name: weakness for weakness in weaknesses}
+        self.targets, self.backgrounds, self.groups = targets, backgrounds, groups
+        self.propose, self.config, self.round, self.revisions = propose, config, round, revisions
+        self.recipe = recipe_of(config)
+        self.strengths = Strengths(config.sampling.safe_strength, config.sampling.start_strength)
+
+    def assign(
+        self, wanted: Mapping[tuple[str, Purpose], int], earlier: Sequence[Assignment]
+    ) -> list[Assignment]:
+        """One assignment per wanted task, after the earlier ones."""
+        used = {name: sum(assignment.slice == name for assignment in earlier) for name in self.slices}
+        references = {name: self._references(name) for name in sorted({name for name, _ in wanted})}
+        first = 1 + max((assignment.index for assignment in earlier), default=-1)
+        decks: dict[str, list[str]] = {}
+        out = []
+        for index, (name, purpose) in zip(count(first), _interleaved(wanted), strict=False):
+            cycle = references[name]
+            reference = self.targets[cycle[used[name] % len(cycle)]]
+            used[name] += 1
+            rng = self._rng(_POSES, index)
+            background = self._background(reference, decks, index, rng)
+            task = GenerationTask(
+                recipe=self.recipe,
+                reference=reference.target_id,
+                background=background,
+                pose=self.propose(reference.target_id, background, rng),
+                strengths=self.strengths,
+                seed=task_seed(self.config.seed, self.round, index),
+                revisions=self.revisions,
+            )
+            out.append(Assignment(task=task, slice=name, purpose=purpose, index=index))
+        return out
+
+    def _references(self, name: str) -> list[str]:
+        """The slice's targets in the round's order: the same for every wave."""
+        ids = sorted(self.slices[name].targets)
+        return [ids[i] for i in self._rng(_REFERENCES, zlib.crc32(name.encode())).permutation(len(ids))]
+
+    def _background(
+        self, reference: Target, decks: dict[str, list[str]], index: int, rng: np.random.Generator
+    ) -> str:
+        """Deal the category's photos in turn, passing over those of the reference's own object.
+
+        Where photos with targets have to serve (the reference's own is among them), the share `sampling.repaint` of tasks
+        repaints the reference where it is.
+        """
+        photos = self.backgrounds.get(reference.category, ())
+        if not photos:
+            raise ValueError(f"category {reference.category!r} has no photo to paint on")
+        if reference.sample_id in photos and rng.random() < self.config.sampling.repaint:
+            return reference.sample_id
+        others = {photo for photo in photos if self.groups[photo] != reference.group}
+        eligible = others or set(photos) - {reference.sample_id} or set(photos)
+        deck = decks.setdefault(reference.category, [])
+        if not eligible.intersection(deck):
+            order = self._rng(_BACKGROUNDS, index).permutation(len(photos))
+            deck.extend(sorted(photos)[i] for i in order)
+        place = next(i for i, photo in enumerate(deck) if photo in eligible)
+        return deck.pop(place)
+
+    def _rng(self, *stream: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([self.config.seed, self.round, *stream]))
+
+
+def _oversampled(wanted: Mapping[tuple[str, Purpose], int], config: Config) -> Quotas:
+    # The epsilon: 1.1 * 10 is 11.000000000000002, and no twelfth task.
+    return {
+        key: math.ceil(config.wasm.oversample * number - 1e-9) for key, number in wanted.items() if number > 0
+    }
+
+
+def _interleaved(wanted: Mapping[tuple[str, Purpose], int]) -> Iterable[tuple[str, Purpose]]:
+    """Spread each slice's tasks evenly over the whole list, so that every stretch of it serves all slices."""
+    placed = [
+        ((i + 0.5) / number, order, key)
+        for order, (key, number) in enumerate(wanted.items())
+        for i in range(number)
+    ]
+    return [key for _, _, key in sorted(placed)]

@@ -1,0 +1,358 @@
+"""The gate: every attempt is kept, or turned away with a named reason.
+
+    validity    is it a true pair? bounds are a low percentile of what real targets of the type measure
+    selection   is it wanted? difficulty within the purpose's band, the first of them by plan index
+
+A verdict depends on the set of attempts alone, never on the order in which they arrived. Each bound has its slack below,
+chosen on copies of real targets of three data sets (tiles, screws, polyps), of which it lets 84 to 98 % pass, while
+blurred, invisible and displaced ones of the same targets pass in under 10 %.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from cdiff.config import Config
+from cdiff.data.dataset import MIN_AREA, Dataset
+from cdiff.generator.paste import to_resolution
+from cdiff.types import Attempt, Box, Pair, Purpose, Target
+from cdiff.wasm.budget import band
+
+# In order of precedence. The first six say that the pair is not true; they count towards stopping a slice.
+INVALID = ("changed outside", "not visible", "off object", "blurred", "label disagrees", "near-duplicate")
+STOPPED, OUT_OF_BAND, FULL = "slice stopped", "out of band", "budget full"
+THUMBNAIL = 24  # side of a fingerprint
+
+_BOUNDED = ("visible", "on_object", "sharpness", "label_iou")
+_SHARPNESS_SLACK = 0.75  # a real target laid on another photo takes its own focus along
+_OBJECT_SLACK = 0.05  # foreground maps of two photos of one object differ by about this much
+_QUANTILES = np.linspace(0.02, 0.98, 33)
+_TOUCHING = 0.5  # share of the smaller box from which targets on one photo lie in one place
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Lowest values that real targets of a type show; plain JSON through `cdiff.data.carriers`."""
+
+    bounds: tuple[tuple[str, str, float], ...]  # (measure, "category/type" | "category" | "" for all, bound)
+
+    def bound(self, measure: str, key: str) -> float:
+        """The bound of the type, else of its category, else of all; -inf for what was never measured."""
+        known = {(name, where): value for name, where, value in self.bounds}
+        places = (key, key.rpartition("/")[0], "")
+        return next((known[measure, place] for place in places if (measure, place) in known), -np.inf)
+
+
+def thresholds(rows: Sequence[tuple[str, Mapping[str, float]]], config: Config) -> Thresholds:
+    """The configured percentile of real targets, per type where there are enough of them, pooled where not.
+
+    Args:
+        rows: ("category/type", measures) of real targets; a row may hold some of the measures only.
+    """
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for key, measures in rows:
+        for name in _BOUNDED:
+            if name in measures:
+                for place in {key, key.rpartition("/")[0], ""}:
+                    found[name, place].append(measures[name])
+    enough = {k: v for k, v in found.items() if len(v) >= config.gate.min_targets or not k[1]}
+    bounds = [
+        (*place, float(np.percentile(values, config.gate.percentile))) for place, values in enough.items()
+    ]
+    return Thresholds(tuple(sorted(bounds)))
+
+
+def real_measures(
+    dataset: Dataset, targets: Iterable[Target], foreground: Callable[[np.ndarray], np.ndarray]
+) -> list[tuple[str, dict[str, float]]]:
+    """What can be seen of real targets, by "category/type": rows for `thresholds`.
+
+    Args:
+        foreground: uint8 [H, W, 3] -> bool [H, W], the object; called once per photo.
+    """
+    maps: dict[str, np.ndarray] = {}
+    rows = []
+    for target in sorted(targets, key=lambda target: target.target_id):
+        image, mask = dataset.image(target.sample_id), dataset.target_mask(target.target_id)
+        if target.sample_id not in maps:
+            maps = {target.sample_id: foreground(image)}  # sorted: a photo's targets follow each other
+        rows.append((f"{target.category}/{target.type}", _seen(image, mask, maps[target.sample_id])))
+    return rows
+
+
+def measure_pair(
+    image: np.ndarray, background: np.ndarray, mask: np.ndarray, region: np.ndarray, foreground: np.ndarray
+) -> dict[str, float]:
+    """What the pixels of a finished photo say; the caller adds `label_iou`, `reference_distance` and `loss`.
+
+    Args:
+        image, background: uint8 [H, W, 3]; mask: bool [H, W] the new target alone.
+        region: bool [H, W], where the generator might paint; foreground: bool [H, W], the object on the background.
+    Returns:
+        area        pixels
+        visible     see `visibility`
+        changed     mean absolute difference to the background inside the mask, share of full scale
+        outside     largest absolute difference to the background outside the region, grey levels: must be 0
+        on_object   share of the mask on the object
+        sharpness   see `sharpness`
+    """
+    difference = np.abs(image.astype(np.int16) - background)
+    beyond = difference[~region]
+    return {
+        **_seen(image, mask, foreground),
+        "changed": float(difference[mask].mean() / 255) if mask.any() else 0.0,
+        "outside": float(beyond.max()) if beyond.size else 0.0,
+    }
+
+
+def visibility(image: np.ndarray, mask: np.ndarray) -> float:
+    """How far the colours inside a mask differ from those of the ring around it, in [0, 1].
+
+    Mean over channels of the Wasserstein-1 distance between the two sets of values, as a share of full scale: a shift of
+    the mean counts, and so does a texture of equal mean.
+
+    Args:
+        image: uint8 [H, W, 3]; mask: bool [H, W]. An empty mask, or one without a ring, gives 0.
+    """
+    place = _surroundings(mask)
+    colours, inside = image[place].astype(np.float32), mask[place]
+    ring = _ring(inside)
+    if not ring.any():
+        return 0.0
+    here, there = (np.quantile(colours[part], _QUANTILES, axis=0) for part in (inside, ring))
+    return float(np.abs(here - there).mean() / 255)
+
+
+def sharpness(image: np.ndarray, mask: np.ndarray) -> float:
+    """High-frequency energy along a mask's outline relative to the ring around it, at the photo's own size.
+
+    Mean |grey - Gaussian of 0.7 px| over the outline, 2 px to either side, divided by that of the ring, with a quarter of a
+    grey level added to both. The outline, not the whole inside: blowholes and stains are smooth within, and only their
+    border tells a sharp photo from an enlarged thumbnail. 1 where there is no ring to compare with, 0 for an empty mask.
+    Arguments as for `visibility`.
+    """
+    place = _surroundings(mask)
+    grey, inside = image[place].mean(axis=2, dtype=np.float32), mask[place]
+    ring = _ring(inside)
+    if not inside.any() or not ring.any():
+        return float(inside.any())
+    outline = ndimage.binary_dilation(inside, iterations=2) & ~ndimage.binary_erosion(inside, iterations=2)
+    fine = np.abs(grey - ndimage.gaussian_filter(grey, 0.7))
+    return float((fine[outline].mean() + 0.25) / (fine[ring].mean() + 0.25))
+
+
+def fingerprint(crop: np.ndarray) -> bytes:
+    """24 x 24 grey thumbnail of a crop, uint8 [h, w, 3], row by row."""
+    small = to_resolution(crop.mean(axis=2, dtype=np.float32), THUMBNAIL)[0].numpy()
+    return np.clip(np.rint(small), 0, 255).astype(np.uint8).tobytes()
+
+
+def validity_reason(measures: Mapping[str, float], key: str, thresholds: Thresholds, config: Config) -> str:
+    """Why a pair is not true, or "".
+
+    Without `changed` (a target repainted in place changes little) that test is left out; without `reference_distance`,
+    `label_iou` or `outside` theirs.
+
+    Args:
+        key: "category/type".
+    """
+    visible = thresholds.bound("visible", key)
+    tests = (
+        measures.get("outside", 0.0) > 0,
+        # A mask over plain texture can differ from its ring by chance: the photo must have changed there, too.
+        measures["area"] < MIN_AREA
+        or measures["visible"] < visible
+        or measures.get("changed", np.inf) < visible,
+        measures["on_object"] < thresholds.bound("on_object", key) - _OBJECT_SLACK,
+        measures["sharpness"] < thresholds.bound("sharpness", key) * _SHARPNESS_SLACK,
+        measures.get("label_iou", np.inf) < thresholds.bound("label_iou", key),
+        measures.get("reference_distance", np.inf) < config.gate.duplicate,
+    )
+    return next((reason for reason, fails in zip(INVALID, tests, strict=True) if fails), "")
+
+
+def judge(
+    attempts: Iterable[Attempt],
+    quotas: Mapping[tuple[str, Purpose], int],
+    thresholds: Thresholds,
+    config: Config,
+    *,
+    last: bool,
+) -> list[Pair]:
+    """Give every attempt of a round its verdict, in plan order.
+
+    1. Validity: `validity_reason`, then near-duplicates of an earlier valid attempt with the same reference, or in the same
+       place of the same background.
+    2. A slice stops after the first `stop_after` or more attempts by index of which more than `stop_invalid` are invalid;
+       all its later attempts read "slice stopped".
+    3. Difficulty is the rank of min(kappa, loss) among the valid attempts of the type. Outside of the purpose's band: "out
+       of band". Of the others the first by index are kept up to the quota; the rest read "budget full".
+    4. Bands must not starve the budget: while a further wave can follow, what is missing is left to it. With `last`, valid
+       attempts nearest to the band fill up, the lower index first where two are equally near; `beyond_band` counts them.
+
+    Args:
+        attempts: all of the round so far, of every wave, in any order.
+        quotas: wanted pairs by slice and purpose, as `budget.quotas` gives them.
+        last: no further wave follows.
+    Raises:
+        ValueError: two attempts of one index.
+    """
+    ordered = sorted(attempts, key=lambda attempt: attempt.assignment.index)
+    if len({attempt.assignment.index for attempt in ordered}) != len(ordered):
+        raise ValueError("two attempts of one index: each place in the plan is judged once")
+    reasons = _validity(ordered, thresholds, config)
+    _stop_slices(ordered, reasons, config)
+    distances = _band_distances([a for a, reason in zip(ordered, reasons, strict=True) if not reason], config)
+    places: dict[tuple[str, Purpose], list[int]] = defaultdict(list)
+    for place, reason in enumerate(reasons):
+        if not reason:
+            places[ordered[place].assignment.slice, ordered[place].assignment.purpose].append(place)
+    for key, valid in places.items():
+        # By distance, then by index: all within the band are at distance 0.
+        best_first = sorted(valid, key=lambda place: (distances[ordered[place].assignment.index], place))
+        for number, place in enumerate(best_first):
+            inside = distances[ordered[place].assignment.index] == 0
+            if number >= quotas.get(key, 0):
+                reasons[place] = FULL if inside else OUT_OF_BAND
+            elif not (inside or last):
+                reasons[place] = OUT_OF_BAND
+    return [Pair(attempt, reason) for attempt, reason in zip(ordered, reasons, strict=True)]
+
+
+def counts(pairs: Iterable[Pair]) -> tuple[tuple[str, str, int], ...]:
+    """(slice, reason or "kept", how many), sorted; their sum is the number of attempts."""
+    found = Counter((pair.attempt.assignment.slice, pair.reason or "kept") for pair in pairs)
+    return tuple((name, reason, number) for (name, reason), number in sorted(found.items()))
+
+
+def shortfall(
+    pairs: Iterable[Pair], quotas: Mapping[tuple[str, Purpose], int]
+) -> dict[tuple[str, Purpose], int]:
+    """Pairs still missing by slice and purpose; none for a stopped slice, whose budget lapses."""
+    kept: Counter[tuple[str, Purpose]] = Counter()
+    stopped = set()
+    for pair in pairs:
+        assignment = pair.attempt.assignment
+        kept[assignment.slice, assignment.purpose] += pair.kept
+        if pair.reason == STOPPED:
+            stopped.add(assignment.slice)
+    missing = {key: number - kept[key] for key, number in quotas.items() if key[0] not in stopped}
+    return {key: number for key, number in missing.items() if number > 0}
+
+
+def beyond_band(pairs: Iterable[Pair], config: Config) -> dict[str, int]:
+    """How many pairs of each slice were kept although their difficulty lies outside the wanted band (`judge`, rule 4)."""
+    valid = [pair for pair in pairs if pair.reason in ("", OUT_OF_BAND, FULL)]
+    distances = _band_distances([pair.attempt for pair in valid], config)
+    outside = [p for p in valid if p.kept and distances[p.attempt.assignment.index] > 0]
+    return dict(sorted(Counter(pair.attempt.assignment.slice for pair in outside).items()))
+
+
+def _seen(image: np.ndarray, mask: np.ndarray, foreground: np.ndarray) -> dict[str, float]:
+    return {
+        "area": float(mask.sum()),
+        "visible": visibility(image, mask),
+        "on_object": float(foreground[mask].mean()) if mask.any() else 0.0,
+        "sharpness": sharpness(image, mask),
+    }
+
+
+def _surroundings(mask: np.ndarray) -> tuple[slice, slice]:
+    """The mask's box with room for the ring: everything is measured there, whatever the photo's size."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return slice(0, 1), slice(0, 1)
+    reach = 7 + max(int(np.ptp(rows)), int(np.ptp(columns))) // 3
+    return (
+        slice(max(0, int(rows[0]) - reach), int(rows[-1]) + 1 + reach),
+        slice(max(0, int(columns[0]) - reach), int(columns[-1]) + 1 + reach),
+    )
+
+
+def _ring(mask: np.ndarray) -> np.ndarray:
+    """A band around the mask, a fifth of its longer side wide, 3 px at least, off the soft edge; empty for an empty mask."""
+    if not mask.any():
+        return np.zeros_like(mask)
+    side = max(int(np.ptp(axis)) + 1 for axis in np.nonzero(mask))
+    gap = max(1.0, 0.04 * side)
+    distance = ndimage.distance_transform_edt(~mask)
+    return (distance > gap) & (distance <= gap + max(3.0, side / 5))
+
+
+def _key(attempt: Attempt) -> str:
+    return f"{attempt.category}/{attempt.type}"
+
+
+def _validity(ordered: Sequence[Attempt], thresholds: Thresholds, config: Config) -> list[str]:
+    reasons: list[str] = []
+    related: dict[str, list[Attempt]] = defaultdict(
+        list
+    )  # earlier valid attempts by reference and by background
+    for attempt in ordered:
+        task, measures = attempt.assignment.task, dict(attempt.measures)
+        if task.reference.rpartition("#")[0] == task.background:  # repainted in place: little need change
+            measures.pop("changed", None)
+        reason = validity_reason(measures, _key(attempt), thresholds, config)
+        names = (f"of {task.reference}", f"on {task.background}")
+        if not reason and any(
+            _repeats(attempt, earlier, config) for name in names for earlier in related[name]
+        ):
+            reason = "near-duplicate"
+        if not reason:
+            for name in names:
+                related[name].append(attempt)
+        reasons.append(reason)
+    return reasons
+
+
+def _repeats(attempt: Attempt, earlier: Attempt, config: Config) -> bool:
+    """Do two attempts show nearly the same crop? On one background only in one place: plain surface repeats by itself."""
+    same_reference = attempt.assignment.task.reference == earlier.assignment.task.reference
+    if not same_reference and _overlap(attempt.box, earlier.box) < _TOUCHING:
+        return False
+    here, there = (np.frombuffer(a.fingerprint, np.uint8).astype(np.float32) for a in (attempt, earlier))
+    return bool(np.abs(here - there).mean() / 255 < config.gate.duplicate)
+
+
+def _overlap(first: Box, second: Box) -> float:
+    """Common area as a share of the smaller box."""
+    wide = min(first[2], second[2]) - max(first[0], second[0])
+    high = min(first[3], second[3]) - max(first[1], second[1])
+    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
+    return max(0, wide) * max(0, high) / max(1, smaller)
+
+
+def _stop_slices(ordered: Sequence[Attempt], reasons: list[str], config: Config) -> None:
+    """Write "slice stopped" over all that follows, by index, once a slice has failed too often."""
+    tried: Counter[str] = Counter()
+    invalid: Counter[str] = Counter()
+    stopped: set[str] = set()
+    for place, attempt in enumerate(ordered):
+        name = attempt.assignment.slice
+        if name in stopped:
+            reasons[place] = STOPPED
+            continue
+        tried[name] += 1
+        invalid[name] += reasons[place] in INVALID
+        if tried[name] >= config.gate.stop_after and invalid[name] > config.gate.stop_invalid * tried[name]:
+            stopped.add(name)
+
+
+def _band_distances(valid: Sequence[Attempt], config: Config) -> dict[int, float]:
+    """How far each valid attempt's difficulty lies outside its purpose's band, by index; 0 within."""
+    by_type: dict[str, list[Attempt]] = defaultdict(list)
+    for attempt in valid:
+        by_type[_key(attempt)].append(attempt)
+    distances = {}
+    for attempts in by_type.values():
+        losses = np.minimum([attempt.measure("loss") for attempt in attempts], config.wasm.kappa)
+        ranks = [((losses < loss).sum() + 0.5 * (losses == loss).sum()) / len(losses) for loss in losses]
+        for attempt, value in zip(attempts, ranks, strict=True):
+            low, high = band(attempt.assignment.purpose, config)
+            distances[attempt.assignment.index] = max(0.0, low - float(value), float(value) - high)
+    return distances

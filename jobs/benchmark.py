@@ -1,0 +1,173 @@
+"""Repeat the loop over seeds and write one JSON object of its test metrics against real-only.
+
+    python jobs/benchmark.py --config configs/mvtec.yaml --data DIR --seeds 0 1 2 --out docs/benchmarks/loop-NAME.json
+    python jobs/benchmark.py --seeds 0 1 2 3 4 --oracle --out docs/benchmarks/loop-demo.json
+
+Both arms of a seed share start weights, the real part of every batch, and the number of optimiser steps. A seed redraws
+start weights, batches, plans and pairs; the split and the generator stay (data.split_seed and generator.seed redraw
+those). Runs that are complete already are read, not repeated. --oracle (demo data only) adds an arm that trains on as
+many fresh procedural samples as the loop made pairs: the share of its gain that the loop reaches is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cdiff.data.demo import fresh_samples
+from cdiff.downstream.scoring import score_photos
+from cdiff.downstream.segmenter import build_segmenter
+from cdiff.downstream.training import fit, real_items, synthetic_item
+from cdiff.errors import CdiffError, RunError
+from cdiff.evaluation.protocol import best_iou_threshold, evaluate
+from jobs.loop import main as run_loop
+from jobs.session import Session, open_session
+
+METRICS = ("pixel_ap", "f1_max", "auroc", "aupro", "iou", "mdice", "miou", "image_auroc")
+
+
+def run_seed(arguments: list[str], seed: int, oracle: bool) -> dict[str, Any]:
+    """One run of the loop to its end; its closing event, with the oracle arm where asked for.
+
+    Raises:
+        RunError: the loop ended early.
+    """
+    own = [*arguments, f"seed={seed}"]
+    code = run_loop(own)
+    if code:
+        raise RunError(f"the loop of seed {seed} ended with exit code {code}; its message stands above.")
+    with open_session(own) as session:
+        assert session is not None
+        finished = session.ledger.last("finished")
+        if finished is None:
+            raise RunError(f"{session.run.path} has no closing event. Run the loop again to finish it.")
+        if oracle:
+            found = session.ledger.milestone("oracle") or _oracle(session, finished["pairs"])
+            finished["test"]["oracle"] = found["scores"]
+    return finished
+
+
+def _oracle(session: Session, count: int) -> dict[str, Any]:
+    """Fit on the real photos and as many fresh procedural samples as the loop kept pairs."""
+    config, settings = session.config, session.config.downstream
+    side = config.data.demo_side
+    drawn = fresh_samples(count, config.seed, side)
+    synthetic = [
+        synthetic_item(image, mask, settings, f"{category}/{type}") for image, mask, category, type in drawn
+    ]
+    seed = settings.seed + config.seed
+    model = build_segmenter(settings, seed)
+    real = real_items(session.dataset, session.manifest.ids("train"), settings)
+    fit(model, real, synthetic, settings, steps=settings.steps, seed=seed)
+    validation, test = session.manifest.ids("validation"), session.manifest.ids("test")
+    maps = score_photos(model, session.dataset, validation, settings)
+    threshold = best_iou_threshold(maps, session.dataset, validation)
+    scores = evaluate(score_photos(model, session.dataset, test, settings), session.dataset, test, threshold)
+    session.ledger.record("oracle", scores=scores, count=count)
+    return {"scores": scores}
+
+
+def summary(finished: list[dict[str, Any]], seeds: list[int], command: str) -> dict[str, Any]:
+    """One object over all seeds: values per seed, and mean and spread of the gain."""
+    arms = list(finished[0]["test"])
+    test: dict[str, Any] = {}
+    for arm in arms:
+        scores = [result["test"][arm] for result in finished]
+        test[arm] = {metric: [score[metric] for score in scores] for metric in METRICS}
+        test[arm]["per_type"] = {
+            key: {
+                metric: [s["per_type"][key].get(metric) for s in scores]
+                for metric in ("pixel_ap", "f1_max", "iou", "mdice")
+            }
+            for key in scores[0]["per_type"]
+        }
+    out = {
+        "command": command,
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+        "seeds": seeds,
+        "a_seed_redraws": "start weights, batches, plans and pairs; split and generator are the same",
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "device": "cpu",
+        },
+        "versions": {name: version(name) for name in ("torch", "diffusers", "ray", "monai", "numpy")},
+        "test": test,
+        "gain": {metric: _gain(test, "loop", metric) for metric in ("pixel_ap", "mdice", "f1_max", "iou")},
+        "pairs": [result["pairs"] for result in finished],
+        "valid_share": [result["valid_share"] for result in finished],
+        "accepted_rounds": [result["accepted_rounds"] for result in finished],
+        "seconds": [result["seconds"] for result in finished],
+        "peak_memory_gb": max(result["peak_memory_gb"] for result in finished),
+    }
+    if "oracle" in arms:
+        oracle = _gain(test, "oracle", "pixel_ap")
+        out["gain_oracle"] = {metric: _gain(test, "oracle", metric) for metric in ("pixel_ap", "mdice")}
+        out["share_of_oracle_gain"] = (
+            out["gain"]["pixel_ap"]["mean"] / oracle["mean"] if oracle["mean"] else None
+        )
+    return out
+
+
+def _gain(test: dict[str, Any], arm: str, metric: str) -> dict[str, Any]:
+    pairs = zip(test[arm][metric], test["real_only"][metric], strict=True)
+    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    if not differences:
+        return {"mean": None, "sd": None, "per_seed": []}
+    spread = statistics.stdev(differences) if len(differences) > 1 else None
+    return {"mean": statistics.mean(differences), "sd": spread, "per_seed": differences}
+
+
+def _commit() -> str:
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    return told.stdout.strip() or "unknown"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python jobs/benchmark.py", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--oracle", action="store_true", help="add the oracle arm (demo data only)")
+    args, rest = parser.parse_known_args(arguments)
+    told = sys.argv[1:] if arguments is None else arguments
+    try:
+        finished = [run_seed(rest, seed, args.oracle) for seed in args.seeds]
+    except CdiffError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    result = summary(finished, args.seeds, "python jobs/benchmark.py " + " ".join(_generic(told)))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    gain = result["gain"]["pixel_ap"]
+    print(f"pixel AP, loop minus real-only: {gain['mean']:+.4f} (per seed {gain['per_seed']}); {args.out}")
+    return 0
+
+
+def _generic(arguments: list[str]) -> list[str]:
+    """The command without this machine's folders: the last part of a data path says which set it is."""
+    out, after = [], ""
+    for argument in arguments:
+        local = after in ("--data", "--home", "--groups") and Path(argument).is_absolute()
+        out.append(f"DATA/{Path(argument).name}" if local else argument)
+        after = argument
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

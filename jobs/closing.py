@@ -1,0 +1,258 @@
+"""What the loop tells: each round to MLflow, and at the end the test split, read once, and the report."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from actors.crew import Assessed, Crew
+from cdiff.data.images import Limits, decode_mask_png, decode_png
+from cdiff.data.ledger import Ledger
+from cdiff.data.run import Run
+from cdiff.data.store import read_crops, read_pair
+from cdiff.evaluation.pictures import (
+    PAIR_HEADER,
+    PREDICTION_HEADER,
+    grid,
+    pair_tiles,
+    prediction_tiles,
+    strip,
+)
+from cdiff.evaluation.report import Picture, ReportContent, write_report
+from cdiff.generator.paste import cut
+from cdiff.tracking import Tracker
+from cdiff.types import Pair, RoundResult
+
+if TYPE_CHECKING:
+    from jobs.session import Session
+
+_SHOWN = 12  # pairs per grid
+_PREDICTIONS = 4  # best and worst ones
+_SIDE = 128
+_VALIDITY = ("out of band", "budget full", "slice stopped")  # turned away without being invalid
+
+
+def log_round(
+    session: Session, tracker: Tracker, result: RoundResult, pairs: Sequence[Pair], fitted: Assessed
+) -> None:
+    """One line for a person, and everything of the round for MLflow."""
+    reasons = _by_reason(pairs)
+    told = " ".join(
+        f"{name.replace(' ', '_')}={count}" for name, count in sorted(reasons.items()) if name != "kept"
+    )
+    decision = result.decision
+    print(
+        f"round={result.round} kept={result.kept} turned_away={len(pairs) - result.kept} ({told or 'none'}) "
+        f"gain={decision.gain:+.4f} [{decision.low:+.4f}, {decision.high:+.4f}] "
+        f"{'accepted' if decision.accepted else 'rejected: ' + decision.reason}",
+        flush=True,
+    )
+    with tracker.round(result.round) as log:
+        log.metrics({"validation": fitted.scores, "pairs": reasons, "seconds": dict(result.seconds)})
+        log.metrics({"decision": {"gain": decision.gain, "low": decision.low, "high": decision.high}})
+        log.metrics({"decision": {"accepted": float(decision.accepted)}, "fit": {"loss": fitted.losses[-1]}})
+        log.table("weakness", _weakness_table(result))
+        log.table("counts", pd.DataFrame(result.counts, columns=["slice", "verdict", "count"]))
+        kept, away = _grids(session.run, session, pairs)
+        for name, pixels in (("pairs_kept", kept), ("pairs_turned_away", away)):
+            if pixels is not None:
+                log.picture(name, pixels)
+
+
+def log_start(tracker: Tracker, ledger: Ledger, real_only: Assessed) -> None:
+    """What stands before the first round, as step 0."""
+    generator = ledger.milestone("generator") or {}
+    for number, loss in enumerate(generator.get("losses", [])):
+        tracker.metrics({"generator/loss": loss}, step=number)
+    tracker.metrics({"validation": real_only.scores, "seconds/fit": real_only.seconds}, step=0)
+
+
+def close(
+    session: Session, crew: Crew, ledger: Ledger, tracker: Tracker, real_only: Assessed, best: Assessed
+) -> None:
+    """Read the test split for the first and only time, then report. A run that is closed reports again from the ledger."""
+    test = session.manifest.ids("test")
+    finished = ledger.last("finished")
+    if finished is None:
+        before = crew.evaluate(real_only.revision, test, real_only.threshold)
+        same = best.revision == real_only.revision
+        after = before if same else crew.evaluate(best.revision, test, best.threshold)
+        ledger.append(
+            "finished",
+            test={"real_only": before.scores, "loop": after.scores},
+            dice=after.dice,
+            pairs=len(ledger.kept_pairs()),
+            valid_share=_valid_share(ledger),
+            accepted_rounds=[result.round for result in ledger.rounds() if result.decision.accepted],
+            seconds=_seconds(ledger, real_only),
+            peak_memory_gb=peak_memory_gb(),
+        )
+        finished = ledger.last("finished") or {}
+    path = write_report(
+        session.run.report_dir / "report.html", _content(session, crew, ledger, finished, real_only, best)
+    )
+    tracker.metrics({"test": finished["test"]})
+    tracker.artifact(path, "report")
+    _tell(session, finished, path)
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory that this process and each of its living children reached, summed, GB (10^9 bytes)."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    total = float(own)
+    for child in psutil.Process().children(recursive=True):
+        try:
+            with open(f"/proc/{child.pid}/status", encoding="ascii") as file:
+                total += next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM")), 0)
+        except (OSError, psutil.Error):
+            continue
+    return round(total / 1e9, 3)
+
+
+def _tell(session: Session, finished: dict[str, Any], path: Any) -> None:
+    before, after = finished["test"]["real_only"], finished["test"]["loop"]
+    print("\ntest split, read once   real photos alone   with the loop's pairs")
+    for name in ("pixel_ap", "f1_max", "iou", "mdice"):
+        if before[name] is not None:
+            print(f"  {name:20s}  {before[name]:17.4f}   {after[name]:21.4f}")
+    print(f"report     {path}")
+    if session.demo:
+        print("your data  python jobs/loop.py --config configs/mvtec.yaml --data FOLDER   (MVTec tree)")
+        print(
+            "           python jobs/loop.py --config configs/polyp.yaml --data FOLDER   (image + mask folders)"
+        )
+    sys.stdout.flush()
+
+
+def _content(
+    session: Session,
+    crew: Crew,
+    ledger: Ledger,
+    finished: dict[str, Any],
+    real_only: Assessed,
+    best: Assessed,
+) -> ReportContent:
+    rounds = ledger.rounds()
+    manifest = session.manifest
+    pairs = [pair for result in rounds for pair in ledger.pairs(result.round)]
+    kept, away = _grids(session.run, session, pairs)
+    good, bad = _predictions(session, crew, best, finished["dice"])
+    legend = ", ".join(PAIR_HEADER)
+    return ReportContent(
+        title=session.run.name,
+        before=finished["test"]["real_only"],
+        after=finished["test"]["loop"],
+        real_only=dict(real_only.headline()),
+        rounds=tuple(rounds),
+        best=good,
+        worst=bad,
+        kept=() if kept is None else (Picture(kept, f"Kept pairs: {legend}"),),
+        turned_away=() if away is None else (Picture(away, f"Turned away, with the reason: {legend}"),),
+        data={split: manifest.count(split) for split in ("train", "validation", "test")}
+        | {"split hash": manifest.hash},
+        config=session.config.model_dump(mode="json"),
+        seconds=finished["seconds"],
+        reproduce=(session.command,),
+        notes=tuple(manifest.notes),
+    )
+
+
+def _predictions(
+    session: Session, crew: Crew, best: Assessed, dice: dict[str, float]
+) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
+    """The accepted model's best and worst test photos with targets."""
+    shown = [i for i in sorted(dice, key=lambda i: (dice[i], i)) if not session.dataset.sample(i).is_normal]
+    worst, good = shown[:_PREDICTIONS], shown[-_PREDICTIONS:][::-1]
+    maps = crew.score(best.revision, sorted({*worst, *good}))
+
+    def picture(sample_id: str) -> Picture:
+        image, mask = session.dataset.image(sample_id), session.dataset.mask(sample_id)
+        tiles = prediction_tiles(image, mask, maps[sample_id], best.threshold)
+        return Picture(
+            strip(tiles), f"{sample_id}, soft Dice {dice[sample_id]:.2f}: {', '.join(PREDICTION_HEADER)}"
+        )
+
+    return tuple(map(picture, good)), tuple(map(picture, worst))
+
+
+def _grids(run: Run, session: Session, pairs: Sequence[Pair]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Grids of kept and of turned-away pairs, spread evenly over slices and reasons."""
+    kept = [pair for pair in pairs if pair.kept]
+    invalid = [pair for pair in pairs if not pair.kept and pair.reason not in _VALIDITY]
+    selected = [pair for pair in pairs if pair.reason in _VALIDITY]
+    away = _spread(invalid, _SHOWN) or _spread(selected, _SHOWN)
+    return _grid(run, session, _spread(kept, _SHOWN)), _grid(run, session, away)
+
+
+def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    ordered = sorted(
+        pairs, key=lambda pair: (pair.attempt.category, pair.attempt.type, pair.reason, pair.task_id)
+    )
+    places = (
+        np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int))
+        if ordered
+        else []
+    )
+    return [ordered[i] for i in places]
+
+
+def _grid(run: Run, session: Session, pairs: Iterable[Pair]) -> np.ndarray | None:
+    limits = Limits.of(session.config.data)
+    rows, captions = [], []
+    for pair in pairs:
+        crop, reference, region = read_crops(run, pair.attempt)
+        result = decode_png(crop, limits)
+        mask = decode_mask_png(read_pair(run, pair.attempt)[1], limits)
+        box = _box(session, pair, result.shape[0])
+        background = cut(session.dataset.image(pair.attempt.assignment.task.background), box)
+        inside = decode_mask_png(region, limits)
+        rows.append(
+            pair_tiles(decode_png(reference, limits), background, inside, result, cut(mask, box), _SIDE)
+        )
+        loss = pair.attempt.measure("loss")
+        captions.append(
+            f"{pair.attempt.category}/{pair.attempt.type}  loss {loss:.2f}  {pair.reason or 'kept'}"
+        )
+    return grid(rows, captions, PAIR_HEADER) if rows else None
+
+
+def _box(session: Session, pair: Pair, side: int) -> tuple[int, int, int, int]:
+    left, top = (int(pair.attempt.measure(name)) for name in ("crop_left", "crop_top"))
+    return left, top, left + side, top + side
+
+
+def _weakness_table(result: RoundResult) -> pd.DataFrame:
+    rows = [(w.slice.name, len(w.targets), w.score, w.loss, w.soft_dice, w.missed) for w in result.weaknesses]
+    return pd.DataFrame(rows, columns=["slice", "targets", "score", "loss", "soft_dice", "missed"])
+
+
+def _by_reason(pairs: Sequence[Pair]) -> dict[str, int]:
+    out: dict[str, int] = {}
+    for pair in pairs:
+        out[pair.reason or "kept"] = out.get(pair.reason or "kept", 0) + 1
+    return out
+
+
+def _valid_share(ledger: Ledger) -> float | None:
+    """Share of all candidates that passed every validity check, whether they were needed or not."""
+    pairs = [pair for result in ledger.rounds() for pair in ledger.pairs(result.round)]
+    valid = [pair for pair in pairs if pair.kept or pair.reason in _VALIDITY]
+    return len(valid) / len(pairs) if pairs else None
+
+
+def _seconds(ledger: Ledger, real_only: Assessed) -> dict[str, float]:
+    """Wall-clock seconds by phase, over all rounds."""
+    out = {
+        "generator": float((ledger.milestone("generator") or {}).get("seconds", 0)),
+        "real_only": real_only.seconds,
+    }
+    for result in ledger.rounds():
+        for name, taken in result.seconds:
+            out[name] = out.get(name, 0.0) + taken
+    return {name: round(value, 2) for name, value in out.items()}

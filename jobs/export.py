@@ -1,0 +1,118 @@
+"""Write the pairs that a run's models trained on as an MVTec AD tree.
+
+    python jobs/export.py ~/cdiff/runs/NAME pairs/
+
+    OUT/CATEGORY/test/TYPE/NNN.png                  the photo with the new target, in the photo's own mode
+    OUT/CATEGORY/ground_truth/TYPE/NNN_mask.png     all targets on that photo
+    OUT/provenance.parquet, provenance.csv          how each was made; written last: an export without them is not whole
+
+Reads the ledger and the shards alone: neither the original photos nor any model is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from cdiff.data.ledger import Ledger
+from cdiff.data.store import Run, home_folder, open_run, read_pair, read_provenance, safe_name
+from cdiff.errors import CdiffError, RunError
+from cdiff.types import Pair
+
+
+def export(run: Run, out: Path, all_kept: bool = False) -> int:
+    """Write the kept pairs of a run's accepted rounds to an empty or new folder; returns how many.
+
+    Args:
+        all_kept: also the kept pairs of rejected rounds, that no accepted model trained on.
+    Raises:
+        RunError: the folder is not empty, there is nothing to write, or a shard is damaged.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(
+            f"{out} is not an empty folder. Give a new one: an export never mixes with other files."
+        )
+    found = _pairs(run, all_kept)
+    if not found:
+        raise RunError(
+            f"{run.path} has no pairs of accepted rounds yet. --all-kept also takes those of rejected ones."
+        )
+    places: list[dict[str, object]] = []
+    numbers: Counter[tuple[str, str]] = Counter()
+    try:
+        for number, pair in tqdm(found, desc="writing pairs", unit="pair", leave=False):
+            category, kind = safe_name(pair.attempt.category), safe_name(pair.attempt.type)
+            name = f"{numbers[category, kind]:03d}"
+            numbers[category, kind] += 1
+            image, mask = (
+                f"{category}/test/{kind}/{name}.png",
+                f"{category}/ground_truth/{kind}/{name}_mask.png",
+            )
+            for place, data in zip((image, mask), read_pair(run, pair.attempt), strict=True):
+                (out / place).parent.mkdir(parents=True, exist_ok=True)
+                (out / place).write_bytes(data)
+            places.append({"task_id": pair.task_id, "image": image, "mask": mask, "round": number})
+        _write_provenance(run, out, [pair for _, pair in found], pa.Table.from_pylist(places))
+    except OSError as error:
+        raise RunError(
+            f"cannot write {error.filename or out}: {error.strerror}. Empty the folder and try again."
+        ) from None
+    return len(found)
+
+
+def _pairs(run: Run, all_kept: bool) -> list[tuple[int, Pair]]:
+    """Kept pairs with their round, in the order of the ledger."""
+    ledger = Ledger(run.ledger_path)
+    rounds = [result for result in ledger.rounds() if all_kept or result.decision.accepted]
+    return [(result.round, pair) for result in rounds for pair in ledger.pairs(result.round) if pair.kept]
+
+
+def _write_provenance(run: Run, out: Path, pairs: list[Pair], places: pa.Table) -> None:
+    shards = dict.fromkeys(pair.attempt.shard for pair in pairs)
+    rows = pa.concat_tables([read_provenance(run, shard) for shard in shards]).drop_columns(["fingerprint"])
+    order = {task_id: row for row, task_id in enumerate(rows["task_id"].to_pylist())}
+    rows = rows.take([order[pair.task_id] for pair in pairs]).drop_columns(["task_id"])
+    table = places
+    for name in rows.column_names:
+        table = table.append_column(name, rows[name])
+    pa.csv.write_csv(table, out / "provenance.csv")
+    pq.write_table(table, out / "provenance.parquet")
+
+
+def _find(name: str, home: str | None) -> Run:
+    """A run by its folder, or by its name under the home."""
+    named = home_folder(home) / "runs" / name
+    return open_run(named if not Path(name).exists() and named.exists() else name)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 0 when written, 2 on an error that the user can mend, 130 on Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python jobs/export.py", description="Write a run's pairs as an MVTec AD tree."
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder, or its name under the home")
+    parser.add_argument("out", metavar="OUT", type=Path, help="new or empty folder")
+    parser.add_argument("--all-kept", action="store_true", help="also the kept pairs of rejected rounds")
+    parser.add_argument("--home", help="where runs lie (default: CDIFF_HOME, else ~/cdiff)")
+    args = parser.parse_args(arguments)
+    try:
+        count = export(_find(args.run, args.home), args.out, args.all_kept)
+    except CdiffError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped; {args.out} is not whole: empty it before the next try", file=sys.stderr)
+        return 130
+    print(f"{count} pairs in {args.out}, with provenance.parquet and provenance.csv")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

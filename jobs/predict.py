@@ -1,0 +1,102 @@
+"""Segment a folder of photos with a run's accepted segmenter.
+
+    python jobs/predict.py RUN FOLDER [--out OUT] [--threshold T]
+
+Writes OUT/masks/NAME.png (0 or 255), OUT/scores/NAME.png (grey: score x 255) and OUT/scores.csv (image score, share of
+the photo that is target). Photos keep their own size; OUT must be new or empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from cdiff.config import DataConfig, load_config
+from cdiff.data.images import EXTENSIONS, Limits, encode_png, read_image
+from cdiff.data.ledger import Ledger
+from cdiff.data.run import Run, open_run
+from cdiff.downstream.scoring import image_score, score_photo
+from cdiff.downstream.segmenter import load_segmenter, segmenter_config
+from cdiff.errors import CdiffError, DataError, RunError
+
+
+def predict(run: Run, folder: Path, out: Path, threshold: float | None) -> int:
+    """Segment every photo under a folder; returns how many.
+
+    Raises:
+        RunError: the run has no accepted segmenter yet.
+        DataError: no photo, an unreadable one, or an output folder that holds files.
+    """
+    revision, chosen = accepted(run)
+    level = chosen if threshold is None else threshold
+    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    if not photos:
+        raise DataError(f"no PNG, JPEG or BMP under {folder}. Give a folder of photos.")
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out} holds files already. Choose a new or empty folder with --out.")
+    limits = Limits.of(load_config(run.config_path).data if run.config_path.exists() else DataConfig())
+    checkpoint = run.checkpoint(revision)
+    model, config = load_segmenter(checkpoint), segmenter_config(checkpoint)
+    rows = []
+    for path in tqdm(photos, desc="segmenting", unit="photo"):
+        scores = score_photo(model, read_image(path, limits), config)
+        name = path.relative_to(folder)
+        _write(out / "masks" / name, encode_png(scores >= level, "L"))
+        _write(out / "scores" / name, encode_png((scores * 255).round().astype(np.uint8), "L"))
+        rows.append((name.as_posix(), f"{image_score(scores):.4f}", f"{(scores >= level).mean():.6f}"))
+    with (out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("photo", "image_score", "target_share"), *rows])
+    return len(rows)
+
+
+def accepted(run: Run) -> tuple[str, float]:
+    """Revision of the accepted segmenter, and the score threshold that was best for IoU on validation.
+
+    Raises:
+        RunError: nothing was fitted yet.
+    """
+    ledger = Ledger(run.ledger_path)
+    rounds = [result.round for result in ledger.rounds() if result.decision.accepted]
+    found = ledger.milestone(f"round-{rounds[-1]}" if rounds else "real_only")
+    if found is None:
+        raise RunError(
+            f"{run.path} has no segmenter yet. Run the loop on it first: python jobs/loop.py --run {run.name}"
+        )
+    return found["assessed"]["revision"], found["assessed"]["threshold"]
+
+
+def _write(path: Path, data: bytes) -> None:
+    path = path.with_suffix(".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python jobs/predict.py", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("run", help="run folder, as HOME/runs/NAME")
+    parser.add_argument("folder", type=Path, help="photos, searched below too")
+    parser.add_argument(
+        "--out", type=Path, help="new folder for masks and scores (default: RUN/predictions/FOLDER)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, help="score from which a pixel is target (default: from validation)"
+    )
+    args = parser.parse_args(arguments)
+    try:
+        run = open_run(args.run)
+        out = args.out or run.path / "predictions" / args.folder.resolve().name
+        count = predict(run, args.folder, out, args.threshold)
+    except CdiffError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    print(f"{count} photos segmented: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdiff.config import DataConfig
+from cdiff.data.dataset import Dataset
+from cdiff.data.formats import read_source, read_sources
+from cdiff.errors import DataError
+
+CONFIG = DataConfig()
+
+
+def types_of(samples):
+    return {sample.sample_id: sample.types for sample in samples}
+
+
+def test_an_mvtec_category_is_read(tmp_path, trees):
+    root = trees.mvtec(tmp_path / "nut", {"bent": 3, "scratch": 2}, good=4, test_good=2)
+    samples = read_source(str(root), CONFIG)
+    assert len(samples) == 11
+    assert sum(sample.is_normal for sample in samples) == 6
+    bent = next(sample for sample in samples if sample.sample_id == "nut/bent/000")
+    assert (bent.category, bent.types, bent.mode, bent.width, bent.height) == ("nut", ("bent",), "L", 64, 48)
+    assert {"nut/good/000", "nut/test-good/000"} <= {sample.sample_id for sample in samples}
+    assert all(sample.group == sample.sample_id for sample in samples)
+    assert not any(sample.folder_split for sample in samples)
+
+
+def test_an_mvtec_root_gives_a_category_per_folder(tmp_path, trees):
+    trees.mvtec(tmp_path / "nut", {"bent": 2})
+    trees.mvtec(tmp_path / "pill", {"crack": 2}, good=0, test_good=0, seed=50)
+    (tmp_path / "notes").mkdir()
+    assert {sample.category for sample in read_source(str(tmp_path), CONFIG)} == {"nut", "pill"}
+
+
+def test_mvtec_masks_without_the_suffix_and_of_low_ids_are_read(tmp_path, trees):
+    root = trees.mvtec(tmp_path / "nut", {"bent": 1})
+    mask = root / "ground_truth" / "bent" / "000_mask.png"
+    mask.rename(mask.with_name("000.png"))
+    trees.save(mask.with_name("000.png"), trees.blob(value=1))
+    data = Dataset(read_source(str(root), CONFIG), CONFIG)
+    assert data.mask("nut/bent/000").sum() == 81
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "suffix"),
+    [
+        ("images", "masks", ""),
+        ("imgs", "ground_truth", "_mask"),
+        ("photos", "photos", "_mask"),
+        ("alpha", "beta", ""),
+        (".", ".", "_mask"),
+        ("data/frames", "data/annotations", ""),
+    ],
+)
+def test_image_and_mask_folders_of_any_names_are_read(tmp_path, trees, images, masks, suffix):
+    trees.pairs(tmp_path / "gut" / images, tmp_path / "gut" / masks, 4, suffix=suffix)
+    samples = read_source(str(tmp_path / "gut"), CONFIG)
+    assert [sample.types for sample in samples] == [("target",)] * 4
+    assert {sample.category for sample in samples} == {"gut"}
+    assert all(sample.sample_id.split("/")[-1] == f"p{index}" for index, sample in enumerate(samples))
+    assert all(sample.mode == "RGB" for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("extension", "mask"), [("jpg", "png"), ("jpg", "jpg"), ("bmp", "bmp"), ("png", "jpg")]
+)
+def test_formats_may_differ_between_photo_and_mask(tmp_path, trees, extension, mask):
+    trees.pairs(tmp_path / "images", tmp_path / "masks", 2, extension=extension, mask=mask)
+    data = Dataset(read_source(str(tmp_path), CONFIG), CONFIG)
+    assert [target.area for target in data.all_targets([s.sample_id for s in data.samples])] == [81, 81]
+
+
+@pytest.mark.parametrize(
+    "layout", ["{split}/images {split}/masks", "images/{split} masks/{split}", "{split} {split}_masks"]
+)
+def test_split_folders_are_told(tmp_path, trees, layout):
+    for seed, split in enumerate(("train", "val", "test")):
+        images, masks = layout.format(split=split).split()
+        trees.pairs(tmp_path / images, tmp_path / masks, 2, seed=10 * seed)
+    samples = read_source(str(tmp_path), CONFIG)
+    splits = sorted(sample.folder_split for sample in samples)
+    assert splits == ["test"] * 2 + ["train"] * 2 + ["validation"] * 2
+    assert len({sample.sample_id for sample in samples}) == 6
+
+
+def test_each_id_of_a_mask_is_a_type_and_a_photo_may_show_several(tmp_path, trees):
+    both = trees.blob(value=1) + trees.blob(top=30, left=40, value=7)
+    for name, mask in (("a", both), ("b", trees.blob(value=7)), ("c", trees.blob(value=0))):
+        trees.save(tmp_path / "images" / f"{name}.png", trees.photo(ord(name)))
+        trees.save(tmp_path / "masks" / f"{name}.png", mask)
+    samples = read_source(str(tmp_path), CONFIG)
+    assert [sample.types for sample in samples] == [("1", "7"), ("7",), ()]
+    assert samples[2].masks == ()
+
+
+def test_ids_at_full_scale_are_no_grey_edges_but_soft_edges_are(tmp_path, trees):
+    ids = trees.blob(value=255) + trees.blob(top=30, left=40, value=128)
+    soft = np.array(
+        Image.fromarray(trees.blob(side=20)).resize((32, 24)).resize((64, 48), Image.Resampling.BILINEAR)
+    )
+    soft = (soft // 64 * 85).astype(np.uint8)
+    for folder, mask in (("ids", ids), ("soft", soft)):
+        trees.save(tmp_path / folder / "images" / "a.png", trees.photo(1))
+        trees.save(tmp_path / folder / "masks" / "a.png", mask)
+    assert 2 < np.unique(soft).size < 10
+    assert read_source(str(tmp_path / "ids"), CONFIG)[0].types == ("128", "255")
+    assert read_source(str(tmp_path / "soft"), CONFIG)[0].types == ("target",)
+
+
+def test_palette_void_is_background_and_colours_are_types(tmp_path, trees):
+    ids = trees.blob(value=2) + trees.blob(top=30, left=40, value=5)
+    ids[0] = 255
+    palette = Image.fromarray(ids, mode="P")
+    palette.putpalette(list(range(256)) * 3)
+    trees.save(tmp_path / "voc" / "images" / "a.png", trees.photo(1))
+    (tmp_path / "voc" / "masks").mkdir()
+    palette.save(tmp_path / "voc" / "masks" / "a.png")
+    assert read_source(str(tmp_path / "voc"), CONFIG)[0].types == ("2", "5")
+    coloured = np.zeros((48, 64, 3), np.uint8)
+    coloured[:9], coloured[20:30] = (255, 0, 0), (0, 255, 0)
+    trees.save(tmp_path / "colour" / "images" / "a.png", trees.photo(1))
+    trees.save(tmp_path / "colour" / "masks" / "a.png", coloured)
+    assert read_source(str(tmp_path / "colour"), CONFIG)[0].types == ("00ff00", "ff0000")
+
+
+def test_a_mask_folder_per_type_gives_types(tmp_path, trees):
+    trees.pairs(tmp_path / "images", tmp_path / "masks" / "crack", 3)
+    trees.save(tmp_path / "masks" / "hole" / "p0.png", trees.blob(top=30))
+    assert list(types_of(read_source(str(tmp_path), CONFIG)).values()) == [
+        ("crack", "hole"),
+        ("crack",),
+        ("crack",),
+    ]
+
+
+def test_subfolders_pair_by_their_names_and_normals_need_no_mask(tmp_path, trees):
+    for seed, name in enumerate(("seq1", "seq2")):
+        trees.pairs(tmp_path / "images" / name, tmp_path / "masks" / name, 2, seed=10 * seed)
+    trees.save(tmp_path / "good" / "n.png", trees.photo(77))
+    samples = read_source(str(tmp_path), CONFIG)
+    ids = [sample.sample_id.removeprefix(f"{tmp_path.name}/") for sample in samples]
+    assert ids == ["good/n", "seq1/p0", "seq1/p1", "seq2/p0", "seq2/p1"]
+    assert samples[0].is_normal
+
+
+def test_photos_without_mask_stop_in_one_message_or_are_left_out(tmp_path, trees):
+    root = trees.mvtec(tmp_path / "nut", {"bent": 8})
+    for index in range(7):
+        (root / "ground_truth" / "bent" / f"{index:03}_mask.png").unlink()
+    with pytest.raises(
+        DataError, match=r"(?s)7 of 14 photos have no mask.*bent/000.*2 more.*skip_unpaired"
+    ) as error:
+        read_source(str(root), CONFIG)
+    assert "bent/006" not in str(error.value)
+    assert len(read_source(str(root), DataConfig(skip_unpaired=True))) == 7
+    trees.pairs(tmp_path / "gut" / "images", tmp_path / "gut" / "masks", 3)
+    (tmp_path / "gut" / "masks" / "p1.png").unlink()
+    with pytest.raises(DataError, match=r"(?s)1 of 3 photos have no mask.*p1\.png"):
+        read_source(str(tmp_path / "gut"), CONFIG)
+    assert len(read_source(str(tmp_path / "gut"), DataConfig(skip_unpaired=True))) == 2
+
+
+def test_size_mismatch_truncated_file_and_empty_defect_mask_are_named_with_a_remedy(tmp_path, trees):
+    root = trees.mvtec(tmp_path / "nut", {"bent": 3})
+    truth = root / "ground_truth" / "bent"
+    trees.save(truth / "000_mask.png", trees.blob(shape=(64, 48)))
+    trees.save(truth / "001_mask.png", trees.blob(value=0))
+    with pytest.raises(DataError, match=r"(?s)64 x 48, mask 48 x 64.*EXIF.*empty mask.*001_mask.*good"):
+        read_source(str(root), CONFIG)
+    broken = root / "test" / "bent" / "002.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"(?s)1 of 12 files.*002\.png: damaged or truncated"):
+        read_source(str(root), CONFIG)
+
+
+def test_instance_ids_are_refused_rather_than_cut(tmp_path, trees):
+    many = np.repeat(np.arange(64, dtype=np.uint8) * 3, 48).reshape(64, 48).T
+    trees.save(tmp_path / "images" / "a.png", trees.photo(1))
+    trees.save(tmp_path / "masks" / "a.png", np.ascontiguousarray(many))
+    with pytest.raises(DataError, match="too many for ids"):
+        read_source(str(tmp_path), CONFIG)
+
+
+def test_what_is_no_data_set_is_refused(tmp_path, trees):
+    with pytest.raises(DataError, match="does not exist"):
+        read_source(str(tmp_path / "nowhere"), CONFIG)
+    with pytest.raises(DataError, match="is a file"):
+        read_source(str(trees.save(tmp_path / "one" / "a.png", trees.photo(1))), CONFIG)
+    with pytest.raises(DataError, match="no masks"):
+        read_source(str(tmp_path / "one"), CONFIG)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image at all"):
+        read_source(str(tmp_path / "empty"), CONFIG)
+    with pytest.raises(DataError, match="no data given"):
+        read_sources([], None, CONFIG)
+
+
+def test_two_photos_or_two_masks_of_one_name_are_refused(tmp_path, trees):
+    trees.pairs(tmp_path / "a" / "images", tmp_path / "a" / "masks", 2)
+    trees.save(tmp_path / "a" / "images" / "p0.jpg", trees.photo(5, colour=True))
+    with pytest.raises(DataError, match="share their name"):
+        read_source(str(tmp_path / "a"), CONFIG)
+    trees.pairs(tmp_path / "b" / "images", tmp_path / "b" / "masks", 2)
+    trees.save(tmp_path / "b" / "masks" / "p0_mask.png", trees.blob())
+    with pytest.raises(DataError, match="masks of one photo"):
+        read_source(str(tmp_path / "b"), CONFIG)
+
+
+def test_several_sources_become_categories_of_unique_names(tmp_path, trees):
+    trees.mvtec(tmp_path / "one" / "nut", {"bent": 2})
+    trees.mvtec(tmp_path / "two" / "nut", {"bent": 2}, seed=50)
+    paths = [str(tmp_path / "one" / "nut"), str(tmp_path / "two" / "nut")]
+    samples = read_sources(paths, None, CONFIG)
+    assert {sample.category for sample in samples} == {"nut", "nut-2"}
+    assert [sample.sample_id for sample in samples] == sorted(sample.sample_id for sample in samples)
+    with pytest.raises(DataError, match="given twice"):
+        read_sources([paths[0], paths[0]], None, CONFIG)
+
+
+def test_a_groups_file_names_photos_by_the_end_of_their_path(tmp_path, trees):
+    root = trees.mvtec(tmp_path / "nut", {"bent": 3})
+    csv = tmp_path / "groups.csv"
+    csv.write_text("photo,group\nbent/000.png,7\nbent/001.png,7\ntrain/good/000.png,7\n")
+    by_id = {sample.sample_id: sample.group for sample in read_sources([str(root)], str(csv), CONFIG)}
+    assert by_id["nut/bent/000"] == by_id["nut/bent/001"] == by_id["nut/good/000"] != by_id["nut/bent/002"]
+    assert by_id["nut/bent/002"] == "nut/bent/002"
+
+
+def test_a_groups_file_inside_a_source_is_used_and_stays_within_it(tmp_path, trees):
+    for seed, name in enumerate(("nut", "pill")):
+        root = trees.mvtec(tmp_path / name, {"bent": 2}, seed=50 * seed)
+        (root / "groups.json").write_text(json.dumps({"bent/000.png": 1, "bent/001.png": 1}))
+    samples = read_sources([str(tmp_path / "nut"), str(tmp_path / "pill")], None, CONFIG)
+    groups = {sample.sample_id: sample.group for sample in samples}
+    assert groups["nut/bent/000"] == groups["nut/bent/001"] != groups["pill/bent/000"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"000.png": 1}', "fit several photos"),
+        ('{"bent/999.png": 1}', "names none"),
+        ('{"bent/000.png": 1, "bent/000.png": 2}', "have two groups"),
+        ('{"bent/000.png": [1]}', "one mapping"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_groups_file_that_does_not_fit_is_refused(tmp_path, trees, text, message):
+    root = trees.mvtec(tmp_path / "nut", {"bent": 2})
+    path = tmp_path / "g.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_sources([str(root)], str(path), CONFIG)

@@ -1,0 +1,148 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdiff.data.images import (
+    Limits,
+    decode_mask_png,
+    decode_png,
+    encode_png,
+    probe,
+    read_image,
+    read_mask,
+    read_thumbnail,
+)
+from cdiff.errors import DataError
+
+LIMITS = Limits(max_pixels=100_000, max_bytes=1_000_000)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp"])
+def test_lossless_formats_give_back_their_pixels_in_three_channels(tmp_path, name, trees):
+    shown = trees.photo(1)
+    read = read_image(trees.save(tmp_path / name, shown), LIMITS)
+    assert read.shape == (48, 64, 3)
+    assert read.dtype == np.uint8
+    assert (read == shown[..., None]).all()
+
+
+def test_jpeg_is_read(tmp_path, trees):
+    shown = trees.photo(1, colour=True)
+    read = read_image(trees.save(tmp_path / "a.jpg", shown, quality=95), LIMITS)
+    assert np.abs(read.astype(int) - shown).mean() < 8
+
+
+def test_probe_tells_size_mode_and_checksum(tmp_path, trees):
+    grey = trees.save(tmp_path / "g.png", trees.photo(1))
+    colour = trees.save(tmp_path / "c.png", trees.photo(1, colour=True))
+    assert probe(grey, LIMITS)[:3] == (64, 48, "L")
+    assert probe(colour, LIMITS)[:3] == (64, 48, "RGB")
+    assert probe(grey, LIMITS)[3] != probe(colour, LIMITS)[3]
+    assert len(probe(grey, LIMITS)[3]) == 64
+
+
+def test_truncated_files_are_refused_and_named(tmp_path, trees):
+    for name in ("a.png", "a.jpg", "a.bmp"):
+        path = trees.save(tmp_path / name, trees.photo(1, 200, 200))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(DataError, match=name):
+            probe(path, LIMITS)
+
+
+def test_files_over_a_limit_are_refused_before_they_are_decoded(tmp_path, trees):
+    path = trees.save(tmp_path / "wide.png", np.zeros((400, 400), np.uint8))
+    with pytest.raises(DataError, match="max_pixels"):
+        probe(path, LIMITS)
+    with pytest.raises(DataError, match="max_bytes"):
+        probe(path, Limits(10**9, 100))
+
+
+def test_other_formats_are_refused_whatever_their_extension(tmp_path, trees):
+    buffer = io.BytesIO()
+    Image.fromarray(trees.photo(1)).save(buffer, format="GIF")
+    path = tmp_path / "a.png"
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(DataError, match="not a PNG, JPEG, BMP"):
+        probe(path, LIMITS)
+    with pytest.raises(DataError, match="cannot be read"):
+        probe(tmp_path / "missing.png", LIMITS)
+
+
+def test_sixteen_bit_grey_is_scaled_to_eight_on_a_fixed_scale(tmp_path, trees):
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    path = trees.save(tmp_path / "deep.png", values)
+    assert read_image(path, LIMITS)[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert probe(path, LIMITS)[2] == "L"
+
+
+def test_palette_and_alpha_become_plain_colours(tmp_path, trees):
+    flat = Image.fromarray(np.array([[0, 1]], np.uint8), mode="P")
+    flat.putpalette([255, 0, 0, 0, 0, 255])
+    flat.save(tmp_path / "p.png")
+    assert read_image(tmp_path / "p.png", LIMITS)[0].tolist() == [[255, 0, 0], [0, 0, 255]]
+    clear = np.array([[[200, 100, 50, 255], [200, 100, 50, 0]]], np.uint8)
+    assert read_image(trees.save(tmp_path / "rgba.png", clear), LIMITS)[0].tolist() == [
+        [200, 100, 50],
+        [0, 0, 0],
+    ]
+
+
+def test_exif_orientation_turns_photo_and_size_alike(tmp_path, trees):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    path = trees.save(tmp_path / "turned.jpg", trees.photo(1), exif=exif)
+    assert probe(path, LIMITS)[:2] == (48, 64)
+    assert read_image(path, LIMITS).shape == (64, 48, 3)
+
+
+def test_masks_keep_their_raw_values(tmp_path, trees):
+    ids = trees.blob(value=3)
+    assert (read_mask(trees.save(tmp_path / "ids.png", ids), LIMITS) == ids).all()
+    assert (read_mask(trees.save(tmp_path / "rgb.png", np.repeat(ids[..., None], 3, 2)), LIMITS) == ids).all()
+    palette = Image.fromarray(ids, mode="P")
+    palette.putpalette([0, 0, 0] + [9, 99, 199] * 255)
+    palette.save(tmp_path / "p.png")
+    assert (read_mask(tmp_path / "p.png", LIMITS) == ids).all()
+    Image.fromarray(trees.blob()).convert("1").save(tmp_path / "bits.png")
+    assert set(np.unique(read_mask(tmp_path / "bits.png", LIMITS))) == {0, 255}
+    deep = read_mask(trees.save(tmp_path / "deep.png", ids.astype(np.uint16) * 300), LIMITS)
+    assert deep.dtype == np.int32
+    assert deep.max() == 900
+
+
+def test_coloured_classes_keep_their_colours_apart(tmp_path, trees):
+    coloured = np.zeros((4, 4, 3), np.uint8)
+    coloured[0, 0], coloured[1, 1] = (255, 0, 0), (0, 0, 128)
+    values = read_mask(trees.save(tmp_path / "c.png", coloured), LIMITS)
+    assert sorted(np.unique(values)) == [0, 0x000080, 0xFF0000]
+
+
+def test_png_round_trips_in_the_photos_own_mode(trees):
+    colour, grey, mask = trees.photo(1, colour=True), trees.photo(2), trees.blob().astype(bool)
+    assert (decode_png(encode_png(colour, "RGB"), LIMITS) == colour).all()
+    assert (decode_png(encode_png(np.repeat(grey[..., None], 3, 2), "L"), LIMITS) == grey[..., None]).all()
+    assert Image.open(io.BytesIO(encode_png(np.repeat(grey[..., None], 3, 2), "L"))).mode == "L"
+    assert (decode_mask_png(encode_png(mask, "L"), LIMITS) == mask).all()
+    assert encode_png(colour, "RGB") == encode_png(colour.copy(), "RGB")
+    with pytest.raises(ValueError, match="L or RGB"):
+        encode_png(colour, "CMYK")
+    with pytest.raises(ValueError, match="expected uint8"):
+        encode_png(colour.astype(np.float32), "RGB")
+
+
+def test_bytes_over_http_limits_are_refused():
+    data = encode_png(np.zeros((400, 400), np.uint8), "L")
+    with pytest.raises(DataError, match="max_pixels"):
+        decode_png(data, LIMITS)
+    with pytest.raises(DataError, match="not a PNG"):
+        decode_png(b"no image at all", LIMITS)
+
+
+def test_thumbnails_are_grey_squares(tmp_path, trees):
+    path = trees.save(tmp_path / "a.jpg", trees.photo(1, 200, 300, colour=True))
+    small = read_thumbnail(path, LIMITS, 32)
+    assert small.shape == (32, 32)
+    assert small.dtype == np.uint8
+    assert abs(float(small.mean()) - read_image(path, LIMITS).mean()) < 12

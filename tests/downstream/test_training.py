@@ -1,0 +1,164 @@
+"""A fit learns, repeats, and compares fairly."""
+
+import numpy as np
+import pytest
+import torch
+from monai.losses import DiceLoss, FocalLoss
+
+from cdiff.config import DownstreamConfig
+from cdiff.downstream.scoring import score_photo
+from cdiff.downstream.segmenter import build_segmenter
+from cdiff.downstream.training import (
+    Batches,
+    TrainingItem,
+    fit,
+    real_items,
+    segmentation_loss,
+    shrink,
+    synthetic_item,
+)
+from cdiff.evaluation.metrics import pixel_ap
+
+CPU = torch.device("cpu")
+
+
+def blob(seed, type="dark", side=64):
+    """A noisy grey photo with a disc: darker or brighter by a fifth of the range."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side]
+    centre, radius = rng.integers(12, side - 12, 2), rng.integers(5, 10)
+    mask = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2
+    grey = 128 + 10 * rng.standard_normal((side, side)) + (50 if type == "bright" else -50) * mask
+    return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2), mask
+
+
+def items_of(count, config, type="dark", synthetic=False, first=0):
+    found = [
+        synthetic_item(image, mask, config, f"metal/{type}")
+        for image, mask in (blob(first + seed, type) for seed in range(count))
+    ]
+    return [TrainingItem(i.image, i.mask, i.boxes, i.weight_key, synthetic) for i in found]
+
+
+@pytest.fixture
+def config():
+    return DownstreamConfig(crop=32, batch=8, longest_side=64)
+
+
+def test_a_short_fit_learns_to_segment_unseen_photos(config):
+    model = build_segmenter(config, seed=0)
+    history = fit(model, items_of(12, config), [], config, steps=60, seed=0)
+    scores = [
+        pixel_ap(score_photo(model, image, config), mask) or 0.0 for image, mask in map(blob, range(100, 106))
+    ]
+    assert len(history["loss"]) == 60
+    assert np.mean(history["loss"][-10:]) < 0.85 * np.mean(history["loss"][:10])
+    assert np.mean(scores) > 0.8
+    assert not model.training
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(config):
+    def weights(seed):
+        model = build_segmenter(config, seed=0)
+        fit(model, items_of(4, config), items_of(3, config, synthetic=True), config, steps=4, seed=seed)
+        return torch.cat([tensor.flatten().float() for tensor in model.state_dict().values()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_real_crops_are_the_same_whatever_the_synthetic_list_is(config):
+    real = items_of(5, config)
+    without = Batches(real, [], config, seed=3)
+    few = Batches(real, items_of(1, config, "bright", True), config, seed=3)
+    many = Batches(real, items_of(9, config, "bright", True, first=50), config, seed=3)
+    replaced = round(round(config.batch * config.target_share) * config.synthetic_share)
+    for _ in range(5):
+        draws = [batches.draw(CPU) for batches in (without, few, many)]
+        for photos, masks in draws[1:]:
+            assert torch.equal(photos[replaced:], draws[0][0][replaced:])
+            assert torch.equal(masks[replaced:], draws[0][1][replaced:])
+            assert not torch.equal(photos[:replaced], draws[0][0][:replaced])
+
+
+def test_synthetic_crops_take_the_configured_share_of_the_target_crops(config):
+    white = np.full((64, 64, 3), 255, dtype=np.uint8)
+    pairs = [synthetic_item(white, np.zeros((64, 64), dtype=bool), config, "metal/dark")]
+    for share, expected in ((0.0, 0), (0.5, 3), (1.0, 6)):
+        changed = config.model_copy(update={"synthetic_share": share})
+        photos, _ = Batches(items_of(5, config), pairs, changed, seed=0).draw(CPU)
+        # Pairs are flat white photos: no contrast is left in their crops.
+        assert int((photos.std(dim=(1, 2, 3)) < 1e-3).sum()) == expected
+
+
+def test_types_share_the_target_crops_evenly(config):
+    config = config.model_copy(update={"batch": 64, "target_share": 1.0})
+    items = items_of(30, config, "dark") + items_of(2, config, "bright")
+    photos, masks = Batches(items, [], config, seed=0).draw(CPU)
+    inside = (photos * masks).sum(dim=(1, 2, 3)) / masks.sum(dim=(1, 2, 3))
+    outside = (photos * (1 - masks)).sum(dim=(1, 2, 3)) / (1 - masks).sum(dim=(1, 2, 3))
+    assert 0.3 < float((inside > outside).float().mean()) < 0.7
+
+
+def test_a_fit_on_normals_alone_runs_and_one_on_nothing_is_refused(config):
+    normal = TrainingItem(blob(0)[0], np.zeros((64, 64), dtype=bool), (), "metal/", False)
+    model = build_segmenter(config, seed=0)
+    assert np.isfinite(fit(model, [normal], [], config, steps=2, seed=0)["loss"]).all()
+    with pytest.raises(ValueError, match="at least one real photo"):
+        fit(model, [], items_of(2, config), config, steps=2, seed=0)
+
+
+def test_the_loss_agrees_with_monai(config):
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 1, 16, 16, generator=rng)
+    masks = (torch.rand(4, 1, 16, 16, generator=rng) < 0.2).float()
+    focal = FocalLoss(gamma=config.focal_gamma)(logits, masks)
+    dice = DiceLoss(sigmoid=True, batch=True, smooth_nr=1, smooth_dr=1)(logits, masks)
+    assert segmentation_loss(logits, masks, config).item() == pytest.approx(
+        (focal + config.dice_weight * dice).item(), abs=1e-5
+    )
+
+
+def test_photos_shrink_to_the_longest_side_and_never_grow():
+    assert shrink(np.zeros((100, 400, 3), dtype=np.uint8), 200).shape == (50, 200, 3)
+    assert shrink(np.zeros((2, 900, 3), dtype=np.uint8), 90).shape == (1, 90, 3)
+    assert shrink(np.zeros((30, 40, 3), dtype=np.uint8), 200).shape == (30, 40, 3)
+
+
+def test_a_thin_crack_survives_shrinking(config):
+    mask = np.zeros((128, 128), dtype=bool)
+    mask[64, 10:100] = True
+    item = synthetic_item(np.zeros((128, 128, 3), dtype=np.uint8), mask, config)
+    assert item.mask.shape == (64, 64)
+    assert item.mask.sum() >= 40
+
+
+def test_a_pair_is_cropped_where_it_was_painted(config):
+    image, mask = blob(3, side=128)
+    mask[100:110, 100:110] = True
+    assert len(synthetic_item(image, mask, config).boxes) == 2
+    assert synthetic_item(image, mask, config, "k", (100, 100, 110, 110)).boxes == ((50, 50, 55, 55),)
+
+
+def test_progress_counts_every_step(config):
+    seen = []
+    model = build_segmenter(config, seed=0)
+    fit(
+        model,
+        items_of(2, config),
+        [],
+        config,
+        steps=3,
+        seed=0,
+        progress=lambda *event: seen.append(event[:2]),
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_photos_of_two_types_count_for_both_and_normals_have_no_boxes(config, small_dataset):
+    items = real_items(small_dataset, [sample.sample_id for sample in small_dataset.samples], config)
+    keys = sorted(item.weight_key for item in items)
+    assert keys == ["metal/", "metal/dent", "metal/dent", "metal/scratch"]
+    both = [item for item in items if item.mask.sum() > 300]
+    assert {item.weight_key for item in both} == {"metal/dent", "metal/scratch"}
+    assert all(not item.boxes for item in items if item.weight_key == "metal/")

@@ -1,0 +1,170 @@
+"""The closed loop from photos to report, on real actors, with a tiny generator and tiny fits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdiff.data.ledger import Ledger
+from cdiff.data.run import open_run
+from cdiff.data.store import read_pair
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    "rounds=2",
+    "data.demo_images=14",
+    "data.demo_side=64",
+    "generator.resolution=32",
+    "generator.channels=[16,32]",
+    "generator.attention_levels=1",
+    "generator.steps=30",
+    "generator.batch=4",
+    "safe.channels=[16,32]",
+    "safe.dim=32",
+    "sampling.steps=4",
+    "downstream.longest_side=64",
+    "downstream.crop=32",
+    "downstream.steps=25",
+    "downstream.batch=4",
+    "wasm.pairs=8",
+    "wasm.candidates=2",
+    "wasm.shard=4",
+    "wasm.min_targets=4",
+]
+
+
+def _command(script: str, *arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "CDIFF_"))}
+    environment["CDIFF_HOME"] = str(home)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / script), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=home,
+        check=False,
+        timeout=350,
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def done(home) -> subprocess.CompletedProcess[str]:
+    return _command("loop.py", "--run", "tiny", *TINY, home=home)
+
+
+def test_the_loop_runs_to_its_report_on_the_demo_data(done, home) -> None:
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = open_run(home / "runs" / "tiny")
+    ledger = Ledger(run.ledger_path)
+    assert [result.round for result in ledger.rounds()] == [1, 2]
+    for result in ledger.rounds():
+        assert sum(n for _, reason, n in result.counts if reason == "kept") == result.kept
+        assert result.weaknesses and len(result.seconds) == 4
+    assert str(run.report_dir) in done.stdout
+    page = next(run.report_dir.glob("*.html")).read_text(encoding="utf-8")
+    assert "<html" in page and "data:image/" in page
+
+
+def test_the_test_split_is_read_once_and_before_and_after_are_both_there(done, home) -> None:
+    finished = Ledger(open_run(home / "runs" / "tiny").ledger_path).last("finished")
+    assert finished is not None
+    assert set(finished["test"]) == {"real_only", "loop"}
+    assert all(0 <= arm["pixel_ap"] <= 1 for arm in finished["test"].values())
+    assert finished["peak_memory_gb"] > 0
+
+
+def test_kept_pairs_lie_on_training_photos_and_differ_from_them_only_in_their_region(done, home) -> None:
+    run = open_run(home / "runs" / "tiny")
+    pairs = Ledger(run.ledger_path).kept_pairs(accepted_only=False)
+    assert pairs
+    for pair in pairs[:4]:
+        image, mask = read_pair(run, pair.attempt)
+        assert image.startswith(b"\x89PNG") and mask.startswith(b"\x89PNG")
+        assert pair.attempt.measure("outside") == 0
+
+
+def test_the_same_command_goes_on_instead_of_starting_again(done, home) -> None:
+    before = (home / "runs" / "tiny" / "ledger.jsonl").read_text().count('"kind": "round"')
+    again = _command("loop.py", "--run", "tiny", *TINY, home=home)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert (home / "runs" / "tiny" / "ledger.jsonl").read_text().count('"kind": "round"') == before == 2
+
+
+def test_another_configuration_is_refused_by_name_and_difference(done, home) -> None:
+    other = _command("loop.py", "--run", "tiny", *TINY, "downstream.lr=0.5", home=home)
+    assert other.returncode == 2
+    assert "downstream.lr" in other.stderr
+
+
+def test_mlflow_has_a_parent_with_one_child_per_round(done, home) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "cdiff")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert len(parents) == 1 and len(children) == 2
+    assert parents[0].info.status == "FINISHED"
+    assert "test/loop/pixel_ap" in parents[0].data.metrics
+    assert len(client.get_metric_history(parents[0].info.run_id, "validation/pixel_ap")) >= 2
+    assert parents[0].data.params["generator.steps"] == "30"
+
+
+def test_predict_writes_masks_of_the_photos_own_size(done, home, tmp_path) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 77, 3)).astype(np.uint8)).save(
+        folder / "a.jpg"
+    )
+    told = _command(
+        "predict.py", str(home / "runs" / "tiny"), str(folder), "--out", str(tmp_path / "out"), home=home
+    )
+    assert told.returncode == 0, told.stderr
+    assert Image.open(tmp_path / "out" / "masks" / "a.png").size == (77, 50)
+    assert "a.jpg" in (tmp_path / "out" / "scores.csv").read_text()
+
+
+def test_export_writes_an_mvtec_tree_that_the_reader_takes(done, home, tmp_path) -> None:
+    from cdiff.config import DataConfig
+    from cdiff.data.formats import read_source
+
+    out = tmp_path / "export"
+    told = _command("export.py", str(home / "runs" / "tiny"), str(out), "--all-kept", home=home)
+    assert told.returncode == 0, told.stderr
+    samples = [
+        s for folder in out.iterdir() if folder.is_dir() for s in read_source(str(folder), DataConfig())
+    ]
+    assert len(samples) == len(
+        Ledger(home / "runs" / "tiny" / "ledger.jsonl").kept_pairs(accepted_only=False)
+    )
+    assert all(not sample.is_normal for sample in samples)
+
+
+def test_a_missing_folder_is_named_with_the_remedy(home) -> None:
+    told = _command(
+        "loop.py", "--config", str(ROOT / "configs/mvtec.yaml"), "--data", str(home / "nowhere"), home=home
+    )
+    assert told.returncode == 2
+    assert "nowhere" in told.stderr and "Traceback" not in told.stderr
+
+
+def test_dry_run_prints_the_resolved_configuration(home) -> None:
+    told = _command("loop.py", "--dry-run", "generator.steps=7", home=home)
+    assert told.returncode == 0
+    import yaml
+
+    assert yaml.safe_load(told.stdout)["generator"]["steps"] == 7
+    assert json.loads(json.dumps(yaml.safe_load(told.stdout)))["downstream"]["lr"] > 0

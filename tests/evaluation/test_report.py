@@ -1,0 +1,190 @@
+"""The report: one page that needs nothing else, says what the numbers say, and trusts no text that it shows."""
+
+import base64
+import dataclasses
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdiff.evaluation.report import Picture, ReportContent, render, write_report
+from cdiff.types import Decision, RoundResult, Slice, Weakness
+
+EVIL = "<script>alert('x')</script>\" onload=\"x"
+
+
+def scores(value: float | None) -> dict:
+    row = {
+        "pixel_ap": value,
+        "f1_max": value,
+        "auroc": 0.9,
+        "aupro": value,
+        "iou": value,
+        "mdice": None,
+        "photos": 7,
+    }
+    return {
+        **dict.fromkeys(("pixel_ap", "f1_max", "auroc", "aupro", "iou", "mdice", "miou"), value),
+        "image_auroc": None,
+        "iou_threshold": 0.4,
+        "per_type": {"metal/crack": row, f"metal/{EVIL}": row},
+        "undefined": {"image_auroc": "no normal photo to tell from the others"},
+    }
+
+
+def result(number: int, accepted: bool) -> RoundResult:
+    weakness = tuple(
+        Weakness(Slice("metal", kind, "small"), ("a", "b"), 0.7, 0.3, 0.9, score)
+        for kind, score in (("pit", 0.25), ("crack", 0.75), (EVIL, 0.5))
+    )
+    counts = (("metal/crack", "kept", 5), ("metal/crack", "blurred", 2), ("metal/pit", "kept", 1))
+    decision = Decision(accepted, "the reason", -0.012, -0.05, 0.034)
+    return RoundResult(number, weakness, 6, counts, "rev", (("pixel_ap", 0.3),), decision, (("fit", 2.0),))
+
+
+@pytest.fixture
+def content() -> ReportContent:
+    picture = Picture(np.full((20, 30, 3), (200, 30, 30), np.uint8), f"caption {EVIL}")
+    return ReportContent(
+        title=f"run {EVIL}",
+        before=scores(0.25),
+        after=scores(0.5),
+        real_only={"pixel_ap": 0.2},
+        rounds=(result(1, True), result(2, False)),
+        best=(picture,),
+        worst=(picture,),
+        kept=(picture, picture),
+        turned_away=(Picture(np.zeros((8, 8), np.uint8), "blurred"),),
+        data={"photos": EVIL},
+        config={"generator.steps": 1500},
+        seconds={"fit": 30.0, "generate": 95.0, "train": 3700.0},
+        reproduce=(f"python jobs/loop.py {EVIL}",),
+        notes=("type metal/hole is not scored",),
+    )
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask for, and checks that every element is closed."""
+
+    VOID = frozenset({"meta", "img"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words += data
+
+
+def test_the_page_is_self_contained_and_runs_nothing(content, tmp_path):
+    html = write_report(tmp_path / "report" / "index.html", content).read_text()
+    page = Page(html)
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "iframe", "object", "embed"}
+    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
+    assert all(attributes["src"].startswith("data:image/") for tag, attributes in page.tags if tag == "img")
+    assert "http" not in re.sub(r'src="data:[^"]*"', "", html).replace("http-equiv", "")
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["index.html"]
+
+
+def test_every_text_is_escaped_and_still_readable(content):
+    html = render(content)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") >= 8  # title, type, slice, captions, data, command
+    assert EVIL in Page(html).words
+
+
+def test_pictures_are_inside_the_page_with_their_captions(content):
+    page = Page(render(content))
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 5
+    data = base64.b64decode(pictures[0]["src"].split(",", 1)[1])
+    image = np.asarray(Image.open(io.BytesIO(data), formats=("JPEG",)))
+    assert image.shape == (20, 30, 3)
+    assert np.abs(image[10, 10].astype(int) - (200, 30, 30)).max() < 12
+    assert pictures[0]["alt"] == f"caption {EVIL}"
+
+
+def test_the_headline_says_what_the_numbers_say(content):
+    assert "rose from 0.250 to 0.500 with the pairs of round 1 of 2" in Page(render(content)).words
+    worse = dataclasses.replace(content, before=content.after, after=content.before)
+    words = Page(render(worse)).words
+    assert "fell from 0.500 to 0.250" in words
+    assert "-0.250" in words
+    none = dataclasses.replace(content, rounds=(result(1, False),))
+    assert "No round was accepted" in Page(render(none)).words
+    undefined = dataclasses.replace(content, after=scores(None))
+    assert "undefined" in Page(render(undefined)).words
+
+
+def test_undefined_values_are_dashes_with_their_reason(content):
+    words = Page(render(content)).words
+    assert "image_auroc: no normal photo to tell from the others" in words
+    assert "None" not in words
+    assert "nan" not in words.lower().replace("finan", "")
+
+
+def test_rounds_show_decision_interval_and_reason(content):
+    words = Page(render(content)).words
+    for text in ("accepted", "rejected", "-0.050 to +0.034", "the reason", "real only"):
+        assert text in words
+
+
+def test_counts_are_summed_over_rounds_by_slice_and_reason(content):
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", render(content))
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+    assert ["metal/crack", "10", "4", "14"] in cells
+    assert ["metal/pit", "2", "", "2"] in cells
+    assert ["all", "12", "4", "16"] in cells
+
+
+def test_weaknesses_are_ranked_weakest_first(content):
+    words = Page(render(content)).words
+    assert words.index("metal/crack/small") < words.index("metal/pit/small")
+
+
+def test_times_are_readable_and_summed(content):
+    words = Page(render(content)).words
+    for text in ("30.0 s", "1 min 35 s", "1 h 01 min", "1 h 03 min"):
+        assert text in words
+
+
+def test_an_empty_run_still_gives_a_page():
+    empty = {"per_type": {}, "undefined": {"pixel_ap": "no photo with targets"}}
+    page = Page(render(ReportContent("nothing", empty, empty)))
+    assert "no photo with targets" in page.words
+    assert "Round by round" not in page.words
+
+
+def test_charts_bear_equal_many_and_extreme_values(content):
+    results = tuple(
+        dataclasses.replace(
+            result(number, True),
+            validation=(("pixel_ap", value),),
+            decision=Decision(True, "", value, value, value),
+        )
+        for number, value in enumerate([0.0, 0.0, 1e-9, 1.0] * 10, start=1)
+    )
+    for rounds in (results, results[:1], results[:2]):
+        html = render(dataclasses.replace(content, rounds=rounds))
+        Page(html)
+        assert not re.search(r'"(nan|-?inf)', html)
