@@ -61,7 +61,7 @@ class Crew:
         preflight(config, wait=not local)
         self.shared = ray.put(dataset)
         self.generators = self._group("generator", GeneratorActor, config.resources.generators)
-        self.downstream = self._group("downstream", DownstreamActor, 1)
+        self.downstream = self._group("downstream", DownstreamActor, config.resources.downstreams)
         self.extractor = self._group("extractor", ExtractorActor, 1)
         self.coordinator: ActorGroup | None = None
         self.train = manifest.ids("train")
@@ -122,15 +122,15 @@ class Crew:
         """Outcomes of all training photos under models that saw neither them nor pairs made from their groups."""
         share = self.config.downstream.fold_share
         steps = max(1, round(self.config.downstream.steps * share))
-        rows: list[Outcome] = []
+        work = []
         for fold in range(self.config.wasm.folds):
             held = [sample_id for sample_id in self.train if self.manifest.fold(sample_id) == fold]
             groups = {self.dataset.sample(sample_id).group for sample_id in held}
             rest = [sample_id for sample_id in self.train if self.manifest.fold(sample_id) != fold]
             allowed = [pair for pair in pairs if not self._sources(pair) & groups]
-            fitted = self._fit(f"fold {fold + 1} of {self.config.wasm.folds}", rest, allowed, steps)
-            rows += self.downstream.call("outcomes", fitted.revision, held, fold)
-        return rows
+            work.append((f"fold {fold}", (rest, allowed, steps, held, fold)))
+        with self._bar(f"fitting {len(work)} folds", self.downstream) as watch:
+            return [row for rows in self.downstream.run("fold", work, watch=watch) for row in rows]
 
     def rank(self, outcomes: Sequence[Outcome]) -> list[Weakness]:
         return self._coordinator().call("rank", list(outcomes))

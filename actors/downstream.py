@@ -40,7 +40,7 @@ class Evaluation:
     threshold: float  # for IoU: chosen on this split when none was given
 
 
-@ray.remote(concurrency_groups={"status": 1})
+@ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # missing in Ray's stubs
 class DownstreamActor:
     """Holds the data set; fits segmenters on real photos and pairs, and says how they do."""
 
@@ -63,9 +63,12 @@ class DownstreamActor:
         parts = np.array_split(history["loss"], min(10, len(history["loss"])))
         return Fit(revision, tuple(float(part.mean()) for part in parts), time.perf_counter() - began)
 
-    def outcomes(self, revision: str, sample_ids: list[str], fold: int) -> list[Outcome]:
-        """How a fold's model does on the photos of its fold."""
-        return outcomes(self._load(revision), self.dataset, sample_ids, self.config.downstream, fold)
+    def fold(
+        self, sample_ids: list[str], pairs: list[Pair], steps: int, held: list[str], fold: int
+    ) -> list[Outcome]:
+        """Fit a fold's model without the photos of its fold, and say how it does on them."""
+        fitted = self.fit(sample_ids, pairs, steps)
+        return outcomes(self._load(fitted.revision), self.dataset, held, self.config.downstream, fold)
 
     def evaluate(self, revision: str, sample_ids: list[str], threshold: float | None = None) -> Evaluation:
         """All metrics on a split; without a threshold, the best one for IoU is chosen on this very split."""

@@ -16,7 +16,7 @@ from cdiff.types import Assignment, Attempt
 from cdiff.wasm.production import produce_shard
 
 
-@ray.remote(concurrency_groups={"status": 1})
+@ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # missing in Ray's stubs
 class GeneratorActor:
     """Holds one generator, its token bank, and its own copy of the segmenter that judges."""
 

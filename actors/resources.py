@@ -109,7 +109,12 @@ def set_threads(threads: int) -> None:
 
 def roles(config: Config) -> dict[Role, int]:
     """How many actors of each role are alive at once."""
-    return {"generator": config.resources.generators, "extractor": 1, "downstream": 1, "coordinator": 1}
+    return {
+        "generator": config.resources.generators,
+        "extractor": 1,
+        "downstream": config.resources.downstreams,
+        "coordinator": 1,
+    }
 
 
 def preflight(config: Config, *, wait: bool = True, actors: Mapping[Role, int] | None = None) -> None:

@@ -225,15 +225,16 @@ class GateConfig(Settings):
 
 
 class ResourceConfig(Settings):
-    generators: int = Field(1, ge=1, description="Generator actors.")
+    generators: int = Field(2, ge=1, description="Generator actors.")
+    downstreams: int = Field(2, ge=1, description="Downstream actors: folds are fitted side by side.")
     cpus: float = Field(
-        0.5,
+        0.4,
         ge=0,
-        description="CPUs reserved per generator, extractor and downstream actor; 0.5: all fit two cores.",
+        description="CPUs reserved per generator, extractor and downstream actor; 0.4: five fit two cores.",
     )
     gpus: float = Field(0.0, ge=0, description="GPUs reserved per such actor; fractions share a card.")
     threads: int = Field(
-        2, ge=1, description="Torch threads per actor; the loop's phases take turns on the cores."
+        1, ge=1, description="Torch threads per actor: two actors of one thread do more than one of two."
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where actors compute.")
     in_flight: int = Field(2, ge=1, description="Calls queued per actor.")

@@ -22,7 +22,9 @@ def content_hash(value: Any) -> str:
     """Stable 16-digit hex hash of a carrier, a mapping or a list of them."""
 
     def plain(item: Any) -> Any:
-        return dataclasses.asdict(item) if dataclasses.is_dataclass(item) else str(item)
+        if dataclasses.is_dataclass(item) and not isinstance(item, type):
+            return dataclasses.asdict(item)
+        return str(item)
 
     text = json.dumps(value, default=plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

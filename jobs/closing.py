@@ -194,11 +194,7 @@ def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
     ordered = sorted(
         pairs, key=lambda pair: (pair.attempt.category, pair.attempt.type, pair.reason, pair.task_id)
     )
-    places = (
-        np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int))
-        if ordered
-        else []
-    )
+    places = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int))
     return [ordered[i] for i in places]
 
 

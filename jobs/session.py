@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,9 @@ from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger
 from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder
-from cdiff.errors import ConfigError
+from cdiff.errors import ConfigError, DataError
 from cdiff.tracking import Tracker
+from cdiff.types import Sample, content_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -116,6 +117,7 @@ def open_session(arguments: list[str] | None = None) -> Iterator[Session | None]
         samples, manifest = make_splits(
             read_sources(sources, args.groups, config.data), config.data, config.wasm.folds
         )
+        _demand_targets(samples, manifest)
         run = create_run(home, args.run or _name(args, config, manifest), dump_config(config), manifest)
         write_manifest(manifest, run.splits_path)
         print(f"run        {run.path}", flush=True)
@@ -148,10 +150,22 @@ def _config(args: argparse.Namespace) -> tuple[Config, bool]:
     return config, demo or config.data.demo
 
 
+def _demand_targets(samples: Sequence[Sample], manifest: Manifest) -> None:
+    """Nothing can be learned, decided or proved without a target on each side of the split."""
+    shown = {sample.sample_id for sample in samples if not sample.is_normal}
+    empty = [
+        split for split in ("train", "validation", "test") if not shown.intersection(manifest.ids(split))
+    ]
+    if empty:
+        raise DataError(
+            f"no photo with a target in the {' and the '.join(empty)} split: each side needs some, and a type needs photos "
+            "of at least four source objects to reach all three. Give more photos, or split folders of your own "
+            "(train/, validation/, test/)."
+        )
+
+
 def _name(args: argparse.Namespace, config: Config, manifest: Manifest) -> str:
     """A name that the same configuration and data give again, so that the same command resumes."""
-    from cdiff.types import content_hash
-
     stem = Path(args.config).stem if args.config else ("demo" if not args.data else Path(args.data[0]).name)
     return f"{stem}-{content_hash([dump_config(config), manifest.hash])[:8]}"
 

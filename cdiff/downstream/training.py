@@ -148,16 +148,19 @@ def _step(
 
 
 def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, config: DownstreamConfig) -> torch.Tensor:
-    """Focal loss plus `dice_weight` x soft Dice loss over the whole batch, logits and masks [B, 1, H, W].
+    """Focal loss plus `dice_weight` x soft Dice loss, logits and masks [B, 1, H, W].
 
-    Dice is taken over the batch, not per crop: crops without a target have none.
+    Dice is the mean over the crops that show a target, so that a blowhole counts as much as a stain: taken over the batch,
+    the largest targets ruled it and small types were never learned. Crops without a target have the focal term.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
     # exp(-entropy) is the probability of the true class
     focal = ((1 - torch.exp(-entropy)) ** config.focal_gamma * entropy).mean()
-    scores = torch.sigmoid(logits)
-    dice = 1 - (2 * (scores * masks).sum() + 1) / (scores.sum() + masks.sum() + 1)
-    return focal + config.dice_weight * dice
+    scores, dims = torch.sigmoid(logits), (1, 2, 3)
+    areas = masks.sum(dim=dims)
+    dice = 1 - (2 * (scores * masks).sum(dim=dims) + 1) / (scores.sum(dim=dims) + areas + 1)
+    shows = (areas > 0).float()
+    return focal + config.dice_weight * (dice * shows).sum() / shows.sum().clamp(min=1)
 
 
 class Batches:

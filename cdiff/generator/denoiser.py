@@ -68,7 +68,7 @@ class JointDenoiser(nn.Module):
         encode = self.codec.encode
         known = background_B3RR * (1 - region_B1RR)
         codes = torch.cat([encode(part) for part in (image_B3RR, mask_B1RR, known, region_B1RR)], dim=1)
-        clean = self.unet(
+        clean = self.unet(  # type: ignore[operator]  # a torch module that its stubs hide
             codes,
             time_image_B * TIME_SCALE,
             encoder_hidden_states=tokens_BND,

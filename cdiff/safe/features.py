@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ class ConvEncoder(nn.Module):
                 nn.GroupNorm(8, after),
                 nn.SiLU(),
             )
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            for before, after in pairwise(widths)
         )
 
     def forward(self, image_B3HW: torch.Tensor) -> list[torch.Tensor]:
@@ -41,7 +42,8 @@ def masked_mean(features_BCHW: torch.Tensor, mask_B1HW: torch.Tensor) -> torch.T
 
     A mask that vanishes (an empty one) gives zeros, not NaN.
     """
-    weight = F.adaptive_avg_pool2d(mask_B1HW, features_BCHW.shape[-2:])
+    height, width = features_BCHW.shape[-2:]
+    weight = F.adaptive_avg_pool2d(mask_B1HW, (height, width))
     total = weight.sum(dim=(2, 3))
     pooled = (features_BCHW * weight).sum(dim=(2, 3))
     return pooled / total.clamp_min(1e-4)

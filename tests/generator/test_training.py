@@ -21,7 +21,8 @@ def _all(photos):
 
 def test_the_loss_falls(photos, tiny_overrides, tmp_path) -> None:
     config = load_config(None, [*tiny_overrides, "generator.steps=120", "generator.lr=2e-3"])
-    losses = train_generator(photos, *_all(photos), config, tmp_path).losses
+    targets, normals = _all(photos)
+    losses = train_generator(photos, targets, normals, config, tmp_path).losses
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -36,10 +37,13 @@ def test_a_training_that_was_killed_goes_on_to_the_very_same_weights(
         if step == 5:
             raise _Killed
 
+    targets, normals = _all(photos)
     with pytest.raises(_Killed):
-        train_generator(photos, *_all(photos), tiny_config, tmp_path, kill)
+        train_generator(photos, targets, normals, tiny_config, tmp_path, kill)
     steps = []
-    again = train_generator(photos, *_all(photos), tiny_config, tmp_path, lambda step, *_: steps.append(step))
+    again = train_generator(
+        photos, targets, normals, tiny_config, tmp_path, lambda step, *_: steps.append(step)
+    )
     assert steps == [4, 5, 6]  # from the checkpoint of step 3
     assert again.revision == tiny_generator.revision
     assert not list(tmp_path.glob(".training*"))

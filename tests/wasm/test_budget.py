@@ -1,0 +1,185 @@
+"""The plan: exact shares, even use of references, fresh wave after wave, the same for the same seed."""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from cdiff.config import Config, load_config
+from cdiff.types import Pose, Revisions, Slice, Target, Weakness
+from cdiff.wasm.budget import Quotas, band, largest_remainder, plan, prior, quotas, recipe_of, top_up
+
+REVISIONS = Revisions("g", "b", "s")
+SIZES = {"crack": (12, 0.5), "stain": (9, 0.97), "chip": (30, 0.1)}  # targets and score by type
+
+
+def target(type: str, number: int) -> Target:
+    sample = f"tile/{type}/{number:02d}"
+    return Target(f"{sample}#0", sample, "tile", type, f"object-{type}-{number // 2}", (10, 10, 20, 20), 80)
+
+
+TARGETS = {
+    t.target_id: t for type, (count, _) in SIZES.items() for t in (target(type, i) for i in range(count))
+}
+NORMALS = {"tile": [f"tile/good/{i:02d}" for i in range(7)]}
+GROUPS = {photo: f"good-{photo}" for photo in NORMALS["tile"]} | {
+    t.sample_id: t.group for t in TARGETS.values()
+}
+WEAKNESSES = [
+    Weakness(
+        Slice("tile", type), tuple(t for t in sorted(TARGETS) if f"/{type}/" in t), 1.0, 1 - score, 0.5, score
+    )
+    for type, (_, score) in SIZES.items()
+]
+
+
+def propose(reference: str, background: str, rng: np.random.Generator) -> Pose:
+    x, y, angle = (float(value) for value in rng.uniform(0, 100, 3))
+    return Pose(x, y, angle, scale=1.0, flip=bool(rng.random() < 0.5), elastic=0.0, margin=1.5)
+
+
+def config(*overrides: str) -> Config:
+    return load_config(None, list(overrides))
+
+
+def planned(settings: Config, number: int = 0, backgrounds=NORMALS):
+    return plan(
+        WEAKNESSES, TARGETS, backgrounds, GROUPS, propose, settings, round=number, revisions=REVISIONS
+    )
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 5, 37, 48, 64, 1000])
+def test_shares_are_exact(pairs: int) -> None:
+    wanted = quotas(config(f"wasm.pairs={pairs}"), WEAKNESSES)
+    assert sum(wanted.values()) == pairs
+    by_purpose: Counter[str] = Counter()
+    for (_, purpose), number in wanted.items():
+        by_purpose[purpose] += number
+    for purpose, share in (("uniform", 0.2), ("easy", 0.2), ("weak", 0.6)):
+        assert abs(by_purpose[purpose] - share * pairs) < 1
+
+
+def test_weak_pairs_go_to_half_solved_slices_and_uniform_ones_by_targets() -> None:
+    wanted = quotas(config("wasm.pairs=1000"), WEAKNESSES)
+    assert wanted["tile/crack", "weak"] > wanted["tile/chip", "weak"] > wanted["tile/stain", "weak"] > 0
+    assert wanted["tile/chip", "uniform"] == round(200 * 30 / 51)
+    assert prior(0.5) > prior(0.9) > prior(1.0) == 0
+
+
+def test_the_largest_remainder_is_exact_and_ties_go_to_the_earlier() -> None:
+    assert largest_remainder(5, [0.2, 0.2, 0.6]) == [1, 1, 3]
+    assert largest_remainder(2, [1, 1, 1]) == [1, 1, 0]
+    assert largest_remainder(3, [0, 0]) == [2, 1]
+    assert largest_remainder(0, [1, 2]) == [0, 0]
+
+
+def test_a_plan_repeats_and_another_round_or_seed_differs() -> None:
+    settings = config()
+    assert planned(settings) == planned(settings)
+    ids = {assignment.task_id for assignment in planned(settings)}
+    assert not ids & {assignment.task_id for assignment in planned(settings, 1)}
+    assert not ids & {assignment.task_id for assignment in planned(config("seed=1"))}
+
+
+def test_each_slice_and_purpose_gets_its_oversampled_share_spread_over_the_plan() -> None:
+    settings = config("wasm.pairs=100")
+    tasks = planned(settings)
+    assert [assignment.index for assignment in tasks] == list(range(len(tasks)))
+    found = Counter((assignment.slice, assignment.purpose) for assignment in tasks)
+    assert found == {key: int(np.ceil(1.5 * number)) for key, number in quotas(settings, WEAKNESSES).items()}
+    half = Counter((a.slice, a.purpose) for a in tasks[: len(tasks) // 2])
+    assert all(abs(half[key] - number / 2) <= 1.5 for key, number in found.items())
+
+
+def test_task_seeds_are_distinct_and_fit_63_bits() -> None:
+    seeds = [assignment.task.seed for assignment in planned(config("wasm.pairs=200"))]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_references_of_a_slice_are_used_evenly_across_waves() -> None:
+    settings = config("wasm.pairs=60")
+    first = planned(settings)
+    lacking: Quotas = {("tile/crack", "weak"): 7, ("tile/chip", "easy"): 2}
+    more = top_up(
+        first, lacking, WEAKNESSES, TARGETS, NORMALS, GROUPS, propose, settings, round=0, revisions=REVISIONS
+    )
+    assert Counter((a.slice, a.purpose) for a in more) == {
+        ("tile/crack", "weak"): 11,
+        ("tile/chip", "easy"): 3,
+    }
+    assert [a.index for a in more] == list(range(len(first), len(first) + len(more)))
+    assert not {a.task_id for a in first} & {a.task_id for a in more}
+    used: dict[str, Counter[str]] = defaultdict(Counter)
+    for assignment in first + more:
+        used[assignment.slice][assignment.task.reference] += 1
+    for weakness in WEAKNESSES:
+        times = [used[weakness.slice.name][reference] for reference in weakness.targets]
+        assert max(times) - min(times) <= 1
+
+
+def test_nothing_lacking_means_no_further_wave() -> None:
+    settings = config()
+    more = top_up(
+        [], {}, WEAKNESSES, TARGETS, NORMALS, GROUPS, propose, settings, round=0, revisions=REVISIONS
+    )
+    assert more == []
+
+
+def test_normal_photos_are_used_in_turn() -> None:
+    used = Counter(assignment.task.background for assignment in planned(config("wasm.pairs=100")))
+    assert set(used) == set(NORMALS["tile"])
+    assert max(used.values()) - min(used.values()) <= 1
+
+
+def test_without_normals_the_background_is_another_object_or_the_own_photo_repainted() -> None:
+    photos = {"tile": [t.sample_id for t in TARGETS.values()]}
+    for share, low, high in ((0.0, 0, 0), (1.0, 1, 1), (0.5, 0.35, 0.65)):
+        tasks = planned(config("wasm.pairs=100", f"sampling.repaint={share}"), backgrounds=photos)
+        own = 0
+        for assignment in tasks:
+            reference = TARGETS[assignment.task.reference]
+            repainted = assignment.task.background == reference.sample_id
+            own += repainted
+            assert repainted or GROUPS[assignment.task.background] != reference.group
+        assert low <= own / len(tasks) <= high
+
+
+def test_normals_are_never_repainted() -> None:
+    tasks = planned(config("sampling.repaint=1"))
+    assert {assignment.task.background for assignment in tasks} <= set(NORMALS["tile"])
+
+
+def test_an_only_photo_serves_as_its_own_background() -> None:
+    (weakness,) = [w for w in WEAKNESSES if w.slice.type == "crack"]
+    one = Weakness(weakness.slice, weakness.targets[:1], 1.0, 0.5, 0.5, 0.5)
+    photo = TARGETS[one.targets[0]].sample_id
+    tasks = plan(
+        [one],
+        TARGETS,
+        {"tile": [photo]},
+        GROUPS,
+        propose,
+        config("wasm.pairs=4"),
+        round=0,
+        revisions=REVISIONS,
+    )
+    assert {assignment.task.background for assignment in tasks} == {photo}
+
+
+def test_missing_slices_and_missing_photos_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="no slices"):
+        quotas(config(), [])
+    with pytest.raises(ValueError, match="'tile' has no photo"):
+        planned(config(), backgrounds={})
+
+
+def test_the_recipe_of_the_control_has_one_candidate() -> None:
+    control, mined = recipe_of(config("wasm.arm=B0")), recipe_of(config("wasm.arm=B1", "wasm.candidates=4"))
+    assert (control.arm, control.candidates, control.fraction) == ("B0", 1, 1.0)
+    assert (mined.arm, mined.candidates, mined.sampler, mined.dtype) == ("B1", 4, "euler", "float32")
+
+
+def test_bands_follow_the_purpose() -> None:
+    settings = config("wasm.band=[0.3,0.8]")
+    assert [band(p, settings) for p in ("uniform", "easy", "weak")] == [(0, 1), (0, 0.3), (0.3, 0.8)]
