@@ -259,8 +259,8 @@ def feathered(region: np.ndarray, reach: float) -> np.ndarray:
 def _blend(base: np.ndarray, patch: np.ndarray, mask: np.ndarray, longer: float) -> np.ndarray:
     """Paste by mask with the light matched along the outline: the gain is carried inwards from the ring around it.
 
-    A gain, not an offset: light multiplies what a surface reflects. Single colours follow only a little, so that a
-    target keeps its own hue.
+    A gain, not an offset: light multiplies what a surface reflects. Single colours follow
+    within bounds, so that a target takes on the tint of its new surface but not the black of a corner.
     """
     spread = max(1.0, 0.04 * longer)
     near = ndimage.distance_transform_edt(mask <= 0.5) if (mask > 0.5).any() else np.full(mask.shape, np.inf)
@@ -274,7 +274,7 @@ def _blend(base: np.ndarray, patch: np.ndarray, mask: np.ndarray, longer: float)
     light = np.clip(
         (here.mean(-1, keepdims=True) + floor) / (there.mean(-1, keepdims=True) + floor), 0.5, 2.0
     )
-    gain = np.clip((here + floor) / (there + floor), 0.85 * light, 1.18 * light)
+    gain = np.clip((here + floor) / (there + floor), 0.7 * light, 1.4 * light)
     alpha = np.clip(1 - (near - 0.5) / (2 * spread), 0, 1)[..., None].astype(np.float32)
     alpha = np.maximum(alpha * alpha * (3 - 2 * alpha), mask[..., None])
     return base + alpha * (np.clip(patch * gain, 0, 255) - base)

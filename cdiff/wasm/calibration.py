@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,13 +28,14 @@ def calibrate(
     Args:
         target_ids: all training targets; what can be seen in pixels comes from them.
         held_out: training targets that the generator never saw; label agreement comes from them, since on targets that
-            it knows by heart the generator agrees too well. Where there are none, `target_ids` serve.
+            it knows by heart the generator agrees too well. Types with too few of them add those that it saw: thin
+            cracks judged by the agreement of round blobs would all be turned away.
     """
     rng = np.random.default_rng([config.seed, 11])
     seen = _some([*target_ids, *held_out], rng)
     targets = [dataset.target(target_id) for target_id in seen]
     rows = real_measures(dataset, targets, foreground)
-    unseen = _some(list(held_out) or list(target_ids), rng)
+    unseen = _some(_unseen(dataset, target_ids, held_out, config.gate.min_targets), rng)
     rows += label_agreement(generator, dataset, unseen, config, rng)
     return thresholds(rows, config)
 
@@ -63,6 +65,15 @@ def label_agreement(
     with torch.inference_mode():
         agreed = mask_agreement(sampler, conditions, images, masks, seeds)
     return [(key, {"label_iou": value}) for key, value in zip(keys, agreed, strict=True)]
+
+
+def _unseen(dataset: Dataset, target_ids: Sequence[str], held_out: Sequence[str], enough: int) -> list[str]:
+    def kind(target_id: str) -> tuple[str, str]:
+        target = dataset.target(target_id)
+        return target.category, target.type
+
+    counts = Counter(kind(target_id) for target_id in held_out)
+    return [*held_out, *(target_id for target_id in target_ids if counts[kind(target_id)] < enough)]
 
 
 def _repaint(

@@ -17,27 +17,6 @@ from cdiff.data.store import read_pair
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = [
-    "rounds=2",
-    "data.demo_images=14",
-    "data.demo_side=64",
-    "generator.resolution=32",
-    "generator.channels=[16,32]",
-    "generator.attention_levels=1",
-    "generator.steps=30",
-    "generator.batch=4",
-    "safe.channels=[16,32]",
-    "safe.dim=32",
-    "sampling.steps=4",
-    "downstream.longest_side=64",
-    "downstream.crop=32",
-    "downstream.steps=25",
-    "downstream.batch=4",
-    "wasm.pairs=8",
-    "wasm.candidates=2",
-    "wasm.shard=4",
-    "wasm.min_targets=4",
-]
 
 
 def _command(script: str, *arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
@@ -60,8 +39,8 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(home) -> subprocess.CompletedProcess[str]:
-    return _command("loop.py", "--run", "tiny", *TINY, home=home)
+def done(home, tiny_loop) -> subprocess.CompletedProcess[str]:
+    return _command("loop.py", "--run", "tiny", *tiny_loop, home=home)
 
 
 def test_the_loop_runs_to_its_report_on_the_demo_data(done, home) -> None:
@@ -95,15 +74,15 @@ def test_kept_pairs_lie_on_training_photos_and_differ_from_them_only_in_their_re
         assert pair.attempt.measure("outside") == 0
 
 
-def test_the_same_command_goes_on_instead_of_starting_again(done, home) -> None:
+def test_the_same_command_goes_on_instead_of_starting_again(done, home, tiny_loop) -> None:
     before = (home / "runs" / "tiny" / "ledger.jsonl").read_text().count('"kind": "round"')
-    again = _command("loop.py", "--run", "tiny", *TINY, home=home)
+    again = _command("loop.py", "--run", "tiny", *tiny_loop, home=home)
     assert again.returncode == 0, again.stderr[-3000:]
     assert (home / "runs" / "tiny" / "ledger.jsonl").read_text().count('"kind": "round"') == before == 2
 
 
-def test_another_configuration_is_refused_by_name_and_difference(done, home) -> None:
-    other = _command("loop.py", "--run", "tiny", *TINY, "downstream.lr=0.5", home=home)
+def test_another_configuration_is_refused_by_name_and_difference(done, home, tiny_loop) -> None:
+    other = _command("loop.py", "--run", "tiny", *tiny_loop, "downstream.lr=0.5", home=home)
     assert other.returncode == 2
     assert "downstream.lr" in other.stderr
 
