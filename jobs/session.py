@@ -113,18 +113,18 @@ def open_session(arguments: list[str] | None = None) -> Iterator[Session | None]
     home = home_folder(args.home)
     print(f"home       {home}", flush=True)
     sources = make_demo(home / "data", config.data, config.data.split_seed) if demo else args.data
+    samples, manifest = make_splits(
+        read_sources(sources, args.groups, config.data), config.data, config.wasm.folds
+    )
+    _demand_targets(samples, manifest)
+    run = create_run(home, args.run or _name(args, config, manifest), dump_config(config), manifest)
+    write_manifest(manifest, run.splits_path)
+    print(f"run        {run.path}", flush=True)
+    for note in manifest.notes:
+        print(f"note       {note}", flush=True)
+    command = "python jobs/loop.py " + " ".join(arguments if arguments is not None else sys.argv[1:])
     with _connected() as cluster:
-        samples, manifest = make_splits(
-            read_sources(sources, args.groups, config.data), config.data, config.wasm.folds
-        )
-        _demand_targets(samples, manifest)
-        run = create_run(home, args.run or _name(args, config, manifest), dump_config(config), manifest)
-        write_manifest(manifest, run.splits_path)
-        print(f"run        {run.path}", flush=True)
         print(f"cluster    {cluster}", flush=True)
-        for note in manifest.notes:
-            print(f"note       {note}", flush=True)
-        command = "python jobs/loop.py " + " ".join(arguments if arguments is not None else sys.argv[1:])
         yield Session(
             config,
             run,

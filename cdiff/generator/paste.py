@@ -259,8 +259,8 @@ def feathered(region: np.ndarray, reach: float) -> np.ndarray:
 def _blend(base: np.ndarray, patch: np.ndarray, mask: np.ndarray, longer: float) -> np.ndarray:
     """Paste by mask with the light matched along the outline: the gain is carried inwards from the ring around it.
 
-    A gain, not an offset: light multiplies what a surface reflects. Single colours follow
-    within bounds, so that a target takes on the tint of its new surface but not the black of a corner.
+    A gain, not an offset: light multiplies what a surface reflects. Single colours follow within bounds, so that a target
+    takes on the tint of its new surface but not the black of a corner.
     """
     spread = max(1.0, 0.04 * longer)
     near = ndimage.distance_transform_edt(mask <= 0.5) if (mask > 0.5).any() else np.full(mask.shape, np.inf)

@@ -1,4 +1,4 @@
-"""One local Ray for all tests of this folder: starting it takes seconds."""
+"""A local Ray for the tests of a file: starting it takes seconds; left running it would slow the files after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import ray
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """Ray with four CPUs and no GPU, whatever the machine has."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _config(**resources: object) -> Config:
-    return load_config(None, [f"resources.{key}={value}" for key, value in resources.items()])
+    wanted = {"generators": 1, "downstreams": 1, "cpus": 0.5} | resources
+    return load_config(None, [f"resources.{key}={value}" for key, value in wanted.items()])
 
 
 @ray.remote

@@ -42,7 +42,7 @@ def head(tmp_path) -> Iterator[tuple[str, dict[str, str]]]:
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
-    port, dashboard = _free_ports(2)
+    port, dashboard, agent, agent_grpc = _free_ports(4)
     more = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": "/tmp"}
     environment = _environment(tmp_path / "home", **more)
     node = subprocess.Popen(
@@ -57,6 +57,8 @@ def head(tmp_path) -> Iterator[tuple[str, dict[str, str]]]:
             "--node-ip-address=127.0.0.1",
             "--num-cpus=4",
             "--include-dashboard=true",
+            f"--dashboard-agent-listen-port={agent}",
+            f"--dashboard-agent-grpc-port={agent_grpc}",
         ],
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -120,7 +122,11 @@ def test_the_loop_runs_as_a_job_with_the_token_and_not_without(head, tiny_loop, 
     stranger = {k: v for k, v in environment.items() if k != "RAY_AUTH_TOKEN_PATH"} | {"HOME": str(tmp_path)}
     refused = _submit(address, stranger, home, "--dry-run")
     assert refused.returncode != 0
-    told = _submit(address, environment, home, "--run", "job", *tiny_loop, "rounds=1")
+    for _ in range(30):  # the node's agent, which starts jobs, comes up after the job server
+        told = _submit(address, environment, home, "--run", "job", *tiny_loop, "rounds=1")
+        if "No available agent" not in told.stdout + told.stderr:
+            break
+        time.sleep(2)
     assert told.returncode == 0, (told.stdout + told.stderr)[-3000:]
     ledger = Ledger(home / "runs" / "job" / "ledger.jsonl")
     assert len(ledger.rounds()) == 1
