@@ -103,7 +103,7 @@ def open_session(arguments: list[str] | None = None) -> Iterator[Session | None]
     Raises:
         CdiffError: of the kind that fits: configuration, data, resources, run folder.
     """
-    args = parser().parse_args(arguments)
+    args = parser().parse_intermixed_args(arguments)  # settings may stand between the options
     config, demo = _config(args)
     if args.dry_run:
         print(dump_config(config), end="")

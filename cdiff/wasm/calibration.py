@@ -17,7 +17,7 @@ from cdiff.wasm.budget import recipe_of
 from cdiff.wasm.mining import condition_of, mask_agreement, sampler_for, spell_out
 from cdiff.wasm.quality import Thresholds, real_measures, thresholds
 
-_MOST_TARGETS = 200  # enough for a 5th percentile, and bounded on large data sets
+_MOST_SEEN, _MOST_READ = 400, 120  # enough for a 5th percentile, and bounded on large data sets
 
 
 def calibrate(
@@ -32,10 +32,10 @@ def calibrate(
             cracks judged by the agreement of round blobs would all be turned away.
     """
     rng = np.random.default_rng([config.seed, 11])
-    seen = _some([*target_ids, *held_out], rng)
+    seen = _some([*target_ids, *held_out], _MOST_SEEN, rng)
     targets = [dataset.target(target_id) for target_id in seen]
     rows = real_measures(dataset, targets, foreground)
-    unseen = _some(_unseen(dataset, target_ids, held_out, config.gate.min_targets), rng)
+    unseen = _some(_unseen(dataset, target_ids, held_out, config.gate.min_targets), _MOST_READ, rng)
     rows += label_agreement(generator, dataset, unseen, config, rng)
     return thresholds(rows, config)
 
@@ -96,7 +96,7 @@ def _repaint(
     )
 
 
-def _some(ids: list[str], rng: np.random.Generator) -> list[str]:
-    if len(ids) <= _MOST_TARGETS:
+def _some(ids: list[str], most: int, rng: np.random.Generator) -> list[str]:
+    if len(ids) <= most:
         return sorted(ids)
-    return sorted(ids[i] for i in rng.choice(len(ids), _MOST_TARGETS, replace=False))
+    return sorted(ids[i] for i in rng.choice(len(ids), most, replace=False))

@@ -12,7 +12,7 @@ noise differs. Each candidate is pasted into its photo and judged as the segment
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from cdiff.generator.paste import Canvas, cut, lay_out, paste_back, to_resolutio
 from cdiff.generator.sampling import Condition, Sampler, State
 from cdiff.safe.tokens import TokenBank
 from cdiff.types import Box, GenerationTask, Recipe
+
+READ_STEPS = 6  # steps in which a mask is read from a finished image
 
 # Maps a composite photo, the mask of its new target and the crop to difficulty: higher is harder, -inf is invalid.
 Judge = Callable[[np.ndarray, np.ndarray, "Layout"], float]
@@ -191,12 +193,17 @@ def mask_agreement(
     masks: Sequence[torch.Tensor],
     seeds: Sequence[int],
 ) -> list[float]:
-    """IoU in [0, 1] of given masks [1, R, R] with masks read from the images [3, R, R]."""
+    """IoU in [0, 1] of given masks [1, R, R] with masks read from the images [3, R, R].
+
+    Read in few steps and without guidance: a clean image leaves the mask little freedom.
+    """
+    reader = Sampler(sampler.denoiser, sampler.null_ND, READ_STEPS, sampler.micro_batch)
+    plain = [replace(condition, guidance=1.0) for condition in conditions]
     starts = [
-        sampler.start_mask_from_image(c, image, _noise(seed, 2))
-        for c, image, seed in zip(conditions, images, seeds, strict=True)
+        reader.start_mask_from_image(c, image, _noise(seed, 2))
+        for c, image, seed in zip(plain, images, seeds, strict=True)
     ]
-    read = [state.mask_1RR > 0 for state in sampler.run(starts, move_image=False)]
+    read = [state.mask_1RR > 0 for state in reader.run(starts, move_image=False)]
     return [
         float((r & m).sum() / (r | m).sum().clamp_min(1))
         for r, m in zip(read, (m.bool() for m in masks), strict=True)

@@ -141,9 +141,10 @@ def test_a_missing_folder_is_named_with_the_remedy(home) -> None:
 
 
 def test_dry_run_prints_the_resolved_configuration(home) -> None:
-    told = _command("loop.py", "--dry-run", "generator.steps=7", home=home)
+    told = _command("loop.py", "generator.steps=7", "--dry-run", "rounds=3", home=home)
     assert told.returncode == 0
     import yaml
 
-    assert yaml.safe_load(told.stdout)["generator"]["steps"] == 7
+    printed = yaml.safe_load(told.stdout)
+    assert (printed["generator"]["steps"], printed["rounds"]) == (7, 3)
     assert json.loads(json.dumps(yaml.safe_load(told.stdout)))["downstream"]["lr"] > 0
