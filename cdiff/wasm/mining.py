@@ -38,6 +38,7 @@ class Layout:
     task: GenerationTask
     photo: np.ndarray  # uint8 [H, W, 3] background
     kept: np.ndarray  # bool [H, W] targets that the photo shows already and keeps
+    grey: bool  # the photo has one channel: what is painted must not bring colour
     canvas: Canvas
 
     @property
@@ -118,7 +119,7 @@ def spell_out(task: GenerationTask, dataset: Dataset, config: Config) -> Layout:
         repaint=repaint,
         rng=np.random.default_rng([task.seed, 3]),
     )
-    return Layout(task, photo, kept, canvas)
+    return Layout(task, photo, kept, dataset.sample(task.background).mode == "L", canvas)
 
 
 def sampler_for(generator: Generator, recipe: Recipe) -> Sampler:
@@ -229,6 +230,8 @@ def condition_of(layout: Layout, generator: Generator, bank: TokenBank) -> Condi
 def _composite(
     layout: Layout, image_3RR: torch.Tensor, mask_1RR: torch.Tensor, resolution: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    if layout.grey:
+        image_3RR = image_3RR.mean(dim=0, keepdim=True).expand(3, -1, -1)
     return paste_back(
         layout.photo,
         layout.canvas,

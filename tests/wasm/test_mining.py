@@ -126,3 +126,18 @@ def test_a_new_target_beside_the_photos_own_gives_the_union(
 
 def test_real_detail_returns_fully_up_to_half_noise_and_not_at_all_from_pure_noise() -> None:
     assert [detail_share(tau) for tau in (0, 0.5, 0.75, 1)] == [1, 1, 0.5, 0]
+
+
+def test_a_grey_photo_stays_grey(tasks, bank, photos, tiny_config, tiny_generator, tmp_path) -> None:
+    from cdiff.data.dataset import Dataset
+
+    grey = Dataset([dataclasses.replace(sample, mode="L") for sample in photos.samples], tiny_config.data)
+    task = tasks[3]  # from pure noise: the network is free to bring colour
+    coloured = make_pairs(tiny_generator, bank, [task], photos, tiny_config)[0]
+    pair = make_pairs(tiny_generator, bank, [task], grey, tiny_config)[0]
+
+    def tint(produced) -> float:
+        change = produced.image.astype(float) - produced.layout.photo
+        return float(np.ptp(change, axis=2).mean())
+
+    assert tint(pair) < 0.5 * tint(coloured)
