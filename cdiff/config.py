@@ -268,6 +268,14 @@ class Config(Settings):
     resources: ResourceConfig = ResourceConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @model_validator(mode="after")
+    def _candidates_share_a_mask(self) -> Config:
+        if self.sampling.mode == "joint" and self.wasm.arm == "B1":
+            raise ValueError(
+                "sampling.mode=joint draws a mask per candidate, arm B1 compares candidates of one mask: use B0"
+            )
+        return self
+
 
 def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
     """Read a YAML file over the defaults, then apply dotted overrides.

@@ -159,3 +159,9 @@ def test_the_four_shipped_profiles_are_there() -> None:
 def test_the_demo_runs_on_demo_data_and_the_others_on_the_users() -> None:
     on_demo = {path.stem for path in CONFIGS if load_config(path).data.demo}
     assert on_demo == {"demo"}
+
+
+def test_joint_sampling_and_best_of_k_are_told_apart() -> None:
+    with pytest.raises(ConfigError, match="use B0"):
+        load_config(None, ["sampling.mode=joint"])
+    assert load_config(None, ["sampling.mode=joint", "wasm.arm=B0"]).wasm.arm == "B0"
