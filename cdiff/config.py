@@ -161,7 +161,7 @@ class DownstreamConfig(Settings):
     steps: int = Field(1000, ge=1, description="Optimiser steps of a fit.")
     fold_share: float = Field(0.5, gt=0, le=1, description="Steps of a fold model as a share of `steps`.")
     batch: int = Field(16, ge=2, description="Crops per step.")
-    lr: float = Field(3e-3, gt=0, description="Peak learning rate (AdamW, one cycle).")
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate (AdamW, one cycle).")
     synthetic_share: float = Field(
         0.5, ge=0, le=1, description="Share of a batch's target crops that is synthetic when there are pairs."
     )

@@ -75,16 +75,15 @@ def crop_centre(
     """
     centre = []
     for axis in (1, 0):
-        draw, length = draws[1 - axis], shape[axis]
-        if box is None:
-            low, high = min(crop / 2, length / 2), max(length - crop / 2, length / 2)
-        else:
+        length = shape[axis]
+        low, high = 0.0, float(length)
+        if box is not None:
             start, stop = (box[0], box[2]) if axis == 1 else (box[1], box[3])
             reach = max(crop / 4, (stop - start) / 2 - crop / 4)
             low, high = (start + stop) / 2 - reach, (start + stop) / 2 + reach
-            inner_low, inner_high = min(crop / 2, length / 2), max(length - crop / 2, length / 2)
-            low, high = np.clip(low, inner_low, inner_high), np.clip(high, inner_low, inner_high)
-        centre.append(int(low + draw * (high - low)))
+        # Drawn first, then moved inside: drawn from the inside alone, a photo's edge is hardly ever shown, and alarms.
+        inside = min(crop / 2, length / 2), max(length - crop / 2, length / 2)
+        centre.append(int(np.clip(low + draws[1 - axis] * (high - low), *inside)))
     return centre[0], centre[1]
 
 
