@@ -11,7 +11,7 @@ import ray
 from cdiff.config import Config
 from cdiff.generator.placement import Frame, draw_pose, repaint_pose
 from cdiff.types import Assignment, Attempt, Outcome, Pair, Pose, Revisions, Target, Weakness
-from cdiff.wasm.budget import plan, quotas, top_up
+from cdiff.wasm.budget import Stock, plan, quotas, top_up
 from cdiff.wasm.quality import Thresholds, judge, shortfall
 from cdiff.wasm.weakness import rank
 
@@ -29,8 +29,8 @@ class CoordinatorActor:
         frames: Mapping[str, Frame],
         thresholds: Thresholds,
     ) -> None:
-        self.config, self.targets, self.groups = config, targets, groups
-        self.backgrounds, self.frames, self.thresholds = backgrounds, frames, thresholds
+        self.config, self.targets, self.frames, self.thresholds = config, targets, frames, thresholds
+        self.stock = Stock(targets, backgrounds, groups, self._propose)
         self.own: dict[str, list[Target]] = {}
         for target in targets.values():
             self.own.setdefault(target.sample_id, []).append(target)
@@ -41,16 +41,7 @@ class CoordinatorActor:
 
     def plan(self, weaknesses: list[Weakness], number: int, revisions: Revisions) -> list[Assignment]:
         """The round's ordered tasks."""
-        return plan(
-            weaknesses,
-            self.targets,
-            self.backgrounds,
-            self.groups,
-            self._propose,
-            self.config,
-            round=number,
-            revisions=revisions,
-        )
+        return plan(weaknesses, self.stock, self.config, round=number, revisions=revisions)
 
     def judge(
         self,
@@ -68,16 +59,7 @@ class CoordinatorActor:
         if not lacking:
             return pairs, []
         more = top_up(
-            assignments,
-            lacking,
-            weaknesses,
-            self.targets,
-            self.backgrounds,
-            self.groups,
-            self._propose,
-            self.config,
-            round=number,
-            revisions=revisions,
+            assignments, lacking, weaknesses, self.stock, self.config, round=number, revisions=revisions
         )
         return pairs, more
 

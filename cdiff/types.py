@@ -254,6 +254,9 @@ class RoundResult:
 
     round: int
     weaknesses: tuple[Weakness, ...]
+    alarms: tuple[
+        Weakness, ...
+    ]  # per category with normals: how sure the fold models are of targets that are not there
     kept: int
     counts: tuple[tuple[str, str, int], ...]  # (slice, reason or "kept", how many)
     candidate: str  # revision of the segmenter fitted in this round

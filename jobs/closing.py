@@ -224,7 +224,9 @@ def _box(session: Session, pair: Pair, side: int) -> tuple[int, int, int, int]:
 
 
 def _weakness_table(result: RoundResult) -> pd.DataFrame:
-    rows = [(w.slice.name, len(w.targets), w.score, w.loss, w.soft_dice, w.missed) for w in result.weaknesses]
+    named = [(w.slice.name, w) for w in result.weaknesses]
+    named += [(f"{w.slice.name} (no target)", w) for w in result.alarms]
+    rows = [(name, len(w.targets), w.score, w.loss, w.soft_dice, w.missed) for name, w in named]
     return pd.DataFrame(rows, columns=["slice", "targets", "score", "loss", "soft_dice", "missed"])
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from cdiff.data.ledger import Ledger
-from cdiff.data.store import Run, home_folder, open_run, read_pair, read_provenance, safe_name
+from cdiff.data.store import Run, find_run, read_pair, read_provenance, safe_name
 from cdiff.errors import CdiffError, RunError
 from cdiff.types import Pair
 
@@ -86,12 +86,6 @@ def _write_provenance(run: Run, out: Path, pairs: list[Pair], places: pa.Table) 
     pq.write_table(table, out / "provenance.parquet")
 
 
-def _find(name: str, home: str | None) -> Run:
-    """A run by its folder, or by its name under the home."""
-    named = home_folder(home) / "runs" / name
-    return open_run(named if not Path(name).exists() and named.exists() else name)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 when written, 2 on an error that the user can mend, 130 on Ctrl-C."""
     parser = argparse.ArgumentParser(
@@ -103,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--home", help="where runs lie (default: CDIFF_HOME, else ~/cdiff)")
     args = parser.parse_args(arguments)
     try:
-        count = export(_find(args.run, args.home), args.out, args.all_kept)
+        count = export(find_run(args.run, args.home), args.out, args.all_kept)
     except CdiffError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

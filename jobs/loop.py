@@ -20,6 +20,7 @@ from cdiff.evaluation.protocol import decide
 from cdiff.tracking import Tracker
 from cdiff.types import RoundResult
 from cdiff.wasm.quality import counts
+from cdiff.wasm.weakness import false_positives
 from jobs.closing import close, log_round, log_start
 from jobs.session import Session, open_session
 
@@ -43,6 +44,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
         result = RoundResult(
             round=number,
             weaknesses=tuple(weaknesses),
+            alarms=tuple(false_positives(outcomes)),
             kept=len(kept),
             counts=counts(pairs),
             candidate=candidate.revision,

@@ -1,6 +1,6 @@
 """Segment a folder of photos with a run's accepted segmenter.
 
-    python jobs/predict.py RUN FOLDER [--out OUT] [--threshold T]
+    python jobs/predict.py RUN FOLDER [--out OUT] [--threshold T] [--home HOME]
 
 Writes OUT/masks/NAME.png (0 or 255), OUT/scores/NAME.png (grey: score x 255) and OUT/scores.csv (image score, share of
 the photo that is target). Photos keep their own size; OUT must be new or empty.
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cdiff.config import DataConfig, load_config
 from cdiff.data.images import EXTENSIONS, Limits, encode_png, read_image
 from cdiff.data.ledger import Ledger
-from cdiff.data.run import Run, open_run
+from cdiff.data.run import Run, find_run
 from cdiff.downstream.scoring import image_score, score_photo
 from cdiff.downstream.segmenter import load_segmenter, segmenter_config
 from cdiff.errors import CdiffError, DataError, RunError
@@ -78,7 +78,8 @@ def _write(path: Path, data: bytes) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python jobs/predict.py", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("run", help="run folder, as HOME/runs/NAME")
+    parser.add_argument("run", help="run folder, or its name under the home")
+    parser.add_argument("--home", help="where runs lie (default: CDIFF_HOME, else ~/cdiff)")
     parser.add_argument("folder", type=Path, help="photos, searched below too")
     parser.add_argument(
         "--out", type=Path, help="new folder for masks and scores (default: RUN/predictions/FOLDER)"
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     args = parser.parse_args(arguments)
     try:
-        run = open_run(args.run)
+        run = find_run(args.run, args.home)
         out = args.out or run.path / "predictions" / args.folder.resolve().name
         count = predict(run, args.folder, out, args.threshold)
     except CdiffError as error:

@@ -127,6 +127,12 @@ def open_run(path: str | Path) -> Run:
     return run
 
 
+def find_run(name: str | Path, home: str | None = None) -> Run:
+    """Open a run by its folder, or by its name under the home; errors as in `open_run`."""
+    named = home_folder(home) / "runs" / name
+    return open_run(named if not Path(name).exists() and named.exists() else name)
+
+
 def safe_name(text: str) -> str:
     """A folder or file name for any text: unlike texts get unlike names; ordinary ones stay as they are."""
     plain = re.sub(r"[^\w.\- ]", "_", text).strip(" .")

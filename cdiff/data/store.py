@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdiff.data.carriers import from_json, to_json
-from cdiff.data.run import Run, create_run, home_folder, open_run, safe_name, write_durably
+from cdiff.data.run import Run, create_run, find_run, home_folder, open_run, safe_name, write_durably
 from cdiff.errors import RunError
 from cdiff.types import (
     Assignment,
@@ -38,6 +38,7 @@ __all__ = [
     "Run",
     "ShardRow",
     "create_run",
+    "find_run",
     "home_folder",
     "open_run",
     "read_attempts",

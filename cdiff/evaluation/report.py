@@ -279,7 +279,12 @@ def _weaknesses(rounds: Sequence[RoundResult]) -> str:
             for w in ranked
         ]
         drawn = page.table(("slice", "targets", "weakness", "loss", "soft Dice", "area missed"), lines)
-        tables.append(f"<h3>Round {result.round}</h3>{drawn}" if drawn else "")
+        alarms = [
+            f"{w.slice.name}: the highest score on a photo without a target is {w.score:.2f}, mean of {len(w.targets)} photos"
+            for w in result.alarms
+        ]
+        told = page.paragraph("False alarms. " + "; ".join(alarms) + ".", True) if alarms else ""
+        tables.append(f"<h3>Round {result.round}</h3>{drawn}{told}" if drawn else "")
     explained = page.paragraph(
         "How much cross-fitted models lose on real training targets, weakest first; pairs were aimed here.",
         True,

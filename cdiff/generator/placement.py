@@ -20,6 +20,8 @@ from cdiff.config import SamplingConfig
 from cdiff.types import Box, Pose, Target
 
 GRID = 32  # side of the coarse foreground map that travels with a frame
+_BLACK = 16  # of 255: darker than this in every channel is no tissue and no surface
+_FRAME_SHARE = 0.005  # share of the photo from which such an area is a frame around the picture
 _WORKING_SIDE = 192  # foreground is found on a photo shrunk to this longer side
 
 
@@ -59,45 +61,61 @@ class Frame:
 
 
 def foreground(image: np.ndarray) -> np.ndarray:
-    """Find the object on a plain background by Otsu's threshold; a photo without a clear one is all foreground.
+    """Where a target may lie: the object on a plain ground, found by Otsu's threshold, or else all that is lit.
 
     Args:
         image: uint8 [H, W, 3].
     Returns:
         bool [H, W].
     """
+    found = _object(image)
+    return _lit(image) if found is None else found
+
+
+def _lit(image: np.ndarray) -> np.ndarray:
+    """All but the black that reaches in from a photo's border: an endoscope's corners, boxes drawn over the frame."""
+    dark = ndimage.uniform_filter(image.max(axis=2).astype(np.float32), 5) < _BLACK
+    labels, _ = ndimage.label(dark)
+    border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    sizes = np.bincount(labels.ravel())
+    frame = [i for i in border if i and sizes[i] >= _FRAME_SHARE * dark.size]
+    lit = ~np.isin(labels, frame)
+    return lit if lit.mean() > 0.5 else np.ones_like(lit)  # a dark photo is no frame
+
+
+def _object(image: np.ndarray) -> np.ndarray | None:
     height, width = image.shape[:2]
     scale = min(1.0, _WORKING_SIDE / max(height, width))
     size = (max(8, round(height * scale)), max(8, round(width * scale)))
     grey = resize(image.mean(axis=2), size, order=1, anti_aliasing=scale < 1, preserve_range=True)
     grey = ndimage.gaussian_filter(grey, 1.0)
-    everything = np.ones((height, width), bool)
     if grey.max() - grey.min() < 10:
-        return everything
+        return None
     threshold = threshold_otsu(grey)
     bright = grey > threshold
     share = bright.mean()
     between = share * (1 - share) * (grey[bright].mean() - grey[~bright].mean()) ** 2
     # The share of variance that two classes explain: textures and tissue reach 0.55 to 0.75, a lone object more.
     if between / grey.var() < 0.75:
-        return everything
+        return None
     border = np.concatenate([bright[0], bright[-1], bright[:, 0], bright[:, -1]])
     if 0.1 < border.mean() < 0.9:
-        return everything
+        return None
     mask = ~bright if border.mean() >= 0.9 else bright
     labels, count = ndimage.label(ndimage.binary_closing(mask, iterations=2))
     if count == 0:
-        return everything
+        return None
     largest = labels == 1 + int(np.argmax(np.bincount(labels.ravel())[1:]))
     mask = ndimage.binary_fill_holes(ndimage.binary_dilation(largest, iterations=1))
     if not 0.02 < mask.mean() < 0.9:
-        return everything
+        return None
     return resize(mask.astype(float), (height, width), order=1) > 0.5
 
 
 def frame_of(image: np.ndarray) -> Frame:
     """The object's frame on a photo, uint8 [H, W, 3]; the photo's own borders where no object stands out."""
-    mask = foreground(image)
+    lone = _object(image)
+    mask = _lit(image) if lone is None else lone
     height, width = mask.shape
     grid = (
         (resize(mask.astype(float), (GRID, GRID), order=1, anti_aliasing=True) * 255).round().astype(np.uint8)
@@ -105,7 +123,7 @@ def frame_of(image: np.ndarray) -> Frame:
     whole = Frame(
         width, height, width / 2, height / 2, 0.0, float(width), float(height), False, grid.tobytes()
     )
-    if mask.all():
+    if lone is None:
         return whole
     rows, columns = np.nonzero(mask)
     cx, cy = float(columns.mean()), float(rows.mean())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
@@ -38,24 +39,23 @@ _PURPOSES: tuple[Purpose, ...] = ("uniform", "easy", "weak")
 _REFERENCES, _BACKGROUNDS, _POSES = 1, 2, 3  # streams of randomness within a round
 
 
+@dataclass(frozen=True)
+class Stock:
+    """What a round's tasks are dealt from; the same in all rounds."""
+
+    targets: Mapping[str, Target]  # by target_id: every target of the slices
+    backgrounds: Mapping[
+        str, Sequence[str]
+    ]  # sample_ids by category: normals, or the training photos without any
+    groups: Mapping[str, str]  # source object by sample_id, of every background
+    propose: Propose  # draws the pose; asked for a target on its own photo, it repaints the target
+
+
 def plan(
-    weaknesses: Sequence[Weakness],
-    targets: Mapping[str, Target],
-    backgrounds: Mapping[str, Sequence[str]],
-    groups: Mapping[str, str],
-    propose: Propose,
-    config: Config,
-    *,
-    round: int,
-    revisions: Revisions,
+    weaknesses: Sequence[Weakness], stock: Stock, config: Config, *, round: int, revisions: Revisions
 ) -> list[Assignment]:
     """Turn a ranking into the round's ordered tasks, `oversample` times as many as pairs are wanted.
 
-    Args:
-        targets: by target_id; every target of `weaknesses`.
-        backgrounds: sample_ids by category: normal photos, or the training photos themselves where there are none.
-        groups: source object by sample_id, of every background.
-        propose: draws the pose; when it is asked for a target on its own photo, the target is repainted.
     Returns:
         Assignments with index 0, 1, 2, ...; slices and purposes are interleaved, each slice's targets are used evenly, and
         no background is of the reference's own group where there are others.
@@ -63,32 +63,27 @@ def plan(
         ValueError: no slices, or a category without a photo to paint on.
     """
     wanted = _oversampled(quotas(config, weaknesses), config)
-    planner = _Planner(weaknesses, targets, backgrounds, groups, propose, config, round, revisions)
-    return planner.assign(wanted, ())
+    return _Planner(weaknesses, stock, config, round, revisions).assign(wanted, ())
 
 
 def top_up(
     assignments: Sequence[Assignment],
     lacking: Mapping[tuple[str, Purpose], int],
     weaknesses: Sequence[Weakness],
-    targets: Mapping[str, Target],
-    backgrounds: Mapping[str, Sequence[str]],
-    groups: Mapping[str, str],
-    propose: Propose,
+    stock: Stock,
     config: Config,
     *,
     round: int,
     revisions: Revisions,
 ) -> list[Assignment]:
-    """The next wave: further tasks for what slices lack, with fresh indexes and seeds; other arguments as for `plan`.
+    """The next wave: further tasks for what slices lack, with fresh indexes and seeds.
 
     Args:
         assignments: all of the round so far; the cycle over a slice's targets goes on where they end.
         lacking: missing pairs by slice and purpose, as `quality.shortfall` gives them.
     """
     wanted = _oversampled(lacking, config)
-    planner = _Planner(weaknesses, targets, backgrounds, groups, propose, config, round, revisions)
-    return planner.assign(wanted, assignments)
+    return _Planner(weaknesses, stock, config, round, revisions).assign(wanted, assignments)
 
 
 def quotas(config: Config, weaknesses: Sequence[Weakness]) -> Quotas:
@@ -164,17 +159,13 @@ class _Planner:
     def __init__(
         self,
         weaknesses: Sequence[Weakness],
-        targets: Mapping[str, Target],
-        backgrounds: Mapping[str, Sequence[str]],
-        groups: Mapping[str, str],
-        propose: Propose,
+        stock: Stock,
         config: Config,
         round: int,
         revisions: Revisions,
     ) -> None:
         self.slices = {weakness.slice.name: weakness for weakness in weaknesses}
-        self.targets, self.backgrounds, self.groups = targets, backgrounds, groups
-        self.propose, self.config, self.round, self.revisions = propose, config, round, revisions
+        self.stock, self.config, self.round, self.revisions = stock, config, round, revisions
         self.recipe = recipe_of(config)
         self.strengths = Strengths(config.sampling.safe_strength, config.sampling.start_strength)
 
@@ -189,7 +180,7 @@ class _Planner:
         out = []
         for index, (name, purpose) in zip(count(first), _interleaved(wanted), strict=False):
             cycle = references[name]
-            reference = self.targets[cycle[used[name] % len(cycle)]]
+            reference = self.stock.targets[cycle[used[name] % len(cycle)]]
             used[name] += 1
             rng = self._rng(_POSES, index)
             background = self._background(reference, decks, index, rng)
@@ -197,7 +188,7 @@ class _Planner:
                 recipe=self.recipe,
                 reference=reference.target_id,
                 background=background,
-                pose=self.propose(reference.target_id, background, rng),
+                pose=self.stock.propose(reference.target_id, background, rng),
                 strengths=self.strengths,
                 seed=task_seed(self.config.seed, self.round, index),
                 revisions=self.revisions,
@@ -218,12 +209,12 @@ class _Planner:
         Where photos with targets have to serve (the reference's own is among them), the share `sampling.repaint` of tasks
         repaints the reference where it is.
         """
-        photos = self.backgrounds.get(reference.category, ())
+        photos = self.stock.backgrounds.get(reference.category, ())
         if not photos:
             raise ValueError(f"category {reference.category!r} has no photo to paint on")
         if reference.sample_id in photos and rng.random() < self.config.sampling.repaint:
             return reference.sample_id
-        others = {photo for photo in photos if self.groups[photo] != reference.group}
+        others = {photo for photo in photos if self.stock.groups[photo] != reference.group}
         eligible = others or set(photos) - {reference.sample_id} or set(photos)
         deck = decks.setdefault(reference.category, [])
         if not eligible.intersection(deck):

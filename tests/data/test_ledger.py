@@ -68,7 +68,9 @@ def result(number: int, accepted: bool = True) -> RoundResult:
     weakness = Weakness(Slice("c", "t", "small"), ("c/t/1#0",), 0.7, 0.3, 0.9, 0.8)
     decision = Decision(accepted, "because", 0.1, -0.1, 0.3)
     counts = (("c/t", "kept", 2), ("c/t", "blurred", 1))
-    return RoundResult(number, (weakness,), 2, counts, "rev", (("pixel_ap", 0.4),), decision, (("fit", 1.5),))
+    return RoundResult(
+        number, (weakness,), (), 2, counts, "rev", (("pixel_ap", 0.4),), decision, (("fit", 1.5),)
+    )
 
 
 def commit(run: Run, ledger: Ledger, number: int, accepted: bool) -> list[Pair]:

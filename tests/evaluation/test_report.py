@@ -42,7 +42,9 @@ def result(number: int, accepted: bool) -> RoundResult:
     )
     counts = (("metal/crack", "kept", 5), ("metal/crack", "blurred", 2), ("metal/pit", "kept", 1))
     decision = Decision(accepted, "the reason", -0.012, -0.05, 0.034)
-    return RoundResult(number, weakness, 6, counts, "rev", (("pixel_ap", 0.3),), decision, (("fit", 2.0),))
+    alarms = (Weakness(Slice("metal"), ("n1", "n2", "n3"), 0.7, 0.3, 0.0, 0.625),)
+    scores = (("pixel_ap", 0.3),)
+    return RoundResult(number, weakness, alarms, 6, counts, "rev", scores, decision, (("fit", 2.0),))
 
 
 @pytest.fixture
@@ -160,6 +162,11 @@ def test_counts_are_summed_over_rounds_by_slice_and_reason(content):
 def test_weaknesses_are_ranked_weakest_first(content):
     words = Page(render(content)).words
     assert words.index("metal/crack/small") < words.index("metal/pit/small")
+
+
+def test_false_alarms_on_normals_are_told_by_category(content):
+    told = "metal: the highest score on a photo without a target is 0.62, mean of 3 photos"
+    assert told in Page(render(content)).words
 
 
 def test_times_are_readable_and_summed(content):

@@ -29,6 +29,19 @@ def test_an_object_on_plain_ground_is_found_and_a_texture_is_all_foreground() ->
     assert foreground(texture).all()
 
 
+def test_black_corners_and_boxes_are_no_place_for_a_target_and_dark_spots_are() -> None:
+    photo = np.random.default_rng(0).integers(60, 200, (150, 150, 3)).astype(np.uint8)
+    photo[100:, :60] = 3  # a box over the frame's corner
+    photo[60:80, 70:90] = 3  # a lumen
+    mask = foreground(photo)
+    assert not mask[110:, :50].any()
+    assert mask[:90].all()
+    frame = frame_of(photo)
+    assert (frame.cx, frame.cy) == (75, 75)  # places still refer to the whole photo
+    assert frame.share_on_object(25, 125, 10) < 0.1
+    assert foreground(photo // 16).all()  # dark all over
+
+
 @pytest.mark.parametrize("angle", [0, 35, 90, 140, -60])
 def test_a_place_on_the_object_turns_with_the_object(angle: float) -> None:
     still, turned = frame_of(_bolt(0)), frame_of(_bolt(angle))

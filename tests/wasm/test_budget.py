@@ -7,7 +7,7 @@ import pytest
 
 from cdiff.config import Config, load_config
 from cdiff.types import Pose, Revisions, Slice, Target, Weakness
-from cdiff.wasm.budget import Quotas, band, largest_remainder, plan, prior, quotas, recipe_of, top_up
+from cdiff.wasm.budget import Quotas, Stock, band, largest_remainder, plan, prior, quotas, recipe_of, top_up
 
 REVISIONS = Revisions("g", "b", "s")
 SIZES = {"crack": (12, 0.5), "stain": (9, 0.97), "chip": (30, 0.1)}  # targets and score by type
@@ -42,10 +42,12 @@ def config(*overrides: str) -> Config:
     return load_config(None, list(overrides))
 
 
+def stock(backgrounds=NORMALS) -> Stock:
+    return Stock(TARGETS, backgrounds, GROUPS, propose)
+
+
 def planned(settings: Config, number: int = 0, backgrounds=NORMALS):
-    return plan(
-        WEAKNESSES, TARGETS, backgrounds, GROUPS, propose, settings, round=number, revisions=REVISIONS
-    )
+    return plan(WEAKNESSES, stock(backgrounds), settings, round=number, revisions=REVISIONS)
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 5, 37, 48, 64, 1000])
@@ -101,9 +103,7 @@ def test_references_of_a_slice_are_used_evenly_across_waves() -> None:
     settings = config("wasm.pairs=60")
     first = planned(settings)
     lacking: Quotas = {("tile/crack", "weak"): 7, ("tile/chip", "easy"): 2}
-    more = top_up(
-        first, lacking, WEAKNESSES, TARGETS, NORMALS, GROUPS, propose, settings, round=0, revisions=REVISIONS
-    )
+    more = top_up(first, lacking, WEAKNESSES, stock(), settings, round=0, revisions=REVISIONS)
     assert Counter((a.slice, a.purpose) for a in more) == {
         ("tile/crack", "weak"): 11,
         ("tile/chip", "easy"): 3,
@@ -120,9 +120,7 @@ def test_references_of_a_slice_are_used_evenly_across_waves() -> None:
 
 def test_nothing_lacking_means_no_further_wave() -> None:
     settings = config()
-    more = top_up(
-        [], {}, WEAKNESSES, TARGETS, NORMALS, GROUPS, propose, settings, round=0, revisions=REVISIONS
-    )
+    more = top_up([], {}, WEAKNESSES, stock(), settings, round=0, revisions=REVISIONS)
     assert more == []
 
 
@@ -156,10 +154,7 @@ def test_an_only_photo_serves_as_its_own_background() -> None:
     photo = TARGETS[one.targets[0]].sample_id
     tasks = plan(
         [one],
-        TARGETS,
-        {"tile": [photo]},
-        GROUPS,
-        propose,
+        stock({"tile": [photo]}),
         config("wasm.pairs=4"),
         round=0,
         revisions=REVISIONS,
