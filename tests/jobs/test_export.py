@@ -73,7 +73,7 @@ def finished(tmp_path) -> tuple[Run, list[ShardRow]]:
         reasons = ["", "", "blurred"] if accepted else ["blurred", "blurred", ""]
         pairs = [Pair(row.attempt, reason) for row, reason in zip(part, reasons, strict=True)]
         decision = Decision(accepted, "", 0.0, 0.0, 0.0)
-        ledger.commit_round(RoundResult(number, (), 1, (), "rev", (), decision, ()), pairs)
+        ledger.commit_round(RoundResult(number, (), (), 1, (), "rev", (), decision, ()), pairs)
         rows += part
     ledger.close()
     return run, rows
