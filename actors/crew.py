@@ -100,7 +100,7 @@ class Crew:
         found = ledger.milestone(name)
         if found is not None:
             return from_json(Assessed, found["assessed"])
-        fitted = self._fit(name, self.train, pairs, self.config.downstream.steps)
+        fitted = self._fit(name, pairs, self.config.downstream.steps, self._base(ledger))
         evaluation = self.evaluate(fitted.revision, self.validation, None)
         assessed = Assessed(
             fitted.revision,
@@ -121,7 +121,7 @@ class Crew:
     def outcomes(self, pairs: Sequence[Pair]) -> list[Outcome]:
         """Outcomes of all training photos under models that saw neither them nor pairs made from their groups."""
         share = self.config.downstream.fold_share
-        steps = max(1, round(self.config.downstream.steps * share))
+        steps = max(1, round((self.config.downstream.base_steps + self.config.downstream.steps) * share))
         work = []
         for fold in range(self.config.wasm.folds):
             held = [sample_id for sample_id in self.train if self.manifest.fold(sample_id) == fold]
@@ -194,9 +194,21 @@ class Crew:
             )
         return [attempt for shard in done for attempt in shard]
 
-    def _fit(self, name: str, sample_ids: Sequence[str], pairs: Sequence[Pair], steps: int) -> Fit:
+    def _base(self, ledger: Ledger) -> str:
+        """Revision of the model of real photos that all fits of this run go on from; "" where each starts afresh."""
+        steps = self.config.downstream.base_steps
+        if not steps:
+            return ""
+        found = ledger.milestone("base")
+        if found is None:
+            fitted = self._fit("base", [], steps, "")
+            ledger.record("base", revision=fitted.revision, seconds=fitted.seconds)
+            return fitted.revision
+        return str(found["revision"])
+
+    def _fit(self, name: str, pairs: Sequence[Pair], steps: int, start: str) -> Fit:
         with self._bar(f"fitting {name}", self.downstream) as watch:
-            return self.downstream.call("fit", list(sample_ids), list(pairs), steps, watch=watch)
+            return self.downstream.call("fit", self.train, list(pairs), steps, start, watch=watch)
 
     def _sources(self, pair: Pair) -> set[str]:
         """Groups of the photos that a pair is made of."""

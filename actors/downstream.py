@@ -17,7 +17,7 @@ from cdiff.data.images import Limits, decode_mask_png, decode_png
 from cdiff.data.store import Run, read_pair
 from cdiff.downstream.scoring import outcomes, score_photos
 from cdiff.downstream.segmenter import build_segmenter, load_segmenter, save_segmenter
-from cdiff.downstream.training import TrainingItem, fit, real_items, synthetic_item
+from cdiff.downstream.training import TrainingItem, batch_seed, fit, real_items, synthetic_item
 from cdiff.evaluation.protocol import best_iou_threshold, evaluate, photo_dice
 from cdiff.types import Outcome, Pair
 
@@ -49,16 +49,27 @@ class DownstreamActor:
         self.run, self.config, self.dataset = run, config, dataset
         self.done = (0, 0)
 
-    def fit(self, sample_ids: list[str], pairs: list[Pair], steps: int) -> Fit:
-        """Fit from the same start weights on the given real photos and kept pairs, for a fixed number of steps."""
+    def fit(self, sample_ids: list[str], pairs: list[Pair], steps: int, start: str = "") -> Fit:
+        """Fit on the given real photos and kept pairs for a fixed number of steps.
+
+        All fits start from the same weights: the segmenter of revision `start`, or without it the seeded ones.
+        """
         began = time.perf_counter()
         config = self.config.downstream
         seed = config.seed + self.config.seed
-        model = build_segmenter(config, seed)
+        model = self._load(start) if start else build_segmenter(config, seed)
         real = real_items(self.dataset, sample_ids, config)
         ordered = sorted(pairs, key=lambda pair: pair.task_id)
         synthetic = [self._item(pair) for pair in ordered]
-        history = fit(model, real, synthetic, config, steps=steps, seed=seed, progress=self._progress)
+        history = fit(
+            model,
+            real,
+            synthetic,
+            config,
+            steps=steps,
+            seed=batch_seed(seed, bool(start)),
+            progress=self._progress,
+        )
         revision = save_segmenter(model, self.run.checkpoints, config, {"steps": steps, "pairs": len(pairs)})
         parts = np.array_split(history["loss"], min(10, len(history["loss"])))
         return Fit(revision, tuple(float(part.mean()) for part in parts), time.perf_counter() - began)

@@ -158,8 +158,13 @@ class DownstreamConfig(Settings):
     crop: int = Field(
         128, multiple_of=16, ge=32, description="Side of training crops, pixels after shrinking."
     )
-    steps: int = Field(1000, ge=1, description="Optimiser steps of a fit.")
-    fold_share: float = Field(0.5, gt=0, le=1, description="Steps of a fold model as a share of `steps`.")
+    base_steps: int = Field(
+        0, ge=0, description="Steps on real photos alone, taken once, from which every fit goes on; 0: none."
+    )
+    steps: int = Field(1000, ge=1, description="Optimiser steps of a fit, after the base.")
+    fold_share: float = Field(
+        0.5, gt=0, le=1, description="Steps of a fold model as a share of `base_steps` + `steps`."
+    )
     batch: int = Field(16, ge=2, description="Crops per step.")
     lr: float = Field(1e-3, gt=0, description="Peak learning rate (AdamW, one cycle).")
     synthetic_share: float = Field(

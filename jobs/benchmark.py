@@ -25,8 +25,8 @@ from typing import Any
 
 from cdiff.data.demo import fresh_samples
 from cdiff.downstream.scoring import score_photos
-from cdiff.downstream.segmenter import build_segmenter
-from cdiff.downstream.training import fit, real_items, synthetic_item
+from cdiff.downstream.segmenter import build_segmenter, load_segmenter
+from cdiff.downstream.training import batch_seed, fit, real_items, synthetic_item
 from cdiff.errors import CdiffError, RunError
 from cdiff.evaluation.protocol import best_iou_threshold, evaluate
 from jobs.loop import main as run_loop
@@ -65,9 +65,12 @@ def _oracle(session: Session, count: int) -> dict[str, Any]:
         synthetic_item(image, mask, settings, f"{category}/{type}") for image, mask, category, type in drawn
     ]
     seed = settings.seed + config.seed
-    model = build_segmenter(settings, seed)
+    base = session.ledger.milestone("base")
+    model = (
+        load_segmenter(session.run.checkpoint(base["revision"])) if base else build_segmenter(settings, seed)
+    )
     real = real_items(session.dataset, session.manifest.ids("train"), settings)
-    fit(model, real, synthetic, settings, steps=settings.steps, seed=seed)
+    fit(model, real, synthetic, settings, steps=settings.steps, seed=batch_seed(seed, bool(base)))
     validation, test = session.manifest.ids("validation"), session.manifest.ids("test")
     maps = score_photos(model, session.dataset, validation, settings)
     threshold = best_iou_threshold(maps, session.dataset, validation)

@@ -248,6 +248,7 @@ def _seconds(ledger: Ledger, real_only: Assessed) -> dict[str, float]:
     """Wall-clock seconds by phase, over all rounds."""
     out = {
         "generator": float((ledger.milestone("generator") or {}).get("seconds", 0)),
+        "base": float((ledger.milestone("base") or {}).get("seconds", 0)),
         "real_only": real_only.seconds,
     }
     for result in ledger.rounds():

@@ -86,6 +86,11 @@ def synthetic_item(
     )
 
 
+def batch_seed(seed: int, further: bool) -> int:
+    """Seed of a fit's batches: one that goes on from a fitted model sees other batches than that model did."""
+    return 2 * seed + further
+
+
 def fit(
     model: nn.Module,
     real: Sequence[TrainingItem],

@@ -6,8 +6,9 @@ real target pasted in, and g the generated crop, the photo receives inside the f
     b + feather * ( (1 - detail) * U(g - D(b))  +  detail * ( L(g - D(b)) + (p - b) - L(D(p - b)) ) )
 
 where L shrinks once more by BAND before it goes back: a small generator is trusted with the coarse bands, the real
-target gives the fine ones. So the background keeps its own texture, the target its fine detail, and start_strength 0
-(g = D(p), detail 1) is exactly copy-paste. Outside the region the photo is untouched, bit for bit.
+target gives the fine ones. Before that, g takes on the tint of D(p), as far as detail says: a small generator that is
+guided by a reference drifts towards the tint of the reference's surface. So the background keeps its own texture, the target
+its fine detail, and start_strength 0 (g = D(p), detail 1) is exactly copy-paste. Outside the region the photo is untouched, bit for bit.
 """
 
 from __future__ import annotations
@@ -222,7 +223,9 @@ def paste_back(
         uint8 [H, W, 3] photo and bool [H, W] mask of the new target alone.
     """
     side = canvas.background.shape[0]
-    residual = (generated.clamp(-1, 1) + 1) * 127.5 - to_resolution(canvas.background, resolution)
+    colours = (generated.clamp(-1, 1) + 1) * 127.5
+    colours = colours - detail * _tint(colours - to_resolution(canvas.pasted, resolution))
+    residual = colours - to_resolution(canvas.background, resolution)
     coverage = to_side((mask + 1) / 2, side)
     lost = canvas.pasted - canvas.background
     lost = lost - _coarse(to_resolution(lost, resolution), side)
@@ -242,6 +245,13 @@ def paste_back(
     image[y0:y1, x0:x1] = np.where(canvas.region[inner][..., None], crop[inner], image[y0:y1, x0:x1])
     full[y0:y1, x0:x1] = new_mask[inner]
     return image, full
+
+
+def _tint(difference: torch.Tensor) -> torch.Tensor:
+    """The part of a [3, R, R] difference that is colour and not light, smoothed over a sixteenth of the crop."""
+    colour = (difference - difference.mean(dim=0, keepdim=True)).numpy()
+    sigma = difference.shape[-1] / 16
+    return torch.from_numpy(np.stack([ndimage.gaussian_filter(channel, sigma) for channel in colour]))
 
 
 def _coarse(tensor: torch.Tensor, side: int) -> np.ndarray:

@@ -54,6 +54,24 @@ def test_pixels_outside_the_region_equal_the_background_photo() -> None:
     assert not target[~region].any()
 
 
+def test_a_tint_that_the_generator_adds_is_taken_back_and_its_light_is_kept() -> None:
+    photo, canvas = _canvas()
+    plain = to_resolution(canvas.pasted, 64) / 127.5 - 1
+    tinted = (plain + torch.tensor([-0.1, 0.0, 0.1]).view(3, 1, 1)).clamp(-1, 1)
+    darker = (plain - 0.1).clamp(-1, 1)
+    mask = to_resolution(canvas.mask, 64) * 2 - 1
+    inside = canvas.mask > 0.9
+
+    def painted(generated: torch.Tensor, detail: float) -> np.ndarray:
+        image, _ = paste_back(photo, canvas, generated, mask, resolution=64, detail=detail)
+        return cut(image, canvas.box)[inside].astype(float).mean(axis=0)
+
+    wanted = painted(plain, 1.0)
+    assert np.abs(painted(tinted, 1.0) - wanted).max() < 3
+    assert painted(tinted, 0.0)[2] - painted(plain, 0.0)[2] > 6  # from pure noise its colours are its own
+    assert (painted(darker, 1.0) < wanted - 6).all()
+
+
 def test_the_change_fades_out_towards_the_border_of_the_region() -> None:
     photo, canvas = _canvas()
     bright = torch.ones(3, 64, 64)
