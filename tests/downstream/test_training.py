@@ -11,6 +11,7 @@ from cdiff.downstream.segmenter import build_segmenter
 from cdiff.downstream.training import (
     Batches,
     TrainingItem,
+    batch_seed,
     fit,
     real_items,
     segmentation_loss,
@@ -98,6 +99,11 @@ def test_types_share_the_target_crops_evenly(config):
     inside = (photos * masks).sum(dim=(1, 2, 3)) / masks.sum(dim=(1, 2, 3))
     outside = (photos * (1 - masks)).sum(dim=(1, 2, 3)) / (1 - masks).sum(dim=(1, 2, 3))
     assert 0.3 < float((inside > outside).float().mean()) < 0.7
+
+
+def test_a_fit_that_goes_on_sees_other_batches_than_the_fit_before():
+    seeds = [batch_seed(seed, further) for seed in range(5) for further in (False, True)]
+    assert len(set(seeds)) == len(seeds)
 
 
 def test_a_fit_on_normals_alone_runs_and_one_on_nothing_is_refused(config):

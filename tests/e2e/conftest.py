@@ -16,6 +16,7 @@ TINY = [
     "sampling.steps=4",
     "downstream.longest_side=64",
     "downstream.crop=32",
+    "downstream.base_steps=10",
     "downstream.steps=25",
     "downstream.batch=4",
     "wasm.pairs=8",

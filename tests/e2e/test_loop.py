@@ -56,6 +56,16 @@ def test_the_loop_runs_to_its_report_on_the_demo_data(done, home) -> None:
     assert "<html" in page and "data:image/" in page
 
 
+def test_every_fit_goes_on_from_one_base_of_real_photos(done, home) -> None:
+    ledger = Ledger(open_run(home / "runs" / "tiny").ledger_path)
+    bases = [event for event in ledger.events() if event.get("name") == "base"]
+    assert len(bases) == 1
+    names = [event.get("name") for event in ledger.events()]
+    assert names.index("base") < names.index("real_only") < names.index("round-1")
+    fitted = {ledger.milestone(name)["assessed"]["revision"] for name in ("real_only", "round-1")}
+    assert bases[0]["revision"] not in fitted
+
+
 def test_the_test_split_is_read_once_and_before_and_after_are_both_there(done, home) -> None:
     finished = Ledger(open_run(home / "runs" / "tiny").ledger_path).last("finished")
     assert finished is not None
