@@ -51,7 +51,7 @@ def draw_plate(rng: np.random.Generator) -> Plate:
         ),
         base=float(rng.uniform(low, high)),
         tint=(float(tint[0]), float(tint[1]), float(tint[2])),
-        grain=float(rng.uniform(0.75, 1.25)),
+        grain=float(rng.uniform(0.4, 0.9)),
         lamp=float(rng.uniform(0, 2 * np.pi)),
     )
 
@@ -105,7 +105,7 @@ def _cast(rng: np.random.Generator, grid: Grid, plate: Plate) -> tuple[Field, Fi
     bumps = 0.22 * noise(rng, grid, 1.1 * unit) + 0.60 * noise(rng, grid, 2.6 * unit)
     pores = np.maximum(noise(rng, grid, 1.0 * unit) - 2.6, 0)
     clouds = noise(rng, grid, 18 * unit)
-    return 0.035 * clouds - 0.25 * pores + 0.025 * noise(rng, grid, 0.5), 0.42 * unit * bumps
+    return 0.035 * clouds - 0.25 * pores + 0.025 * noise(rng, grid, 0.5), 0.42 * plate.grain * unit * bumps
 
 
 def _light(rng: np.random.Generator, grid: Grid, lamp: float) -> Field:
@@ -130,7 +130,7 @@ def _scratch(rng: np.random.Generator, grid: Grid, plate: Plate) -> Defect:
     """One to three bright lines with a burr, fading at their ends: fresh metal, mostly plain to see."""
     unit, defect = grid.unit, _nothing(grid)
     angle = plate.angle + rng.uniform(0.25, np.pi - 0.25)  # never along the grain, where nobody could tell it
-    start, strength = place(rng, grid, 0.22), rng.uniform(0.16, 0.55)
+    start, strength = place(rng, grid, 0.22), rng.uniform(0.25, 0.6)
     for number in range(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])):
         offset = rng.normal(0, 6 * unit, 2) * (number > 0)
         length, width = rng.uniform(22, 70) * unit, max(rng.uniform(0.5, 0.95) * unit, 0.45)
@@ -150,7 +150,7 @@ def _scratch(rng: np.random.Generator, grid: Grid, plate: Plate) -> Defect:
 def _pit(rng: np.random.Generator, grid: Grid, plate: Plate) -> Defect:
     """A few dark corrosion holes with a lit far rim."""
     unit, defect = grid.unit, _nothing(grid)
-    centre, strength = place(rng, grid, 0.15), rng.uniform(0.22, 0.6)
+    centre, strength = place(rng, grid, 0.15), rng.uniform(0.3, 0.65)
     for number in range(rng.integers(1, 5)):
         offset = rng.normal(0, 9 * unit, 2) * (number > 0)
         radius = rng.uniform(1.8, 5.5 if number == 0 else 3.2) * unit
@@ -175,7 +175,7 @@ def _dent(rng: np.random.Generator, grid: Grid, plate: Plate) -> Defect:
     hollow = blob(rng, grid, place(rng, grid, 0.2), radius, wobble=0.0, stretch=rng.uniform(1.0, 1.9))
     # Uneven by noise, not by a wavy outline: that would crease the middle.
     hollow += 0.09 * radius * noise(rng, grid, 0.5 * radius)
-    depth = rng.uniform(0.12, 0.34) * radius
+    depth = rng.uniform(0.18, 0.4) * radius
     inside = np.clip((hollow + 0.12 * radius) / radius, 0, 1)
     bowl = inside**2 * (3 - 2 * inside)
     lip = np.exp(-0.5 * ((hollow + 0.22 * radius) / (0.14 * radius)) ** 2)
@@ -191,7 +191,7 @@ def _stain(rng: np.random.Generator, grid: Grid, plate: Plate) -> Defect:
     radius = rng.uniform(9, 20) * unit
     patch = blob(rng, grid, place(rng, grid, 0.22), radius, wobble=0.26, stretch=rng.uniform(1.0, 1.6))
     patch += 0.10 * radius * noise(rng, grid, 5 * unit)
-    strength = rng.uniform(0.045, 0.14)
+    strength = rng.uniform(0.05, 0.18)
     inside = step(patch, 0.9 * unit) * (1 + 0.25 * noise(rng, grid, 6 * unit))
     rim = np.exp(-0.5 * ((patch - 1.2 * unit) / (1.1 * unit)) ** 2)
     hue = np.array([(0.7, 1.0, 1.5), (1.2, 1.0, 0.7), (1.0, 1.0, 1.0)][rng.integers(3)])
@@ -203,7 +203,7 @@ def _stain(rng: np.random.Generator, grid: Grid, plate: Plate) -> Defect:
 def _crack(rng: np.random.Generator, grid: Grid, plate: Plate) -> Defect:
     """A thin dark jagged line, sometimes with branches."""
     unit, defect = grid.unit, _nothing(grid)
-    strength, angle = rng.uniform(0.25, 0.65), rng.uniform(0, 2 * np.pi)
+    strength, angle = rng.uniform(0.35, 0.7), rng.uniform(0, 2 * np.pi)
     length = rng.uniform(28, 65) * unit
     start = np.asarray(place(rng, grid, 0.3)) - 0.5 * length * np.array([np.cos(angle), -np.sin(angle)])
     trunk = walk(rng, (start[0], start[1]), angle, length, bend=0.6, jag=0.55)

@@ -181,7 +181,7 @@ class Batches:
         self._config = config
         self._targets = _Balanced([item for item in real if item.boxes])
         self._anywhere = list(real)
-        self._synthetic = _Balanced(synthetic)
+        self._synthetic = list(synthetic)  # drawn evenly: the budget has said already which slice gets how many
         self._real_rng, self._synthetic_rng = (np.random.default_rng([seed, stream]) for stream in (1, 2))
         count = round(config.batch * config.target_share) if self._targets else 0
         self._target_crops = count
@@ -208,7 +208,7 @@ class Batches:
         rows = self._synthetic_rng.random((count, 5))
         drawn = draw_moves(self._synthetic_rng, count, self._config)
         for row in range(count):
-            item, box = self._synthetic.pick(rows[row])
+            item, box = _pick(self._synthetic, rows[row])
             _cut(item, box, rows[row, 3:], self._config.crop, stacked[row])
         return Moves(
             *(
@@ -231,9 +231,12 @@ class _Balanced:
         return len(self._keys)
 
     def pick(self, draws: NDArray[np.float64]) -> tuple[TrainingItem, Box | None]:
-        items = self._keys[int(draws[0] * len(self._keys))]
-        item = items[int(draws[1] * len(items))]
-        return item, item.boxes[int(draws[2] * len(item.boxes))] if item.boxes else None
+        return _pick(self._keys[int(draws[0] * len(self._keys))], draws)
+
+
+def _pick(items: Sequence[TrainingItem], draws: NDArray[np.float64]) -> tuple[TrainingItem, Box | None]:
+    item = items[int(draws[1] * len(items))]
+    return item, item.boxes[int(draws[2] * len(item.boxes))] if item.boxes else None
 
 
 def _cut(

@@ -24,6 +24,7 @@ from scipy import ndimage
 from cdiff.types import Box, Pose, Target
 
 BAND = 2  # how much coarser than the generator's resolution is the band that it decides while the real detail is kept
+_BANDS = (1.0, 2.0, 4.0, 8.0)  # standard deviations, pixels, of the bands in which a pasted target keeps its own texture
 _SETTLE = 0.35  # how far a pose may settle, in longer sides of the target
 
 
@@ -287,7 +288,33 @@ def _blend(base: np.ndarray, patch: np.ndarray, mask: np.ndarray, longer: float)
     gain = np.clip((here + floor) / (there + floor), 0.7 * light, 1.4 * light)
     alpha = np.clip(1 - (near - 0.5) / (2 * spread), 0, 1)[..., None].astype(np.float32)
     alpha = np.maximum(alpha * alpha * (3 - 2 * alpha), mask[..., None])
-    return base + alpha * (np.clip(patch * gain, 0, 255) - base)
+    around = (near > spread + 1) & (near <= max(8.0, 0.5 * longer))
+    return base + alpha * (_own_texture(base, np.clip(patch * gain, 0, 255), mask, around, longer) - base)
+
+
+def _own_texture(
+    base: np.ndarray, patch: np.ndarray, mask: np.ndarray, around: np.ndarray, longer: float
+) -> np.ndarray:
+    """The patch, with the texture that is its old surface's and not the target's exchanged for that of the new surface.
+
+    Band by band: what is no stronger inside the target than around it is the surface (a stain lets the grain through),
+    what is at least twice as strong is the target (a crack, the gleam of a polyp). Without it, a segmenter learns that
+    foreign grain is a defect.
+    """
+    inside = mask > 0.5
+    if inside.sum() < 4 or around.sum() < 16:
+        return patch
+    out = np.zeros_like(base)
+    for sigma in _BANDS:
+        if sigma > max(1.0, 0.25 * longer):
+            break
+        smooth_patch, smooth_base = (ndimage.gaussian_filter(a, (sigma, sigma, 0)) for a in (patch, base))
+        own, new = patch - smooth_patch, base - smooth_base
+        strength = float((own[inside] ** 2).mean() / ((own[around] ** 2).mean() + 1e-6))
+        share = min(1.0, max(0.0, strength - 1))
+        out += share * own + (1 - share) * new
+        patch, base = smooth_patch, smooth_base
+    return np.clip(out + patch, 0, 255)
 
 
 def _elastic(side: int, amplitude: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

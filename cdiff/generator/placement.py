@@ -83,6 +83,12 @@ def _lit(image: np.ndarray) -> np.ndarray:
     return lit if lit.mean() > 0.5 else np.ones_like(lit)  # a dark photo is no frame
 
 
+def _light(image: np.ndarray) -> np.ndarray:
+    """How well each place is lit, in [0, 1]: 1 from half of the photo's median on. Nothing can be seen in a dark lumen."""
+    level = ndimage.uniform_filter(image.max(axis=2).astype(np.float32), 9)
+    return np.clip(level / max(1.0, 0.5 * float(np.median(level))), 0, 1)
+
+
 def _object(image: np.ndarray) -> np.ndarray | None:
     height, width = image.shape[:2]
     scale = min(1.0, _WORKING_SIDE / max(height, width))
@@ -117,8 +123,9 @@ def frame_of(image: np.ndarray) -> Frame:
     lone = _object(image)
     mask = _lit(image) if lone is None else lone
     height, width = mask.shape
+    share = mask * _light(image) if lone is None else mask.astype(float)
     grid = (
-        (resize(mask.astype(float), (GRID, GRID), order=1, anti_aliasing=True) * 255).round().astype(np.uint8)
+        (resize(share, (GRID, GRID), order=1, anti_aliasing=True) * 255).round().astype(np.uint8)
     )
     whole = Frame(
         width, height, width / 2, height / 2, 0.0, float(width), float(height), False, grid.tobytes()
