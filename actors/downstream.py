@@ -110,7 +110,6 @@ class DownstreamActor:
         limits = Limits.of(self.config.data)
         attempt = pair.attempt
         image, mask = read_pair(self.run, attempt)
-        key = f"{attempt.category}/{attempt.type}"
         return synthetic_item(
-            decode_png(image, limits), decode_mask_png(mask, limits), self.config.downstream, key, attempt.box
+            decode_png(image, limits), decode_mask_png(mask, limits), self.config.downstream, attempt.box
         )

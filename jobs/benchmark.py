@@ -61,9 +61,7 @@ def _oracle(session: Session, count: int) -> dict[str, Any]:
     config, settings = session.config, session.config.downstream
     side = config.data.demo_side
     drawn = fresh_samples(count, config.seed, side)
-    synthetic = [
-        synthetic_item(image, mask, settings, f"{category}/{type}") for image, mask, category, type in drawn
-    ]
+    synthetic = [synthetic_item(sample.image, sample.mask, settings) for sample in drawn]
     seed = settings.seed + config.seed
     base = session.ledger.milestone("base")
     model = (

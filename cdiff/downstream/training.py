@@ -34,7 +34,7 @@ class TrainingItem:
     image: NDArray[np.uint8]  # [H, W, 3]
     mask: NDArray[np.bool_]  # [H, W], every target of the photo
     boxes: tuple[Box, ...]  # what target crops are centred on; () for a normal
-    weight_key: str  # items of one key share one part in the draw: "category/type"
+    weight_key: str  # real items of one key share one part in the draw: "category/type"; pairs have none
     synthetic: bool
 
 
@@ -69,20 +69,18 @@ def synthetic_item(
     image: NDArray[np.uint8],
     mask: NDArray[np.bool_],
     config: DownstreamConfig,
-    weight_key: str = "",
     box: Box | None = None,
 ) -> TrainingItem:
     """An item of a generated pair.
 
     Args:
         image: uint8 [H, W, 3], the whole photo. mask: bool [H, W]; empty for a hard negative.
-        weight_key: "category/type" of the slice that the pair serves.
         box: what crops are centred on, the painted place; without it, each target of the mask.
     """
     small, small_mask, scale = _shrunk_pair(image, mask, config.longest_side)
     boxes = (box,) if box else tuple(found for found, _ in components(mask))
     return TrainingItem(
-        small, small_mask, tuple(_scaled(b, scale) for b in boxes), weight_key, synthetic=True
+        small, small_mask, tuple(_scaled(b, scale) for b in boxes), weight_key="", synthetic=True
     )
 
 
@@ -104,7 +102,8 @@ def fit(
     """Train a segmenter in place for a fixed number of optimiser steps (AdamW, one cycle), leaving it in evaluation mode.
 
     `config.target_share` of each batch are crops on targets, with even parts for the types; the rest lie anywhere on real
-    photos, normals included. With synthetic items, `config.synthetic_share` of the target crops are replaced by theirs.
+    photos, normals included. With synthetic items, `config.synthetic_share` of the target crops are replaced by theirs,
+    each item as often as any other: the budget has said already which slice gets how many.
     The same seed, items and number of threads give the same weights.
 
     Args:
@@ -181,7 +180,7 @@ class Batches:
         self._config = config
         self._targets = _Balanced([item for item in real if item.boxes])
         self._anywhere = list(real)
-        self._synthetic = list(synthetic)  # drawn evenly: the budget has said already which slice gets how many
+        self._synthetic = list(synthetic)
         self._real_rng, self._synthetic_rng = (np.random.default_rng([seed, stream]) for stream in (1, 2))
         count = round(config.batch * config.target_share) if self._targets else 0
         self._target_crops = count

@@ -24,7 +24,12 @@ from scipy import ndimage
 from cdiff.types import Box, Pose, Target
 
 BAND = 2  # how much coarser than the generator's resolution is the band that it decides while the real detail is kept
-_BANDS = (1.0, 2.0, 4.0, 8.0)  # standard deviations, pixels, of the bands in which a pasted target keeps its own texture
+_BANDS = (
+    1.0,
+    2.0,
+    4.0,
+    8.0,
+)  # standard deviations, pixels, of the bands in which a pasted target keeps its own texture
 _SETTLE = 0.35  # how far a pose may settle, in longer sides of the target
 
 

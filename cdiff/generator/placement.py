@@ -124,9 +124,7 @@ def frame_of(image: np.ndarray) -> Frame:
     mask = _lit(image) if lone is None else lone
     height, width = mask.shape
     share = mask * _light(image) if lone is None else mask.astype(float)
-    grid = (
-        (resize(share, (GRID, GRID), order=1, anti_aliasing=True) * 255).round().astype(np.uint8)
-    )
+    grid = (resize(share, (GRID, GRID), order=1, anti_aliasing=True) * 255).round().astype(np.uint8)
     whole = Frame(
         width, height, width / 2, height / 2, 0.0, float(width), float(height), False, grid.tobytes()
     )

@@ -35,10 +35,10 @@ def blob(seed, type="dark", side=64):
 
 def items_of(count, config, type="dark", synthetic=False, first=0):
     found = [
-        synthetic_item(image, mask, config, f"metal/{type}")
+        synthetic_item(image, mask, config)
         for image, mask in (blob(first + seed, type) for seed in range(count))
     ]
-    return [TrainingItem(i.image, i.mask, i.boxes, i.weight_key, synthetic) for i in found]
+    return [TrainingItem(i.image, i.mask, i.boxes, f"metal/{type}", synthetic) for i in found]
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_real_crops_are_the_same_whatever_the_synthetic_list_is(config):
 
 def test_synthetic_crops_take_the_configured_share_of_the_target_crops(config):
     white = np.full((64, 64, 3), 255, dtype=np.uint8)
-    pairs = [synthetic_item(white, np.zeros((64, 64), dtype=bool), config, "metal/dark")]
+    pairs = [synthetic_item(white, np.zeros((64, 64), dtype=bool), config)]
     for share, expected in ((0.0, 0), (0.5, 3), (1.0, 6)):
         changed = config.model_copy(update={"synthetic_share": share})
         photos, _ = Batches(items_of(5, config), pairs, changed, seed=0).draw(CPU)
@@ -99,6 +99,17 @@ def test_types_share_the_target_crops_evenly(config):
     inside = (photos * masks).sum(dim=(1, 2, 3)) / masks.sum(dim=(1, 2, 3))
     outside = (photos * (1 - masks)).sum(dim=(1, 2, 3)) / (1 - masks).sum(dim=(1, 2, 3))
     assert 0.3 < float((inside > outside).float().mean()) < 0.7
+
+
+def test_pairs_are_drawn_evenly_so_that_the_budget_decides_between_types(config):
+    config = config.model_copy(update={"batch": 64, "target_share": 1.0, "synthetic_share": 1.0})
+    pairs = [
+        synthetic_item(np.full((64, 64, 3), level, np.uint8), np.zeros((64, 64), dtype=bool), config)
+        for level in (40, 40, 40, 215)
+    ]
+    batches = Batches(items_of(2, config), pairs, config, seed=0)
+    bright = np.mean([float((batches.draw(CPU)[0].mean(dim=(1, 2, 3)) > 0).float().mean()) for _ in range(5)])
+    assert 0.15 < bright < 0.35
 
 
 def test_a_fit_that_goes_on_sees_other_batches_than_the_fit_before():
@@ -144,7 +155,7 @@ def test_a_pair_is_cropped_where_it_was_painted(config):
     image, mask = blob(3, side=128)
     mask[100:110, 100:110] = True
     assert len(synthetic_item(image, mask, config).boxes) == 2
-    assert synthetic_item(image, mask, config, "k", (100, 100, 110, 110)).boxes == ((50, 50, 55, 55),)
+    assert synthetic_item(image, mask, config, (100, 100, 110, 110)).boxes == ((50, 50, 55, 55),)
 
 
 def test_progress_counts_every_step(config):

@@ -84,6 +84,34 @@ def test_the_change_fades_out_towards_the_border_of_the_region() -> None:
     assert rim < 0.25 * change[canvas.mask > 0.9].mean()
 
 
+@pytest.mark.parametrize(("strength", "own"), [(-60, True), (-4, False)])
+def test_a_bold_target_keeps_its_texture_and_a_faint_one_lets_the_new_surface_through(
+    strength: int, own: bool
+) -> None:
+    stripes = 14.0 * (np.arange(160) % 4 < 2)
+    background = np.repeat((110 + np.tile(stripes, (160, 1)))[..., None], 3, 2).astype(np.uint8)
+    reference = np.ascontiguousarray(background.transpose(1, 0, 2))  # the same grain, turned by a quarter
+    mask = np.zeros((160, 160), bool)
+    mask[40:80, 30:80] = True
+    if own:  # a target with a checkered texture of its own
+        checks = (np.indices((160, 160)) // 2).sum(0) % 2
+        reference[mask] = np.clip(reference.astype(int) + strength * checks[..., None], 0, 255)[mask]
+    else:
+        reference[mask] = (reference.astype(int) + strength)[mask]
+    target = Target("a#0", "a", "metal", "stain", "g", (30, 40, 80, 80), 2000)
+    pose = Pose(x=80.0, y=80.0, angle=0.0, scale=1.0, flip=False, elastic=0.0, margin=1.8)
+    rng = np.random.default_rng(0)
+    canvas = lay_out(
+        background, reference, mask, target, pose, min_side=24, dilation=0.12, repaint=False, rng=rng
+    )
+    middle = canvas.pasted[canvas.mask.shape[0] // 2 - 12 :, canvas.mask.shape[0] // 2 - 12 :][:24, :24, 0]
+    along, across = np.abs(np.diff(middle, axis=0)).mean(), np.abs(np.diff(middle, axis=1)).mean()
+    if own:
+        assert along > 5 and across > 5
+    else:
+        assert across > 3 * along  # the background's stripes, not the reference's
+
+
 def test_the_pose_carries_the_target_to_its_place() -> None:
     _, canvas = _canvas(Pose(x=90.0, y=70.0, angle=0.0, scale=1.0, flip=False, elastic=0.0, margin=1.6))
     rows, columns = np.nonzero(canvas.mask > 0.5)

@@ -39,6 +39,9 @@ def test_black_corners_and_boxes_are_no_place_for_a_target_and_dark_spots_are() 
     frame = frame_of(photo)
     assert (frame.cx, frame.cy) == (75, 75)  # places still refer to the whole photo
     assert frame.share_on_object(25, 125, 10) < 0.1
+    assert (
+        frame.share_on_object(80, 70, 4) < 0.4 < 0.9 < frame.share_on_object(120, 30, 10)
+    )  # nobody sees a target there
     assert foreground(photo // 16).all()  # dark all over
 
 
