@@ -23,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cdiff.data.demo import fresh_samples
 from cdiff.downstream.scoring import score_photos
 from cdiff.downstream.segmenter import build_segmenter, load_segmenter
@@ -59,6 +61,7 @@ def run_seed(arguments: list[str], seed: int, oracle: bool) -> dict[str, Any]:
 def _oracle(session: Session, count: int) -> dict[str, Any]:
     """Fit on the real photos and as many fresh procedural samples as the loop kept pairs."""
     config, settings = session.config, session.config.downstream
+    torch.set_num_threads(config.resources.threads)  # as in the actors that fitted the other arms
     side = config.data.demo_side
     drawn = fresh_samples(count, config.seed, side)
     synthetic = [synthetic_item(sample.image, sample.mask, settings) for sample in drawn]
