@@ -33,7 +33,7 @@ from cdiff.data.ledger import Ledger
 from cdiff.data.splits import Manifest
 from cdiff.data.store import Run
 from cdiff.generator.placement import Frame
-from cdiff.types import Assignment, Attempt, Outcome, Pair, Revisions, Weakness, content_hash
+from cdiff.types import Assignment, Attempt, Decision, Outcome, Pair, Revisions, Weakness, content_hash
 from cdiff.wasm.quality import Thresholds
 
 
@@ -43,7 +43,6 @@ class Assessed:
 
     revision: str
     scores: dict[str, Any]
-    dice: dict[str, float]  # by validation photo: what decisions compare
     threshold: float  # for IoU, chosen on validation
     losses: tuple[float, ...]
     seconds: float
@@ -105,7 +104,6 @@ class Crew:
         assessed = Assessed(
             fitted.revision,
             evaluation.scores,
-            evaluation.dice,
             evaluation.threshold,
             fitted.losses,
             fitted.seconds,
@@ -114,9 +112,15 @@ class Crew:
         return assessed
 
     def best(self, ledger: Ledger, default: Assessed) -> Assessed:
-        """The last accepted candidate."""
-        accepted = [result.round for result in ledger.rounds() if result.decision.accepted]
-        return self.assess(ledger, f"round-{accepted[-1]}", []) if accepted else default
+        """The last candidate that was better than all before it."""
+        better = [result.round for result in ledger.rounds() if result.decision.better]
+        return self.assess(ledger, f"round-{better[-1]}", []) if better else default
+
+    def decide(self, candidate: Assessed, best: Assessed, real_only: Assessed, seed: int) -> Decision:
+        """Whether a candidate is accepted, on validation."""
+        revisions = candidate.revision, best.revision, real_only.revision
+        with self._bar("comparing on validation", self.downstream) as watch:
+            return self.downstream.call("decide", *revisions, list(self.validation), seed, watch=watch)
 
     def outcomes(self, pairs: Sequence[Pair]) -> list[Outcome]:
         """Outcomes of all training photos under models that saw neither them nor pairs made from their groups."""

@@ -18,8 +18,9 @@ from cdiff.data.store import Run, read_pair
 from cdiff.downstream.scoring import outcomes, score_photos
 from cdiff.downstream.segmenter import build_segmenter, load_segmenter, save_segmenter
 from cdiff.downstream.training import TrainingItem, batch_seed, fit, real_items, synthetic_item
+from cdiff.evaluation.decision import Tally, decide, tally
 from cdiff.evaluation.protocol import best_iou_threshold, evaluate, photo_dice
-from cdiff.types import Outcome, Pair
+from cdiff.types import Decision, Outcome, Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class DownstreamActor:
         set_threads(config.resources.threads)
         self.run, self.config, self.dataset = run, config, dataset
         self.done = (0, 0)
+        self.tallies: dict[tuple[str, tuple[str, ...]], Tally] = {}
 
     def fit(self, sample_ids: list[str], pairs: list[Pair], steps: int, start: str = "") -> Fit:
         """Fit on the given real photos and kept pairs for a fixed number of steps.
@@ -90,6 +92,11 @@ class DownstreamActor:
         scores = evaluate(maps, self.dataset, sample_ids, chosen)
         return Evaluation(scores, photo_dice(maps, self.dataset, sample_ids), chosen)
 
+    def decide(self, candidate: str, best: str, real_only: str, sample_ids: list[str], seed: int) -> Decision:
+        """Compare three segmenters on the validation photos."""
+        tallies = [self._tally(revision, sample_ids) for revision in (candidate, best, real_only)]
+        return decide(tallies[0], tallies[1], tallies[2], seed)
+
     def score(self, revision: str, sample_ids: list[str]) -> dict[str, np.ndarray]:
         """Score maps of a few photos, for pictures."""
         return score_photos(self._load(revision), self.dataset, sample_ids, self.config.downstream, None)
@@ -104,6 +111,17 @@ class DownstreamActor:
 
     def _load(self, revision: str) -> torch.nn.Module:
         return load_segmenter(self.run.checkpoint(revision))
+
+    def _tally(self, revision: str, sample_ids: list[str]) -> Tally:
+        """Counted once per actor and segmenter: the rivals stay the same from round to round."""
+        key = (revision, tuple(sample_ids))
+        if key not in self.tallies:
+            maps = score_photos(
+                self._load(revision), self.dataset, sample_ids, self.config.downstream, self._progress
+            )
+            groups = {sample_id: self.dataset.sample(sample_id).group for sample_id in sample_ids}
+            self.tallies[key] = tally(maps, self.dataset, sample_ids, groups)
+        return self.tallies[key]
 
     def _item(self, pair: Pair) -> TrainingItem:
         """A kept pair as training photo; its crops are centred on the painted target alone."""

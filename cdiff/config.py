@@ -28,6 +28,9 @@ class DataConfig(Settings):
     validation_share: float = Field(
         0.2, gt=0, lt=1, description="Share that accepts or rejects rounds; the rest tests."
     )
+    normal_share: float = Field(
+        0, ge=0, lt=1, description="Share of the normals' groups that trains; 0: as of the types'."
+    )
     calibration_share: float = Field(
         0.15,
         ge=0,

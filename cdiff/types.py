@@ -239,13 +239,18 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a round's candidate replaces the best model, and on what evidence."""
+    """Whether a round's pairs are trained on from now on, and on what evidence."""
 
     accepted: bool
     reason: str
-    gain: float  # mean validation difference against the best model so far
+    gain: float  # validation pixel AP minus that of the best model so far
     low: float
     high: float
+
+    @property
+    def better(self) -> bool:
+        """Whether the candidate is the best model now: accepted is also what is worse by chance."""
+        return self.accepted and self.gain > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,7 @@ def summary(finished: list[dict[str, Any]], seeds: list[int], command: str) -> d
         "pairs": [result["pairs"] for result in finished],
         "valid_share": [result["valid_share"] for result in finished],
         "accepted_rounds": [result["accepted_rounds"] for result in finished],
+        "best_round": [result["best_round"] for result in finished],
         "seconds": [result["seconds"] for result in finished],
         "peak_memory_gb": max(result["peak_memory_gb"] for result in finished),
     }

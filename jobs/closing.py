@@ -27,7 +27,7 @@ from cdiff.evaluation.pictures import (
 from cdiff.evaluation.report import Picture, ReportContent, write_report
 from cdiff.generator.paste import cut
 from cdiff.tracking import Tracker
-from cdiff.types import Pair, RoundResult
+from cdiff.types import Decision, Pair, RoundResult
 
 if TYPE_CHECKING:
     from jobs.session import Session
@@ -50,7 +50,7 @@ def log_round(
     print(
         f"round={result.round} kept={result.kept} turned_away={len(pairs) - result.kept} ({told or 'none'}) "
         f"gain={decision.gain:+.4f} [{decision.low:+.4f}, {decision.high:+.4f}] "
-        f"{'accepted' if decision.accepted else 'rejected: ' + decision.reason}",
+        f"{_verdict(decision)}",
         flush=True,
     )
     with tracker.round(result.round) as log:
@@ -63,6 +63,12 @@ def log_round(
         for name, pixels in (("pairs_kept", kept), ("pairs_turned_away", away)):
             if pixels is not None:
                 log.picture(name, pixels)
+
+
+def _verdict(decision: Decision) -> str:
+    if not decision.accepted:
+        return f"rejected: {decision.reason}"
+    return "accepted" if decision.better else "accepted, but the best model stays"
 
 
 def log_start(tracker: Tracker, ledger: Ledger, real_only: Assessed) -> None:
@@ -90,6 +96,7 @@ def close(
             pairs=len(ledger.kept_pairs()),
             valid_share=_valid_share(ledger),
             accepted_rounds=[result.round for result in ledger.rounds() if result.decision.accepted],
+            best_round=max((result.round for result in ledger.rounds() if result.decision.better), default=0),
             seconds=_seconds(ledger, real_only),
             peak_memory_gb=peak_memory_gb(),
         )
@@ -166,7 +173,7 @@ def _content(
 def _predictions(
     session: Session, crew: Crew, best: Assessed, dice: dict[str, float]
 ) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
-    """The accepted model's best and worst test photos with targets."""
+    """The best accepted model's best and worst test photos with targets."""
     shown = [i for i in sorted(dice, key=lambda i: (dice[i], i)) if not session.dataset.sample(i).is_normal]
     worst, good = shown[:_PREDICTIONS], shown[-_PREDICTIONS:][::-1]
     maps = crew.score(best.revision, sorted({*worst, *good}))

@@ -16,7 +16,6 @@ import time
 from actors.crew import Crew
 from cdiff.data.ledger import Ledger
 from cdiff.errors import CdiffError
-from cdiff.evaluation.protocol import decide
 from cdiff.tracking import Tracker
 from cdiff.types import RoundResult
 from cdiff.wasm.quality import counts
@@ -27,7 +26,7 @@ from jobs.session import Session, open_session
 
 def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None:
     """Rounds of rank, plan, generate, gate, fit, commit. The ledger alone knows what is done; a restart goes on from it."""
-    config, groups = session.config, session.groups
+    config = session.config
     generator = crew.prepare(ledger)  # trained once: SAFE, joint denoiser, token bank, the gate's thresholds
     real_only = crew.assess(ledger, "real_only", pairs=[])
     best = crew.best(ledger, default=real_only)
@@ -40,7 +39,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
         pairs = seconds("generate", crew.make_pairs, weaknesses, number, generator, best.revision)
         kept = [pair for pair in pairs if pair.kept]
         candidate = seconds("fit", crew.assess, ledger, f"round-{number}", accepted + kept)
-        decision = decide(candidate.dice, best.dice, real_only.dice, groups, seed=config.seed + number)
+        decision = crew.decide(candidate, best, real_only, config.seed + number)
         result = RoundResult(
             round=number,
             weaknesses=tuple(weaknesses),
@@ -53,7 +52,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
             seconds=seconds.all(),
         )
         ledger.commit_round(result, pairs)
-        best = candidate if decision.accepted else best
+        best = candidate if decision.better else best
         log_round(session, tracker, result, pairs, candidate)
     close(session, crew, ledger, tracker, real_only, best)
 

@@ -55,13 +55,13 @@ def predict(run: Run, folder: Path, out: Path, threshold: float | None) -> int:
 
 
 def accepted(run: Run) -> tuple[str, float]:
-    """Revision of the accepted segmenter, and the score threshold that was best for IoU on validation.
+    """Revision of the best accepted segmenter, and the score threshold that was best for IoU on validation.
 
     Raises:
         RunError: nothing was fitted yet.
     """
     ledger = Ledger(run.ledger_path)
-    rounds = [result.round for result in ledger.rounds() if result.decision.accepted]
+    rounds = [result.round for result in ledger.rounds() if result.decision.better]
     found = ledger.milestone(f"round-{rounds[-1]}" if rounds else "real_only")
     if found is None:
         raise RunError(

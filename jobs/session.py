@@ -45,11 +45,6 @@ class Session:
     command: str  # how to start the same run again
     demo: bool
 
-    @property
-    def groups(self) -> dict[str, str]:
-        """Source object of each photo."""
-        return {sample.sample_id: sample.group for sample in self.dataset.samples}
-
     def crew(self) -> Crew:
         return Crew(self.run, self.config, self.dataset, self.manifest, self.cluster.local)
 

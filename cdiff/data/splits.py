@@ -37,7 +37,8 @@ def make_splits(
     """Split samples into train, validation and test, and the training part into folds.
 
     Splits given by folders are kept; what they lack is taken from their training groups. Without any, each type's
-    groups go 40/20/40 (`data.train_share`, `data.validation_share`), at least 2/1/1.
+    groups go 40/20/40 (`data.train_share`, `data.validation_share`), at least 2/1/1; normals may train in a share of
+    their own (`data.normal_share`).
 
     Args:
         folds: folds of the training split, at least 2.
@@ -134,6 +135,16 @@ def quotas(count: int, config: DataConfig, open_splits: Sequence[str] = SPLITS) 
     return wanted
 
 
+def _shares_of(key: Key, config: DataConfig) -> DataConfig:
+    """The configuration that a key's quotas follow: normals may have a training share of their own."""
+    if key[1] or not config.normal_share:
+        return config
+    rest = (1 - config.normal_share) / (1 - config.train_share)
+    return config.model_copy(
+        update={"train_share": config.normal_share, "validation_share": config.validation_share * rest}
+    )
+
+
 def _assign(samples: Sequence[Sample], config: DataConfig) -> tuple[dict[str, Split], list[str]]:
     """Group -> split; the best of a few seeded draws, where one misses what a type needs."""
     fixed, open_splits, notes = _given(samples)
@@ -145,7 +156,7 @@ def _assign(samples: Sequence[Sample], config: DataConfig) -> tuple[dict[str, Sp
         short = 0
         for key, members in groups.items():
             counts = Counter(splits[group] for group in members)
-            needed = quotas(len(members), config, open_splits[key[0]])
+            needed = quotas(len(members), _shares_of(key, config), open_splits[key[0]])
             short += (
                 sum(max(0, min(needed[split], _LEAST[split]) - counts[split]) for split in SPLITS)
                 if key[1]
@@ -168,7 +179,7 @@ def _draw_assignment(
 ) -> dict[str, Split]:
     splits = dict(fixed)
     for key in _rarest_first(groups):
-        wanted = quotas(len(groups[key]), config, open_splits[key[0]])
+        wanted = quotas(len(groups[key]), _shares_of(key, config), open_splits[key[0]])
         free = [group for group in groups[key] if group not in splits]
         counts = Counter(splits[group] for group in groups[key] if group in splits)
         for index in rng.permutation(len(free)):

@@ -1,4 +1,4 @@
-"""The strict protocol: which pixels are pooled for which metric, and whether a candidate model is accepted.
+"""The strict protocol: which pixels are pooled for which metric.
 
 Per type, the positives are the pixels of that type in its photos; the negatives are the pixels of these photos that show
 no target, and all pixels of the category's normals. Pixels of other types are left out: the segmenter is right to mark them.
@@ -18,13 +18,11 @@ from cdiff.data.dataset import Dataset
 from cdiff.downstream.scoring import image_score
 from cdiff.evaluation import metrics
 from cdiff.evaluation.metrics import Ranks
-from cdiff.types import Decision
 
 Maps = Mapping[str, NDArray[np.floating]]
 POOLED = ("pixel_ap", "f1_max", "auroc", "aupro", "iou")
 THRESHOLDS = np.linspace(0.01, 0.99, 99)  # candidates for the IoU threshold
 MASK_THRESHOLD = 0.5  # of mdice and miou
-REPLICATES = 2000  # bootstrap draws of a decision
 NO_TARGETS = "no photo with targets"
 NO_NORMALS = "no normal photo to tell from the others"
 
@@ -88,68 +86,6 @@ def photo_dice(score_maps: Maps, dataset: Dataset, ids: Iterable[str]) -> dict[s
         scores, mask = score_maps[sample_id], dataset.mask(sample_id)
         values[sample_id] = metrics.soft_dice(scores, mask) if mask.any() else 1 - image_score(scores)
     return values
-
-
-def decide(
-    candidate: Mapping[str, float],
-    best: Mapping[str, float],
-    real_only: Mapping[str, float],
-    groups: Mapping[str, str],
-    seed: int,
-    strata: Mapping[str, str] | None = None,
-) -> Decision:
-    """Accept a candidate that is not significantly worse on validation than the best so far AND than real-only.
-
-    Args:
-        candidate, best, real_only: `photo_dice` of the same validation photos.
-        groups: source object of each photo: photos of one object are not independent and are drawn together.
-        strata: what each photo counts under; strata weigh the same, whatever their size (without it: one stratum).
-    Returns:
-        The decision, with the mean difference against the best and its 95 % interval.
-    Raises:
-        ValueError: the photos differ, or there are none.
-    """
-    ids = sorted(candidate)
-    if not ids or set(ids) != set(best) or set(ids) != set(real_only):
-        raise ValueError(
-            "a decision needs the values of the same validation photos, at least one, for all three models"
-        )
-    against = {}
-    for name, other in (("best", best), ("real_only", real_only)):
-        rng = np.random.default_rng([seed, 7])  # the same draws for both: paired
-        differences = np.array([candidate[sample_id] - other[sample_id] for sample_id in ids])
-        against[name] = _interval(differences, ids, groups, strata or {}, rng)
-    worse = [name for name, (_, _, high) in against.items() if high < 0]
-    gain, low, high = against["best"]
-    told = {"best": "the best model so far", "real_only": "the model of real photos alone"}
-    reason = (
-        "significantly worse than " + " and ".join(told[name] for name in worse)
-        if worse
-        else "not significantly worse than the best model so far and the model of real photos alone"
-    )
-    return Decision(not worse, reason, gain, low, high)
-
-
-def _interval(
-    differences: NDArray[np.float64],
-    ids: list[str],
-    groups: Mapping[str, str],
-    strata: Mapping[str, str],
-    rng: np.random.Generator,
-) -> tuple[float, float, float]:
-    """Mean over strata of the photos' mean difference, and its 95 % percentile bootstrap interval over groups."""
-    _, group = np.unique([groups.get(sample_id, sample_id) for sample_id in ids], return_inverse=True)
-    _, stratum = np.unique([strata.get(sample_id, "") for sample_id in ids], return_inverse=True)
-    shape = (int(group.max()) + 1, int(stratum.max()) + 1)
-    sums, counts = np.zeros(shape), np.zeros(shape)
-    np.add.at(sums, (group, stratum), differences)
-    np.add.at(counts, (group, stratum), 1)
-    draws = rng.multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=REPLICATES)
-    drawn_sums, drawn_counts = draws @ sums, draws @ counts
-    with np.errstate(invalid="ignore"):  # a stratum of few groups may be missing from a draw
-        means = np.nanmean(drawn_sums / np.where(drawn_counts > 0, drawn_counts, np.nan), axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float((sums.sum(0) / counts.sum(0)).mean()), float(low), float(high)
 
 
 def _pools(score_maps: Maps, dataset: Dataset, ids: list[str]) -> dict[str, tuple[Ranks, list[str]]]:

@@ -107,13 +107,18 @@ def render(content: ReportContent) -> str:
 
 
 def _verdict(content: ReportContent) -> str:
-    accepted = [str(result.round) for result in content.rounds if result.decision.accepted]
+    better = [result.round for result in content.rounds if result.decision.better]
     before, after = content.before.get("pixel_ap"), content.after.get("pixel_ap")
-    if not accepted:
-        return "No round was accepted: the model of real photos alone stands."
+    if not better:
+        return "No round did better on validation: the model of real photos alone stands."
+    accepted = [
+        str(result.round)
+        for result in content.rounds
+        if result.decision.accepted and result.round <= better[-1]
+    ]
     which = f"round{'s' if len(accepted) > 1 else ''} {', '.join(accepted)} of {len(content.rounds)}"
     if before is None or after is None:
-        return f"Accepted: {which}. Pixel AP is undefined on this test split."
+        return f"Best on validation: {which}. Pixel AP is undefined on this test split."
     verb = "rose" if after > before else "fell" if after < before else "stayed"
     return (
         f"On the test split, read once at the end, pixel AP {verb} from {before:.3f} to {after:.3f} with the pairs of {which}. "
@@ -145,7 +150,7 @@ def _metrics(content: ReportContent) -> str:
     return page.section(
         "Before and after",
         page.paragraph(
-            "Before: the segmenter fitted on the real photos alone. After: the accepted one, same start weights, same steps.",
+            "Before: the segmenter fitted on the real photos alone. After: the best accepted one, same start weights, same steps.",
             True,
         ),
         page.table(("metric", "before", "after", "change", "what it is"), rows, prose=(4,)),
@@ -207,7 +212,7 @@ def _rounds(content: ReportContent) -> str:
     second = page.chart(
         "Gain that decided",
         drawn,
-        "Mean change of validation Dice against the best model before, 95 % interval over groups.",
+        "Change of validation pixel AP against the best model before, 95 % interval over source objects.",
     )
     rows = [
         (

@@ -46,6 +46,15 @@ def test_quotas_always_add_up_and_keep_their_least():
             assert min(given.values()) >= 1
 
 
+def test_normals_may_train_in_a_share_of_their_own(tmp_path, trees):
+    trees.mvtec(tmp_path / "nut", {"bent": 40}, good=40, test_good=0)
+    samples = read_source(str(tmp_path / "nut"), CONFIG)
+    scarce = DataConfig(train_share=0.1, validation_share=0.3, normal_share=0.5)
+    manifest = make_splits(samples, scarce, folds=2)[1]
+    assert groups_per_split(manifest, "bent") == (4, 12, 24)
+    assert groups_per_split(manifest, "") == (20, 7, 13)  # the others keep their proportion, 1 to 2
+
+
 @pytest.fixture(scope="module")
 def lit(tmp_path_factory, trees):
     """Ten objects with a bend, five with a scratch, eight normal ones, each photographed three times."""

@@ -8,7 +8,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from cdiff.config import DataConfig
 from cdiff.data.dataset import Dataset
 from cdiff.evaluation import metrics
-from cdiff.evaluation.protocol import best_iou_threshold, decide, evaluate, photo_dice
+from cdiff.evaluation.protocol import best_iou_threshold, evaluate, photo_dice
 from cdiff.types import MaskFile, Sample
 
 
@@ -158,52 +158,3 @@ def test_photo_dice_is_high_for_found_targets_and_for_quiet_normals(dataset):
     inverse = {sample_id: 1 - scores for sample_id, scores in perfect.items()}
     assert all(value == pytest.approx(1) for value in photo_dice(perfect, dataset, ids).values())
     assert all(value < 0.01 for value in photo_dice(inverse, dataset, ids).values())
-
-
-def values_of(count, mean, seed):
-    rng = np.random.default_rng(seed)
-    return {f"p{index}": float(mean + 0.05 * rng.standard_normal()) for index in range(count)}
-
-
-def test_a_candidate_is_refused_only_when_significantly_worse_than_either_rival():
-    base = values_of(40, 0.5, 0)
-    groups = {name: name for name in base}
-    up = {name: value + 0.1 for name, value in base.items()}
-    jitter = {name: value + 0.02 * (-1) ** index for index, (name, value) in enumerate(base.items())}
-    assert decide(up, base, base, groups, 0).accepted
-    assert decide(jitter, base, base, groups, 0).accepted
-    worse_than_best = decide(base, up, base, groups, 0)
-    worse_than_real = decide(base, base, up, groups, 0)
-    assert not worse_than_best.accepted
-    assert "best" in worse_than_best.reason
-    assert not worse_than_real.accepted
-    assert "real photos alone" in worse_than_real.reason
-    assert worse_than_best.gain == pytest.approx(-0.1)
-    assert worse_than_best.low <= worse_than_best.gain <= worse_than_best.high
-
-
-def test_photos_of_one_object_do_not_count_as_independent_evidence():
-    rng = np.random.default_rng(1)
-    base = {f"p{index}": 0.5 for index in range(60)}
-    shift = rng.normal(0, 0.05, 6)
-    candidate = {name: 0.5 + shift[index // 10] for index, name in enumerate(base)}
-    single = decide(candidate, base, base, {name: name for name in base}, 0)
-    joined = decide(candidate, base, base, {name: str(index // 10) for index, name in enumerate(base)}, 0)
-    assert joined.high - joined.low > 2 * (single.high - single.low)
-
-
-def test_strata_weigh_the_same_whatever_their_size():
-    base = {f"p{index}": 0.5 for index in range(50)}
-    candidate = {name: 0.5 + (0.2 if index < 5 else 0.0) for index, name in enumerate(base)}
-    groups = {name: name for name in base}
-    strata = {name: "target" if index < 5 else "" for index, name in enumerate(base)}
-    assert decide(candidate, base, base, groups, 0).gain == pytest.approx(0.02)
-    assert decide(candidate, base, base, groups, 0, strata).gain == pytest.approx(0.1)
-
-
-def test_a_decision_repeats_and_needs_the_same_photos():
-    base, candidate = values_of(30, 0.5, 2), values_of(30, 0.5, 3)
-    groups = {name: name for name in base}
-    assert decide(candidate, base, base, groups, 5) == decide(candidate, base, base, groups, 5)
-    with pytest.raises(ValueError, match="same validation photos"):
-        decide(candidate, {}, base, groups, 5)

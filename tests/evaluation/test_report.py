@@ -41,7 +41,7 @@ def result(number: int, accepted: bool) -> RoundResult:
         for kind, score in (("pit", 0.25), ("crack", 0.75), (EVIL, 0.5))
     )
     counts = (("metal/crack", "kept", 5), ("metal/crack", "blurred", 2), ("metal/pit", "kept", 1))
-    decision = Decision(accepted, "the reason", -0.012, -0.05, 0.034)
+    decision = Decision(accepted, "the reason", 0.012 if accepted else -0.012, -0.05, 0.034)
     alarms = (Weakness(Slice("metal"), ("n1", "n2", "n3"), 0.7, 0.3, 0.0, 0.625),)
     scores = (("pixel_ap", 0.3),)
     return RoundResult(number, weakness, alarms, 6, counts, "rev", scores, decision, (("fit", 2.0),))
@@ -133,7 +133,7 @@ def test_the_headline_says_what_the_numbers_say(content):
     assert "fell from 0.500 to 0.250" in words
     assert "-0.250" in words
     none = dataclasses.replace(content, rounds=(result(1, False),))
-    assert "No round was accepted" in Page(render(none)).words
+    assert "No round did better" in Page(render(none)).words
     undefined = dataclasses.replace(content, after=scores(None))
     assert "undefined" in Page(render(undefined)).words
 
