@@ -173,6 +173,12 @@ class DownstreamConfig(Settings):
     synthetic_share: float = Field(
         0.5, ge=0, le=1, description="Share of a batch's target crops that is synthetic when there are pairs."
     )
+    synthetic_until: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="Share of a fit's steps in which pairs take part; the last are real alone.",
+    )
     target_share: float = Field(
         0.7, ge=0, le=1, description="Share of crops centred on a target; the rest lie anywhere."
     )

@@ -103,7 +103,8 @@ def fit(
 
     `config.target_share` of each batch are crops on targets, with even parts for the types; the rest lie anywhere on real
     photos, normals included. With synthetic items, `config.synthetic_share` of the target crops are replaced by theirs,
-    each item as often as any other: the budget has said already which slice gets how many.
+    each item as often as any other: the budget has said already which slice gets how many. They take part in the first
+    `config.synthetic_until` of the steps; the last word have real photos.
     The same seed, items and number of threads give the same weights.
 
     Args:
@@ -126,7 +127,8 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a user's network may use dropout
         for step in range(steps):
-            losses.append(_step(model, optimiser, *batches.draw(device), config))
+            drawn = batches.draw(device, pairs=step < config.synthetic_until * steps)
+            losses.append(_step(model, optimiser, *drawn, config))
             schedule.step()
             if progress:
                 progress(step + 1, steps, losses[-1])
@@ -186,19 +188,19 @@ class Batches:
         self._target_crops = count
         self._synthetic_crops = round(count * config.synthetic_share) if self._synthetic else 0
 
-    def draw(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Photos [B, 3, crop, crop] in [-1, 1] and masks [B, 1, crop, crop]."""
+    def draw(self, device: torch.device, pairs: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """Photos [B, 3, crop, crop] in [-1, 1] and masks [B, 1, crop, crop], with or without synthetic ones."""
         config, side = self._config, sliced_side(self._config.crop)
-        size = config.batch
+        size, synthetic = config.batch, self._synthetic_crops if pairs else 0
         stacked = np.empty((size, side, side, 4), dtype=np.uint8)
         rows, moves = self._real_rng.random((size, 5)), draw_moves(self._real_rng, size, config)
-        for row in range(self._synthetic_crops, size):
+        for row in range(synthetic, size):
             if row < self._target_crops:
                 item, box = self._targets.pick(rows[row])
             else:
                 item, box = self._anywhere[int(rows[row, 0] * len(self._anywhere))], None
             _cut(item, box, rows[row, 3:], config.crop, stacked[row])
-        if self._synthetic_crops:
+        if synthetic:
             moves = self._replace(stacked, moves)
         return apply_moves(torch.from_numpy(stacked).to(device), moves, config.crop)
 

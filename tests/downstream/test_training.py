@@ -92,6 +92,34 @@ def test_synthetic_crops_take_the_configured_share_of_the_target_crops(config):
         assert int((photos.std(dim=(1, 2, 3)) < 1e-3).sum()) == expected
 
 
+def test_the_last_steps_of_a_fit_are_on_real_photos_alone(config, monkeypatch):
+    drawn = []
+
+    def draw(self, device, pairs=True, original=Batches.draw):
+        drawn.append(pairs)
+        return original(self, device, pairs)
+
+    monkeypatch.setattr(Batches, "draw", draw)
+    config = config.model_copy(update={"synthetic_until": 0.6})
+    fit(
+        build_segmenter(config, 0),
+        items_of(4, config),
+        items_of(3, config, "bright", True),
+        config,
+        steps=5,
+        seed=0,
+    )
+    assert drawn == [True, True, True, False, False]
+
+
+def test_without_the_pairs_a_batch_is_that_of_a_fit_on_real_photos(config):
+    real = items_of(5, config)
+    plain, mixed = Batches(real, [], config, 3), Batches(real, items_of(2, config, "bright", True), config, 3)
+    assert not torch.equal(plain.draw(CPU)[0], mixed.draw(CPU)[0])
+    for ours, theirs in zip(plain.draw(CPU), mixed.draw(CPU, pairs=False), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_types_share_the_target_crops_evenly(config):
     config = config.model_copy(update={"batch": 64, "target_share": 1.0})
     items = items_of(30, config, "dark") + items_of(2, config, "bright")
