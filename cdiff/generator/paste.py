@@ -7,8 +7,8 @@ real target pasted in, and g the generated crop, the photo receives inside the f
 
 where L shrinks once more by BAND before it goes back: a small generator is trusted with the coarse bands, the real
 target gives the fine ones. Before that, g takes on the tint of D(p), as far as detail says: a small generator that is
-guided by a reference drifts towards the tint of the reference's surface. So the background keeps its own texture, the target
-its fine detail, and start_strength 0 (g = D(p), detail 1) is exactly copy-paste. Outside the region the photo is untouched, bit for bit.
+guided by a reference drifts towards the tint of the reference's surface. What g has faded of the target is given back as well.
+So the background keeps its own texture, the target its fine detail, and start_strength 0 (g = D(p), detail 1) is exactly copy-paste. Outside the region the photo is untouched, bit for bit.
 """
 
 from __future__ import annotations
@@ -232,6 +232,7 @@ def paste_back(
     colours = (generated.clamp(-1, 1) + 1) * 127.5
     colours = colours - detail * _tint(colours - to_resolution(canvas.pasted, resolution))
     residual = colours - to_resolution(canvas.background, resolution)
+    residual = residual + detail * _faded(residual, canvas, resolution)
     coverage = to_side((mask + 1) / 2, side)
     lost = canvas.pasted - canvas.background
     lost = lost - _coarse(to_resolution(lost, resolution), side)
@@ -258,6 +259,17 @@ def _tint(difference: torch.Tensor) -> torch.Tensor:
     colour = (difference - difference.mean(dim=0, keepdim=True)).numpy()
     sigma = difference.shape[-1] / 16
     return torch.from_numpy(np.stack([ndimage.gaussian_filter(channel, sigma) for channel in colour]))
+
+
+def _faded(residual: torch.Tensor, canvas: Canvas, resolution: int) -> torch.Tensor:
+    """What a [3, R, R] change of the background has lost of the paste's: small generators take faint targets for noise.
+
+    The change is projected on the paste's inside the mask; what that share lacks of one is given back.
+    """
+    paste = to_resolution(canvas.pasted, resolution) - to_resolution(canvas.background, resolution)
+    inside = paste * (to_resolution(canvas.mask, resolution) > 0.5)
+    kept = (residual * inside).sum() / (inside * inside).sum().clamp(min=1e-6)
+    return (1 - kept.clamp(0, 1)) * paste
 
 
 def _coarse(tensor: torch.Tensor, side: int) -> np.ndarray:

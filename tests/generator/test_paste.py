@@ -72,6 +72,25 @@ def test_a_tint_that_the_generator_adds_is_taken_back_and_its_light_is_kept() ->
     assert (painted(darker, 1.0) < wanted - 6).all()
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.4])
+def test_a_target_that_the_generator_fades_is_given_its_contrast_back(kept: float) -> None:
+    photo, canvas = _canvas()
+    background, pasted = (
+        to_resolution(array, 64) / 127.5 - 1 for array in (canvas.background, canvas.pasted)
+    )
+    faded = background + kept * (pasted - background)
+    mask = to_resolution(canvas.mask, 64) * 2 - 1
+    inside = canvas.mask > 0.9
+
+    def painted(generated: torch.Tensor, detail: float) -> np.ndarray:
+        image, _ = paste_back(photo, canvas, generated, mask, resolution=64, detail=detail)
+        return cut(image, canvas.box)[inside].astype(float)
+
+    assert np.abs(painted(faded, 1.0) - painted(pasted, 1.0)).max() <= 1
+    lost = painted(faded, 0.0).mean() - painted(pasted, 0.0).mean()  # the paste is dark
+    assert lost > 0.5 * (1 - kept) * (canvas.background - canvas.pasted)[inside].mean()
+
+
 def test_the_change_fades_out_towards_the_border_of_the_region() -> None:
     photo, canvas = _canvas()
     bright = torch.ones(3, 64, 64)
