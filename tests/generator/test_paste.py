@@ -86,7 +86,7 @@ def test_a_target_that_the_generator_fades_is_given_its_contrast_back(kept: floa
         image, _ = paste_back(photo, canvas, generated, mask, resolution=64, detail=detail)
         return cut(image, canvas.box)[inside].astype(float)
 
-    assert np.abs(painted(faded, 1.0) - painted(pasted, 1.0)).max() <= 1
+    assert np.abs(painted(faded, 1.0) - painted(pasted, 1.0)).max() <= 2  # of about 70 grey levels
     lost = painted(faded, 0.0).mean() - painted(pasted, 0.0).mean()  # the paste is dark
     assert lost > 0.5 * (1 - kept) * (canvas.background - canvas.pasted)[inside].mean()
 
