@@ -112,27 +112,26 @@ class Crew:
         return assessed
 
     def best(self, ledger: Ledger, default: Assessed) -> Assessed:
-        """The last candidate that was better than all before it."""
-        better = [result.round for result in ledger.rounds() if result.decision.better]
-        return self.assess(ledger, f"round-{better[-1]}", []) if better else default
+        """The candidate that became the best last."""
+        number = ledger.best_round()
+        return self.assess(ledger, f"round-{number}", []) if number else default
 
     def decide(self, candidate: Assessed, best: Assessed, real_only: Assessed, seed: int) -> Decision:
         """Whether a candidate is accepted, on validation."""
         revisions = candidate.revision, best.revision, real_only.revision
-        with self._bar("comparing on validation", self.downstream) as watch:
-            return self.downstream.call("decide", *revisions, list(self.validation), seed, watch=watch)
+        gain = candidate.scores["pixel_ap"] - best.scores["pixel_ap"]
+        return self.downstream.call("decide", *revisions, list(self.validation), gain, seed)
 
     def outcomes(self, pairs: Sequence[Pair]) -> list[Outcome]:
         """Outcomes of all training photos under models that saw neither them nor pairs made from their groups."""
         share = self.config.downstream.fold_share
-        steps = max(1, round((self.config.downstream.base_steps + self.config.downstream.steps) * share))
         work = []
         for fold in range(self.config.wasm.folds):
             held = [sample_id for sample_id in self.train if self.manifest.fold(sample_id) == fold]
             groups = {self.dataset.sample(sample_id).group for sample_id in held}
             rest = [sample_id for sample_id in self.train if self.manifest.fold(sample_id) != fold]
             allowed = [pair for pair in pairs if not self._sources(pair) & groups]
-            work.append((f"fold {fold}", (rest, allowed, steps, held, fold)))
+            work.append((f"fold {fold}", (rest, allowed, share, held, fold)))
         with self._bar(f"fitting {len(work)} folds", self.downstream) as watch:
             return [row for rows in self.downstream.run("fold", work, watch=watch) for row in rows]
 

@@ -15,7 +15,7 @@ from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.images import Limits, decode_mask_png, decode_png
 from cdiff.data.store import Run, read_pair
-from cdiff.downstream.scoring import outcomes, score_photos
+from cdiff.downstream.scoring import outcomes, score_photo, score_photos
 from cdiff.downstream.segmenter import build_segmenter, load_segmenter, save_segmenter
 from cdiff.downstream.training import TrainingItem, batch_seed, fit, real_items, synthetic_item
 from cdiff.evaluation.decision import Tally, decide, tally
@@ -34,7 +34,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Scores of one segmenter on one split (cdiff.evaluation.protocol.evaluate) and soft Dice by photo."""
+    """Scores of one segmenter on one split (cdiff.evaluation.protocol.evaluate) and soft Dice by photo with targets."""
 
     scores: dict[str, Any]
     dice: dict[str, float]
@@ -77,10 +77,16 @@ class DownstreamActor:
         return Fit(revision, tuple(float(part.mean()) for part in parts), time.perf_counter() - began)
 
     def fold(
-        self, sample_ids: list[str], pairs: list[Pair], steps: int, held: list[str], fold: int
+        self, sample_ids: list[str], pairs: list[Pair], share: float, held: list[str], fold: int
     ) -> list[Outcome]:
-        """Fit a fold's model without the photos of its fold, and say how it does on them."""
-        fitted = self.fit(sample_ids, pairs, steps)
+        """Fit a fold's model without the photos of its fold, and say how it does on them.
+
+        It is fitted as the models that it stands for, with a share of their steps: a base of real photos, then with pairs.
+        """
+        config = self.config.downstream
+        base = round(config.base_steps * share)
+        start = self.fit(sample_ids, [], base).revision if base else ""
+        fitted = self.fit(sample_ids, pairs, max(1, round(config.steps * share)), start)
         return outcomes(self._load(fitted.revision), self.dataset, held, self.config.downstream, fold)
 
     def evaluate(self, revision: str, sample_ids: list[str], threshold: float | None = None) -> Evaluation:
@@ -92,10 +98,12 @@ class DownstreamActor:
         scores = evaluate(maps, self.dataset, sample_ids, chosen)
         return Evaluation(scores, photo_dice(maps, self.dataset, sample_ids), chosen)
 
-    def decide(self, candidate: str, best: str, real_only: str, sample_ids: list[str], seed: int) -> Decision:
+    def decide(
+        self, candidate: str, best: str, real_only: str, sample_ids: list[str], gain: float, seed: int
+    ) -> Decision:
         """Compare three segmenters on the validation photos."""
         tallies = [self._tally(revision, sample_ids) for revision in (candidate, best, real_only)]
-        return decide(tallies[0], tallies[1], tallies[2], seed)
+        return decide(tallies[0], tallies[1], tallies[2], gain, seed)
 
     def score(self, revision: str, sample_ids: list[str]) -> dict[str, np.ndarray]:
         """Score maps of a few photos, for pictures."""
@@ -116,11 +124,9 @@ class DownstreamActor:
         """Counted once per actor and segmenter: the rivals stay the same from round to round."""
         key = (revision, tuple(sample_ids))
         if key not in self.tallies:
-            maps = score_photos(
-                self._load(revision), self.dataset, sample_ids, self.config.downstream, self._progress
-            )
-            groups = {sample_id: self.dataset.sample(sample_id).group for sample_id in sample_ids}
-            self.tallies[key] = tally(maps, self.dataset, sample_ids, groups)
+            model, config = self._load(revision), self.config.downstream
+            scored = ((i, score_photo(model, self.dataset.image(i), config)) for i in sample_ids)
+            self.tallies[key] = tally(scored, self.dataset)
         return self.tallies[key]
 
     def _item(self, pair: Pair) -> TrainingItem:

@@ -29,7 +29,7 @@ class DataConfig(Settings):
         0.2, gt=0, lt=1, description="Share that accepts or rejects rounds; the rest tests."
     )
     normal_share: float = Field(
-        0, ge=0, lt=1, description="Share of the normals' groups that trains; 0: as of the types'."
+        0, ge=0, lt=1, description="Share of the groups without targets that trains; 0: `train_share`."
     )
     calibration_share: float = Field(
         0.15,
@@ -177,7 +177,7 @@ class DownstreamConfig(Settings):
         0.6,
         ge=0,
         le=1,
-        description="Share of a fit's steps in which pairs take part; the last are real alone.",
+        description="Share of `steps` in which pairs take part; the last are real alone.",
     )
     target_share: float = Field(
         0.7, ge=0, le=1, description="Share of crops centred on a target; the rest lie anywhere."

@@ -6,7 +6,7 @@
 Both arms of a seed share start weights, the real part of every batch, and the number of optimiser steps. A seed redraws
 start weights, batches, plans and pairs; the split and the generator stay (data.split_seed and generator.seed redraw
 those). Runs that are complete already are read, not repeated. --oracle (demo data only) adds an arm that trains on as
-many fresh procedural samples as the loop made pairs: the share of its gain that the loop reaches is reported.
+many fresh procedural samples as the loop accepted pairs: the share of its gain that the loop reaches is reported.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run_seed(arguments: list[str], seed: int, oracle: bool) -> dict[str, Any]:
         if finished is None:
             raise RunError(f"{session.run.path} has no closing event. Run the loop again to finish it.")
         if oracle:
-            found = session.ledger.milestone("oracle") or _oracle(session, finished["pairs"])
+            found = session.ledger.milestone("oracle") or _oracle(session, finished["pairs_accepted"])
             finished["test"]["oracle"] = found["scores"]
     return finished
 
@@ -109,6 +109,7 @@ def summary(finished: list[dict[str, Any]], seeds: list[int], command: str) -> d
         "test": test,
         "gain": {metric: _gain(test, "loop", metric) for metric in ("pixel_ap", "mdice", "f1_max", "iou")},
         "pairs": [result["pairs"] for result in finished],
+        "pairs_accepted": [result["pairs_accepted"] for result in finished],
         "valid_share": [result["valid_share"] for result in finished],
         "accepted_rounds": [result["accepted_rounds"] for result in finished],
         "best_round": [result["best_round"] for result in finished],

@@ -56,7 +56,8 @@ def log_round(
     with tracker.round(result.round) as log:
         log.metrics({"validation": fitted.scores, "pairs": reasons, "seconds": dict(result.seconds)})
         log.metrics({"decision": {"gain": decision.gain, "low": decision.low, "high": decision.high}})
-        log.metrics({"decision": {"accepted": float(decision.accepted)}, "fit": {"loss": fitted.losses[-1]}})
+        log.metrics({"decision": {"accepted": float(decision.accepted), "better": float(decision.better)}})
+        log.metrics({"fit": {"loss": fitted.losses[-1]}})
         log.table("weakness", _weakness_table(result))
         log.table("counts", pd.DataFrame(result.counts, columns=["slice", "verdict", "count"]))
         kept, away = _grids(session.run, session, pairs)
@@ -93,10 +94,11 @@ def close(
             "finished",
             test={"real_only": before.scores, "loop": after.scores},
             dice=after.dice,
-            pairs=len(ledger.kept_pairs()),
+            pairs=len(ledger.kept_pairs(until=ledger.best_round())),
+            pairs_accepted=len(ledger.kept_pairs()),
             valid_share=_valid_share(ledger),
             accepted_rounds=[result.round for result in ledger.rounds() if result.decision.accepted],
-            best_round=max((result.round for result in ledger.rounds() if result.decision.better), default=0),
+            best_round=ledger.best_round(),
             seconds=_seconds(ledger, real_only),
             peak_memory_gb=peak_memory_gb(),
         )
@@ -174,7 +176,7 @@ def _predictions(
     session: Session, crew: Crew, best: Assessed, dice: dict[str, float]
 ) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
     """The best accepted model's best and worst test photos with targets."""
-    shown = [i for i in sorted(dice, key=lambda i: (dice[i], i)) if not session.dataset.sample(i).is_normal]
+    shown = sorted(dice, key=lambda i: (dice[i], i))
     worst, good = shown[:_PREDICTIONS], shown[-_PREDICTIONS:][::-1]
     maps = crew.score(best.revision, sorted({*worst, *good}))
 

@@ -39,7 +39,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
         pairs = seconds("generate", crew.make_pairs, weaknesses, number, generator, best.revision)
         kept = [pair for pair in pairs if pair.kept]
         candidate = seconds("fit", crew.assess, ledger, f"round-{number}", accepted + kept)
-        decision = crew.decide(candidate, best, real_only, config.seed + number)
+        decision = seconds("decide", crew.decide, candidate, best, real_only, config.seed + number)
         result = RoundResult(
             round=number,
             weaknesses=tuple(weaknesses),

@@ -1,4 +1,4 @@
-"""Segment a folder of photos with a run's accepted segmenter.
+"""Segment a folder of photos with a run's best segmenter.
 
     python jobs/predict.py RUN FOLDER [--out OUT] [--threshold T] [--home HOME]
 
@@ -29,10 +29,10 @@ def predict(run: Run, folder: Path, out: Path, threshold: float | None) -> int:
     """Segment every photo under a folder; returns how many.
 
     Raises:
-        RunError: the run has no accepted segmenter yet.
+        RunError: the run has no segmenter yet.
         DataError: no photo, an unreadable one, or an output folder that holds files.
     """
-    revision, chosen = accepted(run)
+    revision, chosen = best_segmenter(run)
     level = chosen if threshold is None else threshold
     photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not photos:
@@ -54,15 +54,15 @@ def predict(run: Run, folder: Path, out: Path, threshold: float | None) -> int:
     return len(rows)
 
 
-def accepted(run: Run) -> tuple[str, float]:
+def best_segmenter(run: Run) -> tuple[str, float]:
     """Revision of the best accepted segmenter, and the score threshold that was best for IoU on validation.
 
     Raises:
         RunError: nothing was fitted yet.
     """
     ledger = Ledger(run.ledger_path)
-    rounds = [result.round for result in ledger.rounds() if result.decision.better]
-    found = ledger.milestone(f"round-{rounds[-1]}" if rounds else "real_only")
+    number = ledger.best_round()
+    found = ledger.milestone(f"round-{number}" if number else "real_only")
     if found is None:
         raise RunError(
             f"{run.path} has no segmenter yet. Run the loop on it first: python jobs/loop.py --run {run.name}"

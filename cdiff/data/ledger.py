@@ -128,12 +128,21 @@ class Ledger:
             for pair in self._pairs(event)
         ]
 
-    def kept_pairs(self, accepted_only: bool = True) -> list[Pair]:
-        """The kept pairs of all committed rounds, by default of the accepted ones: what is trained on. Errors as `pairs`."""
+    def best_round(self) -> int:
+        """The round whose candidate is the best model; 0: the model of real photos alone is."""
+        return max((result.round for result in self.rounds() if result.decision.better), default=0)
+
+    def kept_pairs(self, accepted_only: bool = True, until: int | None = None) -> list[Pair]:
+        """The kept pairs of all committed rounds, by default of the accepted ones: what is trained on. Errors as `pairs`.
+
+        Args:
+            until: the last round that counts; None: all.
+        """
         return [
             pair
             for event in self._rounds()
             if event["result"]["decision"]["accepted"] or not accepted_only
+            if until is None or event["result"]["round"] <= until
             for pair in self._pairs(event)
             if pair.kept
         ]

@@ -156,7 +156,7 @@ def _assign(samples: Sequence[Sample], config: DataConfig) -> tuple[dict[str, Sp
         short = 0
         for key, members in groups.items():
             counts = Counter(splits[group] for group in members)
-            needed = quotas(len(members), _shares_of(key, config), open_splits[key[0]])
+            needed = quotas(len(members), config, open_splits[key[0]])
             short += (
                 sum(max(0, min(needed[split], _LEAST[split]) - counts[split]) for split in SPLITS)
                 if key[1]

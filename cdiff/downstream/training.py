@@ -35,7 +35,6 @@ class TrainingItem:
     mask: NDArray[np.bool_]  # [H, W], every target of the photo
     boxes: tuple[Box, ...]  # what target crops are centred on; () for a normal
     weight_key: str  # real items of one key share one part in the draw: "category/type"; pairs have none
-    synthetic: bool
 
 
 def shrink(image: NDArray[np.uint8], longest_side: int) -> NDArray[np.uint8]:
@@ -56,12 +55,12 @@ def real_items(dataset: Dataset, sample_ids: Iterable[str], config: DownstreamCo
             dataset.image(sample_id), dataset.mask(sample_id), config.longest_side
         )
         if sample.is_normal:
-            items.append(TrainingItem(image, mask, (), f"{sample.category}/", synthetic=False))
+            items.append(TrainingItem(image, mask, (), f"{sample.category}/"))
         for type in sample.types:
             boxes = tuple(
                 _scaled(target.box, scale) for target in dataset.targets(sample_id) if target.type == type
             )
-            items.append(TrainingItem(image, mask, boxes, f"{sample.category}/{type}", synthetic=False))
+            items.append(TrainingItem(image, mask, boxes, f"{sample.category}/{type}"))
     return items
 
 
@@ -79,9 +78,7 @@ def synthetic_item(
     """
     small, small_mask, scale = _shrunk_pair(image, mask, config.longest_side)
     boxes = (box,) if box else tuple(found for found, _ in components(mask))
-    return TrainingItem(
-        small, small_mask, tuple(_scaled(b, scale) for b in boxes), weight_key="", synthetic=True
-    )
+    return TrainingItem(small, small_mask, tuple(_scaled(b, scale) for b in boxes), weight_key="")
 
 
 def batch_seed(seed: int, further: bool) -> int:

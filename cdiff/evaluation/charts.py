@@ -62,9 +62,9 @@ def rounds(baseline: float | None, points: Sequence[tuple[int, float, bool]], la
     path = " ".join(f"{axis.x(number):.1f},{axis.y(value):.1f}" for number, value, _ in points)
     start = f"{axis.x(0):.1f},{axis.y(baseline):.1f} " if baseline is not None else ""
     parts.append(f'<polyline points="{start}{path}" class="line"/>')
-    for number, value, accepted in points:
-        kind = "after" if accepted else "hollow"
-        title = f"round {number}: {value:.3f}, {'accepted' if accepted else 'rejected'}"
+    for number, value, best in points:
+        kind = "after" if best else "hollow"
+        title = f"round {number}: {value:.3f}{', the best model' if best else ''}"
         parts.append(
             f'<circle cx="{axis.x(number):.1f}" cy="{axis.y(value):.1f}" r="4.5" class="{kind}"><title>{title}</title></circle>'
             f'<text x="{axis.x(number):.1f}" y="{axis.y(value) - 9:.1f}" text-anchor="middle">{value:.3f}</text>'

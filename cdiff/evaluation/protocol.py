@@ -80,12 +80,9 @@ def best_iou_threshold(score_maps: Maps, dataset: Dataset, ids: Iterable[str]) -
 
 
 def photo_dice(score_maps: Maps, dataset: Dataset, ids: Iterable[str]) -> dict[str, float]:
-    """How well each photo is segmented, in [0, 1]: soft Dice of photos with targets, 1 - image score of normals."""
-    values = {}
-    for sample_id in sorted(set(ids)):
-        scores, mask = score_maps[sample_id], dataset.mask(sample_id)
-        values[sample_id] = metrics.soft_dice(scores, mask) if mask.any() else 1 - image_score(scores)
-    return values
+    """Soft Dice of each photo with targets, in [0, 1]."""
+    shown = [sample_id for sample_id in sorted(set(ids)) if dataset.mask(sample_id).any()]
+    return {i: metrics.soft_dice(score_maps[i], dataset.mask(i)) for i in shown}
 
 
 def _pools(score_maps: Maps, dataset: Dataset, ids: list[str]) -> dict[str, tuple[Ranks, list[str]]]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cdiff.data.run import write_durably
 from cdiff.evaluation import charts, page
-from cdiff.types import RoundResult
+from cdiff.types import Decision, RoundResult
 
 METRICS = {
     "pixel_ap": ("Pixel AP", "mean over types of the average precision of pixels, at native size"),
@@ -200,14 +200,16 @@ def _rounds(content: ReportContent) -> str:
     if name:
         drawn = charts.rounds(
             content.real_only.get(name),
-            [(r.round, v[name], d.accepted) for r, v, d in found],
+            [(r.round, v[name], d.better) for r, v, d in found],
             f"validation {label} by round",
         )
         first = page.chart(
-            f"Validation {label} by round", drawn, "Hollow: rejected. Dashed: real photos alone."
+            f"Validation {label} by round",
+            drawn,
+            "Filled: the best model from then on. Dashed: real photos alone.",
         )
     drawn = charts.intervals(
-        [(r.round, d.gain, d.low, d.high, d.accepted) for r, _, d in found], "gain by round"
+        [(r.round, d.gain, d.low, d.high, d.better) for r, _, d in found], "gain by round"
     )
     second = page.chart(
         "Gain that decided",
@@ -221,7 +223,7 @@ def _rounds(content: ReportContent) -> str:
             _number(v.get(name)) if name else "–",
             page.signed(d.gain),
             f"{d.low:+.3f} to {d.high:+.3f}",
-            _badge(d.accepted),
+            _badge(d),
             d.reason,
         )
         for r, v, d in found
@@ -323,10 +325,12 @@ def _run(content: ReportContent) -> str:
     )
 
 
-def _badge(accepted: bool) -> page.Markup:
-    return page.Markup(
-        f'<span class="badge {"up" if accepted else "down"}">{"accepted" if accepted else "rejected"}</span>'
+def _badge(decision: Decision) -> page.Markup:
+    """A rejected round's pairs are not trained on; an accepted one's are, whether its own model is the best or not."""
+    told, kind = (
+        ("best", "up") if decision.better else ("accepted", "") if decision.accepted else ("rejected", "down")
     )
+    return page.Markup(f'<span class="badge {kind}">{told}</span>')
 
 
 def _number(value: float | None) -> str:

@@ -64,21 +64,31 @@ def store(run: Run, found: list[Attempt]) -> None:
     write_shard(run, found[0].shard, [ShardRow(item, b"i", b"m", b"c", b"r", b"g") for item in found])
 
 
-def result(number: int, accepted: bool = True) -> RoundResult:
+def result(number: int, accepted: bool = True, gain: float = 0.1) -> RoundResult:
     weakness = Weakness(Slice("c", "t", "small"), ("c/t/1#0",), 0.7, 0.3, 0.9, 0.8)
-    decision = Decision(accepted, "because", 0.1, -0.1, 0.3)
+    decision = Decision(accepted, "because", gain, -0.1, 0.3)
     counts = (("c/t", "kept", 2), ("c/t", "blurred", 1))
     return RoundResult(
         number, (weakness,), (), 2, counts, "rev", (("pixel_ap", 0.4),), decision, (("fit", 1.5),)
     )
 
 
-def commit(run: Run, ledger: Ledger, number: int, accepted: bool) -> list[Pair]:
+def commit(run: Run, ledger: Ledger, number: int, accepted: bool, gain: float = 0.1) -> list[Pair]:
     found = attempts(range(10 * number, 10 * number + 3))
     store(run, found)
     pairs = [Pair(item, reason) for item, reason in zip(found, ["", "blurred", ""], strict=True)]
-    ledger.commit_round(result(number, accepted), pairs)
+    ledger.commit_round(result(number, accepted, gain), pairs)
     return pairs
+
+
+def test_the_best_round_is_the_last_that_gained_and_pairs_may_be_counted_up_to_it(run):
+    ledger = Ledger(run.ledger_path)
+    assert ledger.best_round() == 0
+    for number, accepted, gain in ((1, True, 0.02), (2, True, -0.01), (3, False, -0.2)):
+        commit(run, ledger, number, accepted, gain)
+    assert ledger.best_round() == 1
+    assert [len(ledger.kept_pairs(until=number)) for number in (0, 1, 2, 3)] == [0, 2, 4, 4]
+    assert len(ledger.kept_pairs()) == 4
 
 
 CARRIERS = [

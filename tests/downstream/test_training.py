@@ -33,12 +33,12 @@ def blob(seed, type="dark", side=64):
     return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2), mask
 
 
-def items_of(count, config, type="dark", synthetic=False, first=0):
+def items_of(count, config, type="dark", first=0):
     found = [
         synthetic_item(image, mask, config)
         for image, mask in (blob(first + seed, type) for seed in range(count))
     ]
-    return [TrainingItem(i.image, i.mask, i.boxes, f"metal/{type}", synthetic) for i in found]
+    return [TrainingItem(i.image, i.mask, i.boxes, f"metal/{type}") for i in found]
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_short_fit_learns_to_segment_unseen_photos(config):
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(config):
     def weights(seed):
         model = build_segmenter(config, seed=0)
-        fit(model, items_of(4, config), items_of(3, config, synthetic=True), config, steps=4, seed=seed)
+        fit(model, items_of(4, config), items_of(3, config, "bright"), config, steps=4, seed=seed)
         return torch.cat([tensor.flatten().float() for tensor in model.state_dict().values()])
 
     assert torch.equal(weights(1), weights(1))
@@ -71,8 +71,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(config):
 def test_real_crops_are_the_same_whatever_the_synthetic_list_is(config):
     real = items_of(5, config)
     without = Batches(real, [], config, seed=3)
-    few = Batches(real, items_of(1, config, "bright", True), config, seed=3)
-    many = Batches(real, items_of(9, config, "bright", True, first=50), config, seed=3)
+    few = Batches(real, items_of(1, config, "bright"), config, seed=3)
+    many = Batches(real, items_of(9, config, "bright", first=50), config, seed=3)
     replaced = round(round(config.batch * config.target_share) * config.synthetic_share)
     for _ in range(5):
         draws = [batches.draw(CPU) for batches in (without, few, many)]
@@ -92,29 +92,21 @@ def test_synthetic_crops_take_the_configured_share_of_the_target_crops(config):
         assert int((photos.std(dim=(1, 2, 3)) < 1e-3).sum()) == expected
 
 
-def test_the_last_steps_of_a_fit_are_on_real_photos_alone(config, monkeypatch):
-    drawn = []
+def test_the_last_steps_of_a_fit_are_on_real_photos_alone(config):
+    def weights(pairs, until):
+        model, changed = build_segmenter(config, 0), config.model_copy(update={"synthetic_until": until})
+        fit(model, items_of(4, config), pairs, changed, steps=4, seed=0)
+        return torch.cat([tensor.flatten().float() for tensor in model.state_dict().values()])
 
-    def draw(self, device, pairs=True, original=Batches.draw):
-        drawn.append(pairs)
-        return original(self, device, pairs)
-
-    monkeypatch.setattr(Batches, "draw", draw)
-    config = config.model_copy(update={"synthetic_until": 0.6})
-    fit(
-        build_segmenter(config, 0),
-        items_of(4, config),
-        items_of(3, config, "bright", True),
-        config,
-        steps=5,
-        seed=0,
-    )
-    assert drawn == [True, True, True, False, False]
+    pairs = items_of(3, config, "bright")
+    assert torch.equal(weights(pairs, 0.0), weights([], 0.5))
+    assert not torch.equal(weights(pairs, 0.5), weights([], 0.5))
+    assert not torch.equal(weights(pairs, 0.5), weights(pairs, 1.0))
 
 
 def test_without_the_pairs_a_batch_is_that_of_a_fit_on_real_photos(config):
     real = items_of(5, config)
-    plain, mixed = Batches(real, [], config, 3), Batches(real, items_of(2, config, "bright", True), config, 3)
+    plain, mixed = Batches(real, [], config, 3), Batches(real, items_of(2, config, "bright"), config, 3)
     assert not torch.equal(plain.draw(CPU)[0], mixed.draw(CPU)[0])
     for ours, theirs in zip(plain.draw(CPU), mixed.draw(CPU, pairs=False), strict=True):
         assert torch.equal(ours, theirs)
@@ -146,7 +138,7 @@ def test_a_fit_that_goes_on_sees_other_batches_than_the_fit_before():
 
 
 def test_a_fit_on_normals_alone_runs_and_one_on_nothing_is_refused(config):
-    normal = TrainingItem(blob(0)[0], np.zeros((64, 64), dtype=bool), (), "metal/", False)
+    normal = TrainingItem(blob(0)[0], np.zeros((64, 64), dtype=bool), (), "metal/")
     model = build_segmenter(config, seed=0)
     assert np.isfinite(fit(model, [normal], [], config, steps=2, seed=0)["loss"]).all()
     with pytest.raises(ValueError, match="at least one real photo"):

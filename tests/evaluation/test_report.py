@@ -35,13 +35,13 @@ def scores(value: float | None) -> dict:
     }
 
 
-def result(number: int, accepted: bool) -> RoundResult:
+def result(number: int, accepted: bool, gain: float = 0.012) -> RoundResult:
     weakness = tuple(
         Weakness(Slice("metal", kind, "small"), ("a", "b"), 0.7, 0.3, 0.9, score)
         for kind, score in (("pit", 0.25), ("crack", 0.75), (EVIL, 0.5))
     )
     counts = (("metal/crack", "kept", 5), ("metal/crack", "blurred", 2), ("metal/pit", "kept", 1))
-    decision = Decision(accepted, "the reason", 0.012 if accepted else -0.012, -0.05, 0.034)
+    decision = Decision(accepted, "the reason", gain if accepted else -0.012, -0.05, 0.034)
     alarms = (Weakness(Slice("metal"), ("n1", "n2", "n3"), 0.7, 0.3, 0.0, 0.625),)
     scores = (("pixel_ap", 0.3),)
     return RoundResult(number, weakness, alarms, 6, counts, "rev", scores, decision, (("fit", 2.0),))
@@ -132,8 +132,12 @@ def test_the_headline_says_what_the_numbers_say(content):
     words = Page(render(worse)).words
     assert "fell from 0.500 to 0.250" in words
     assert "-0.250" in words
-    none = dataclasses.replace(content, rounds=(result(1, False),))
-    assert "No round did better" in Page(render(none)).words
+    none = dataclasses.replace(content, rounds=(result(1, False), result(2, True, -0.01)))
+    words = Page(render(none)).words
+    assert "No round did better" in words
+    assert "accepted" in words  # its pairs are trained on, though its own model is not the best
+    later = dataclasses.replace(content, rounds=(result(1, True), result(2, True, -0.01)))
+    assert "with the pairs of round 1 of 2" in Page(render(later)).words
     undefined = dataclasses.replace(content, after=scores(None))
     assert "undefined" in Page(render(undefined)).words
 
