@@ -19,9 +19,16 @@ from skimage.transform import resize
 from cdiff.config import SamplingConfig
 from cdiff.types import Box, Pose, Target
 
-GRID = 32  # side of the coarse foreground map that travels with a frame
+GRID = 64  # side of the coarse foreground map that travels with a frame
 _BLACK = 16  # of 255: darker than this in every channel is no tissue and no surface
 _FRAME_SHARE = 0.005  # share of the photo from which such an area is a frame around the picture
+_CONTEXT = 1.5  # the surroundings that are compared reach so far, in halves of the target's longer side
+_STEPS = np.linspace(-1, 1, 9)
+_SHADOW = (
+    0.65  # share of the way from ground to object where the object begins; soft shadows reach 0.5 to 0.6
+)
+_SOFT = 0.12  # slope of a border, share of its height per pixel of the working size: edges have 0.2 and more
+_SHADOW_ROUNDS = 4  # the middle of the object moves as its shadow leaves; it stands still by then
 _WORKING_SIDE = 192  # foreground is found on a photo shrunk to this longer side
 
 
@@ -49,15 +56,13 @@ class Frame:
         x, y = _turn(u * self.length, v * self.breadth, self.angle)
         return x + self.cx, y + self.cy
 
-    def share_on_object(self, x: float, y: float, half: float) -> float:
-        """Share of a square around (x, y) that lies on the object, from the coarse map; off the photo counts as off."""
+    def covered(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Share of foreground at places of the photo, from the coarse map; 0 off the photo. Arrays of one shape."""
         cells = np.frombuffer(self.grid, np.uint8).reshape(GRID, GRID)
-        steps = np.linspace(-half, half, 5)
-        columns = np.floor((x + steps) / self.width * GRID).astype(int)
-        rows = np.floor((y + steps) / self.height * GRID).astype(int)
-        inside = ((rows >= 0) & (rows < GRID))[:, None] & ((columns >= 0) & (columns < GRID))[None, :]
-        values = cells[np.clip(rows, 0, GRID - 1)][:, np.clip(columns, 0, GRID - 1)] / 255.0
-        return float((values * inside).mean())
+        columns = np.floor(x / self.width * GRID).astype(int)
+        rows = np.floor(y / self.height * GRID).astype(int)
+        inside = (rows >= 0) & (rows < GRID) & (columns >= 0) & (columns < GRID)
+        return cells[rows.clip(0, GRID - 1), columns.clip(0, GRID - 1)] / 255.0 * inside
 
 
 def foreground(image: np.ndarray) -> np.ndarray:
@@ -107,7 +112,7 @@ def _object(image: np.ndarray) -> np.ndarray | None:
     border = np.concatenate([bright[0], bright[-1], bright[:, 0], bright[:, -1]])
     if 0.1 < border.mean() < 0.9:
         return None
-    mask = ~bright if border.mean() >= 0.9 else bright
+    mask = _without_shadow(grey, ~bright) if border.mean() >= 0.9 else bright
     labels, count = ndimage.label(ndimage.binary_closing(mask, iterations=2))
     if count == 0:
         return None
@@ -116,6 +121,27 @@ def _object(image: np.ndarray) -> np.ndarray | None:
     if not 0.02 < mask.mean() < 0.9:
         return None
     return resize(mask.astype(float), (height, width), order=1) > 0.5
+
+
+def _without_shadow(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A dark object without the soft shadow that Otsu's threshold counts to it.
+
+    A shadow is a part between ground and object in its grey, whose border fades: a light half of an object has an edge.
+    """
+    ground = float(np.median(grey[~mask]))
+    beyond = mask
+    for _ in range(_SHADOW_ROUNDS):
+        height = (grey - ground) / ((float(np.median(grey[beyond])) - ground) or 1.0)
+        if not (height > _SHADOW).any():
+            return mask
+        beyond = height > _SHADOW
+    slope = np.hypot(*np.gradient(height)) / ndimage.maximum_filter(height, 9).clip(0.05)
+    border = mask & ~ndimage.binary_erosion(mask, border_value=1)
+    if not border.any():
+        return mask
+    along = ndimage.uniform_filter(border * slope, 7) / ndimage.uniform_filter(border * 1.0, 7).clip(1e-9)
+    rows, columns = ndimage.distance_transform_edt(~border, return_distances=False, return_indices=True)
+    return mask & (beyond | (along[rows, columns] > _SOFT))
 
 
 def frame_of(image: np.ndarray) -> Frame:
@@ -160,7 +186,7 @@ def draw_pose(
     config: SamplingConfig,
     margin: tuple[float, float],
     rng: np.random.Generator,
-    tries: int = 12,
+    tries: int = 24,
 ) -> Pose:
     """Draw how a target is laid onto another photo, near its own place on the object.
 
@@ -168,21 +194,29 @@ def draw_pose(
         reference: frame of the photo that shows the target.
         occupied: boxes of the background photo's own targets, kept free as far as possible.
         margin: range of crop side / longer side of the target.
-        tries: drawn poses, of which the one that lies best on the object and clear of `occupied` wins.
+        tries: drawn poses, of which the one whose surroundings are object and ground as the target's own are, and that
+            lies clear of `occupied`, wins: a target at the edge comes to lie at the edge.
     """
     drawn = [_one_pose(target, reference, background, config, margin, rng) for _ in range(tries)]
     half = target.longer_side / 2
-    own = reference.share_on_object(*_centre(target.box), half)
+    dx, dy = (_CONTEXT * half * grid for grid in np.meshgrid(_STEPS, _STEPS))
+    x, y = _centre(target.box)
+    own = reference.covered(x + dx, y + dy)
 
     def fit(pose: Pose) -> float:
-        # As much on the object as the real target was, no more: edge defects belong to the edge.
-        on_object = min(own, background.share_on_object(pose.x, pose.y, half * pose.scale))
-        return on_object - _overlap(pose, half * pose.scale, occupied)
+        there = background.covered(*_laid(pose, dx, dy))
+        return -float(np.abs(there - own).mean()) - _overlap(pose, half * pose.scale, occupied)
 
     scores = [fit(pose) for pose in drawn]
     best = max(scores)
     # The first that is as good as the best: the draw stays close to the real positions' distribution.
     return next(pose for pose, score in zip(drawn, scores, strict=True) if score >= best - 0.02)
+
+
+def _laid(pose: Pose, dx: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places around a target, offsets in its own photo's pixels, on the photo on which the pose lays it."""
+    turned_x, turned_y = _turn_all(dx, -dy if pose.flip else dy, pose.angle)
+    return pose.x + pose.scale * turned_x, pose.y + pose.scale * turned_y
 
 
 def repaint_pose(target: Target, margin: tuple[float, float], rng: np.random.Generator) -> Pose:
@@ -238,5 +272,10 @@ def _centre(box: Box) -> tuple[float, float]:
 
 
 def _turn(x: float, y: float, degrees: float) -> tuple[float, float]:
+    turned_x, turned_y = _turn_all(np.array(x), np.array(y), degrees)
+    return float(turned_x), float(turned_y)
+
+
+def _turn_all(x: np.ndarray, y: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
     radians = math.radians(degrees)
     return x * math.cos(radians) - y * math.sin(radians), x * math.sin(radians) + y * math.cos(radians)

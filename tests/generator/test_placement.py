@@ -38,11 +38,23 @@ def test_black_corners_and_boxes_are_no_place_for_a_target_and_dark_spots_are() 
     assert mask[:90].all()
     frame = frame_of(photo)
     assert (frame.cx, frame.cy) == (75, 75)  # places still refer to the whole photo
-    assert frame.share_on_object(25, 125, 10) < 0.1
-    assert (
-        frame.share_on_object(80, 70, 4) < 0.4 < 0.9 < frame.share_on_object(120, 30, 10)
-    )  # nobody sees a target there
+    box, lumen, lit, off = frame.covered(np.array([25, 80, 120, 160]), np.array([125, 70, 30, 30]))
+    assert box < 0.1 and off == 0 and lit > 0.9
+    assert lumen < 0.4  # nobody sees a target there
     assert foreground(photo // 16).all()  # dark all over
+
+
+def test_an_objects_soft_shadow_is_no_part_of_it() -> None:
+    photo = _bolt(0).astype(float)
+    shadow = np.zeros((200, 200))
+    shadow[100:122, 44:166] = 1
+    shade = 70 * ndimage.gaussian_filter(shadow, 4)[..., None]
+    shaded = np.where(photo > 150, photo - shade, photo).clip(0, 255).astype(np.uint8)
+    mask = foreground(shaded)
+    assert mask[100, 60:150].all()
+    assert not mask[114, 80:150].any()
+    plain, dark = frame_of(_bolt(0)), frame_of(shaded)
+    assert abs(plain.cy - dark.cy) < 2 and abs(plain.length - dark.length) < 6
 
 
 @pytest.mark.parametrize("angle", [0, 35, 90, 140, -60])
@@ -62,10 +74,24 @@ def test_poses_keep_to_the_object_and_near_the_real_place() -> None:
     poses = [
         draw_pose(target, reference, background, (), SamplingConfig(), (1.3, 2.2), rng) for _ in range(40)
     ]
-    on_object = [background.share_on_object(p.x, p.y, 4) for p in poses]
-    assert np.mean(np.array(on_object) > 0.3) > 0.9
+    on_object = background.covered(np.array([p.x for p in poses]), np.array([p.y for p in poses]))
+    assert np.mean(on_object > 0.3) > 0.9
     along = [background.to_object(p.x, p.y)[0] for p in poses]
     assert abs(np.mean(along) - reference.to_object(138, 100)[0]) < 0.08
+
+
+@pytest.mark.parametrize("angle", [0, 70])
+def test_a_target_at_the_objects_end_comes_to_lie_at_the_end(angle: float) -> None:
+    target = Target(
+        "a#0", "a", "bolt", "bent", "g", (150, 92, 170, 108), 200
+    )  # half on the tip, half on the ground
+    reference, background = frame_of(_bolt(0)), frame_of(_bolt(angle))
+    rng = np.random.default_rng(0)
+    config = SamplingConfig(jitter=0.2)
+    poses = [draw_pose(target, reference, background, (), config, (1.3, 2.2), rng) for _ in range(40)]
+    tip = reference.to_object(160, 100)[0]
+    away = [abs(background.to_object(p.x, p.y)[0] - tip) * background.length for p in poses]
+    assert np.quantile(away, 0.9) < 8  # the jitter alone gives 20
 
 
 def test_a_new_target_keeps_clear_of_the_photos_own_where_there_is_room() -> None:
