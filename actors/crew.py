@@ -96,8 +96,9 @@ class Crew:
 
     def assess(self, ledger: Ledger, name: str, pairs: Sequence[Pair]) -> Assessed:
         """Fit on the training photos and the given pairs, score on validation; from the ledger if done before."""
+        made_of = content_hash(sorted(pair.task_id for pair in pairs))
         found = ledger.milestone(name)
-        if found is not None:
+        if found is not None and found.get("pairs") == made_of:  # a restarted round may have kept others
             return from_json(Assessed, found["assessed"])
         fitted = self._fit(name, pairs, self.config.downstream.steps, self._base(ledger))
         evaluation = self.evaluate(fitted.revision, self.validation, None)
@@ -108,13 +109,14 @@ class Crew:
             fitted.losses,
             fitted.seconds,
         )
-        ledger.record(name, assessed=assessed)
+        ledger.record(name, assessed=assessed, pairs=made_of)
         return assessed
 
     def best(self, ledger: Ledger, default: Assessed) -> Assessed:
         """The candidate that became the best last."""
         number = ledger.best_round()
-        return self.assess(ledger, f"round-{number}", []) if number else default
+        found = ledger.milestone(f"round-{number}") if number else None
+        return from_json(Assessed, found["assessed"]) if found else default
 
     def decide(self, candidate: Assessed, best: Assessed, real_only: Assessed, seed: int) -> Decision:
         """Whether a candidate is accepted, on validation."""
