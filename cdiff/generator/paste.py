@@ -30,6 +30,7 @@ _BANDS = (
     4.0,
     8.0,
 )  # standard deviations, pixels, of the bands in which a pasted target keeps its own texture
+_LIGHT, _COLOUR = 0.9, 0.35  # bounds of the light's shift, and of a colour's against the light's, in logits
 _SETTLE = 0.35  # how far a pose may settle, in longer sides of the target
 
 
@@ -285,28 +286,36 @@ def feathered(region: np.ndarray, reach: float) -> np.ndarray:
 
 
 def _blend(base: np.ndarray, patch: np.ndarray, mask: np.ndarray, longer: float) -> np.ndarray:
-    """Paste by mask with the light matched along the outline: the gain is carried inwards from the ring around it.
+    """Paste by mask with the light matched along the outline: the shift is carried inwards from the ring around it.
 
-    A gain, not an offset: light multiplies what a surface reflects. Single colours follow within bounds, so that a target
-    takes on the tint of its new surface but not the black of a corner.
+    The shift is one of logits: in the dark it multiplies, as light does with what a surface reflects, and towards white it
+    fades out, as a camera's response does, so that no bright target burns out. Single colours follow within bounds, so
+    that a target takes on the tint of its new surface but not the black of a corner.
     """
     spread = max(1.0, 0.04 * longer)
     near = ndimage.distance_transform_edt(mask <= 0.5) if (mask > 0.5).any() else np.full(mask.shape, np.inf)
     ring = ((near > spread) & (near <= 3 * spread + 2)).astype(np.float32)
     sigma = max(3.0, 0.3 * longer)
+    weight = ndimage.gaussian_filter(ring, sigma)[..., None] + 1e-6
     here, there = (
-        np.stack([ndimage.gaussian_filter(ring * array[..., c], sigma) for c in range(3)], -1)
+        np.stack([ndimage.gaussian_filter(ring * array[..., c], sigma) for c in range(3)], -1) / weight
         for array in (base, patch)
     )
-    floor = 8 * ndimage.gaussian_filter(ring, sigma)[..., None] + 1e-6  # 8 grey levels: black has no ratio
     light = np.clip(
-        (here.mean(-1, keepdims=True) + floor) / (there.mean(-1, keepdims=True) + floor), 0.5, 2.0
+        _logit(here.mean(-1, keepdims=True)) - _logit(there.mean(-1, keepdims=True)), -_LIGHT, _LIGHT
     )
-    gain = np.clip((here + floor) / (there + floor), 0.7 * light, 1.4 * light)
+    shift = np.clip(_logit(here) - _logit(there), light - _COLOUR, light + _COLOUR)
+    lit = 255 / (1 + np.exp(-_logit(patch) - shift))
     alpha = np.clip(1 - (near - 0.5) / (2 * spread), 0, 1)[..., None].astype(np.float32)
     alpha = np.maximum(alpha * alpha * (3 - 2 * alpha), mask[..., None])
     around = (near > spread + 1) & (near <= max(8.0, 0.5 * longer))
-    return base + alpha * (_own_texture(base, np.clip(patch * gain, 0, 255), mask, around, longer) - base)
+    return base + alpha * (_own_texture(base, lit, mask, around, longer) - base)
+
+
+def _logit(colours: np.ndarray) -> np.ndarray:
+    """Log odds of colours in [0, 255], 8 grey levels from either end at the least: black and white have no ratio."""
+    share = (colours + 8) / (255 + 16)
+    return np.log(share / (1 - share))
 
 
 def _own_texture(
