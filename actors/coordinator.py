@@ -3,7 +3,7 @@ nothing is lost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import ray
@@ -27,10 +27,11 @@ class CoordinatorActor:
         groups: Mapping[str, str],
         backgrounds: Mapping[str, Sequence[str]],
         frames: Mapping[str, Frame],
+        cut_off: Set[str],
         thresholds: Thresholds,
     ) -> None:
         self.config, self.targets, self.frames, self.thresholds = config, targets, frames, thresholds
-        self.stock = Stock(targets, backgrounds, groups, self._propose)
+        self.stock = Stock(targets, backgrounds, groups, self._propose, cut_off)
         self.own: dict[str, list[Target]] = {}
         for target in targets.values():
             self.own.setdefault(target.sample_id, []).append(target)

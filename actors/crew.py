@@ -224,6 +224,7 @@ class Crew:
     def _coordinate(self, thresholds: Thresholds) -> None:
         photos = [self.dataset.sample(sample_id) for sample_id in self.train]
         frames: dict[str, Frame] = self.extractor.call("frames", self.train)
+        cut_off: set[str] = self.extractor.call("cut_off", self.train)
         targets = {target.target_id: target for target in self.dataset.all_targets(self.train)}
         groups = {photo.sample_id: photo.group for photo in photos}
         backgrounds: dict[str, list[str]] = {}
@@ -232,7 +233,7 @@ class Crew:
             normals = [photo.sample_id for photo in own if photo.is_normal]
             backgrounds[category] = normals or [photo.sample_id for photo in own]
         options = actor_options(self.config, "coordinator")
-        arguments = (self.config, targets, groups, backgrounds, frames, thresholds)
+        arguments = (self.config, targets, groups, backgrounds, frames, cut_off, thresholds)
         self.coordinator = ActorGroup(
             "coordinator",
             lambda _: CoordinatorActor.options(**options).remote(*arguments),  # type: ignore[attr-defined]

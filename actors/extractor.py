@@ -9,7 +9,7 @@ from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.store import Run
 from cdiff.generator.model import Generator
-from cdiff.generator.placement import Frame, frame_of
+from cdiff.generator.placement import Frame, cut_off, frame_of
 from cdiff.wasm.calibration import calibrate
 from cdiff.wasm.quality import Thresholds
 
@@ -25,6 +25,15 @@ class ExtractorActor:
     def frames(self, sample_ids: list[str]) -> dict[str, Frame]:
         """The object's frame on each photo."""
         return {sample_id: frame_of(self.dataset.image(sample_id)) for sample_id in sample_ids}
+
+    def cut_off(self, sample_ids: list[str]) -> set[str]:
+        """Target ids of targets that end at the black frame of their photo."""
+        targets = self.dataset.all_targets(sample_ids)
+        return {
+            target.target_id
+            for target in targets
+            if cut_off(self.dataset.image(target.sample_id), self.dataset.target_mask(target.target_id))
+        }
 
     def bank(self, revision: str, target_ids: list[str]) -> str:
         """Build and store the token bank of real training targets; returns its revision."""

@@ -29,6 +29,9 @@ _SHADOW = (
 )
 _SOFT = 0.12  # slope of a border, share of its height per pixel of the working size: edges have 0.2 and more
 _SHADOW_ROUNDS = 4  # the middle of the object moves as its shadow leaves; it stands still by then
+_OUTLINE = 4  # pixels around a target in which the frame is looked for; its edge is soft
+_CUT_SHARE = 0.05  # share of a target's outline on the frame from which the target counts as cut off
+_CROWDED = 0.5  # where the photo has targets of its own, poses may be smaller by this factor, to find room beside them
 _WORKING_SIDE = 192  # foreground is found on a photo shrunk to this longer side
 
 
@@ -86,6 +89,13 @@ def _lit(image: np.ndarray) -> np.ndarray:
     frame = [i for i in border if i and sizes[i] >= _FRAME_SHARE * dark.size]
     lit = ~np.isin(labels, frame)
     return lit if lit.mean() > 0.5 else np.ones_like(lit)  # a dark photo is no frame
+
+
+def cut_off(image: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether a target, bool [H, W], ends at the black frame of its photo, uint8 [H, W, 3]: elsewhere it lacks a part."""
+    outline = ndimage.binary_dilation(mask, iterations=_OUTLINE) & ~mask
+    frame = ~_lit(image)
+    return bool(outline.any() and frame[outline].mean() > _CUT_SHARE)
 
 
 def _light(image: np.ndarray) -> np.ndarray:
@@ -197,7 +207,8 @@ def draw_pose(
         tries: drawn poses, of which the one whose surroundings are object and ground as the target's own are, and that
             lies clear of `occupied`, wins: a target at the edge comes to lie at the edge.
     """
-    drawn = [_one_pose(target, reference, background, config, margin, rng) for _ in range(tries)]
+    shrink = _CROWDED if occupied else 1.0
+    drawn = [_one_pose(target, reference, background, config, margin, shrink, rng) for _ in range(tries)]
     half = target.longer_side / 2
     dx, dy = (_CONTEXT * half * grid for grid in np.meshgrid(_STEPS, _STEPS))
     x, y = _centre(target.box)
@@ -231,6 +242,7 @@ def _one_pose(
     background: Frame,
     config: SamplingConfig,
     margin: tuple[float, float],
+    shrink: float,
     rng: np.random.Generator,
 ) -> Pose:
     u, v = reference.to_object(*_centre(target.box))
@@ -250,7 +262,7 @@ def _one_pose(
         x=float(np.clip(x, 0, background.width - 1)),
         y=float(np.clip(y, 0, background.height - 1)),
         angle=angle,
-        scale=math.exp(rng.uniform(low, high)),
+        scale=math.exp(rng.uniform(low + math.log(shrink), high)),
         flip=flip,
         elastic=config.elastic,
         margin=float(rng.uniform(*margin)),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import count
 
@@ -49,6 +49,7 @@ class Stock:
     ]  # sample_ids by category: normals, or the training photos without any
     groups: Mapping[str, str]  # source object by sample_id, of every background
     propose: Propose  # draws the pose; asked for a target on its own photo, it repaints the target
+    cut_off: Set[str] = frozenset()  # target_ids that are no reference as long as their slice has others
 
 
 def plan(
@@ -198,7 +199,8 @@ class _Planner:
 
     def _references(self, name: str) -> list[str]:
         """The slice's targets in the round's order: the same for every wave."""
-        ids = sorted(self.slices[name].targets)
+        targets = self.slices[name].targets
+        ids = sorted(set(targets) - self.stock.cut_off) or sorted(targets)
         return [ids[i] for i in self._rng(_REFERENCES, zlib.crc32(name.encode())).permutation(len(ids))]
 
     def _background(

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from cdiff.config import SamplingConfig
-from cdiff.generator.placement import draw_pose, foreground, frame_of, repaint_pose
+from cdiff.generator.placement import cut_off, draw_pose, foreground, frame_of, repaint_pose
 from cdiff.types import Target
 
 
@@ -36,6 +36,9 @@ def test_black_corners_and_boxes_are_no_place_for_a_target_and_dark_spots_are() 
     mask = foreground(photo)
     assert not mask[110:, :50].any()
     assert mask[:90].all()
+    beside, far = np.zeros((2, 150, 150), bool)
+    beside[80:99, 20:50] = far[30:60, 90:120] = True
+    assert cut_off(photo, beside) and not cut_off(photo, far)
     frame = frame_of(photo)
     assert (frame.cx, frame.cy) == (75, 75)  # places still refer to the whole photo
     box, lumen, lit, off = frame.covered(np.array([25, 80, 120, 160]), np.array([125, 70, 30, 30]))
@@ -102,7 +105,10 @@ def test_a_new_target_keeps_clear_of_the_photos_own_where_there_is_room() -> Non
     config = SamplingConfig(jitter=0.5)
     poses = [draw_pose(target, frame, frame, [(60, 60, 90, 90)], config, (1.3, 2.2), rng) for _ in range(30)]
     clear = [max(abs(p.x - 75), abs(p.y - 75)) >= 15 + 15 * p.scale for p in poses]
-    assert np.mean(clear) > 0.8
+    assert np.mean(clear) > 0.9
+    large = Target("a#0", "a", "tissue", "polyp", "g", (40, 40, 110, 110), 700)
+    poses = [draw_pose(large, frame, frame, [(40, 0, 110, 150)], config, (1.3, 2.2), rng) for _ in range(30)]
+    assert np.median([p.scale for p in poses]) < 0.8  # no room beside it but for a smaller one
 
 
 def test_a_repaint_stays_in_place() -> None:

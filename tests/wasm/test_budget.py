@@ -1,5 +1,6 @@
 """The plan: exact shares, even use of references, fresh wave after wave, the same for the same seed."""
 
+import dataclasses
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -97,6 +98,15 @@ def test_task_seeds_are_distinct_and_fit_63_bits() -> None:
     seeds = [assignment.task.seed for assignment in planned(config("wasm.pairs=200"))]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_cut_off_targets_are_references_only_where_a_slice_has_no_others() -> None:
+    cracks, chips = ([t for t in sorted(TARGETS) if f"/{type}/" in t] for type in ("crack", "chip"))
+    less = dataclasses.replace(stock(), cut_off={*cracks, *chips[1:]})
+    tasks = plan(WEAKNESSES, less, config("wasm.pairs=100"), round=0, revisions=REVISIONS)
+    used = {a.task.reference for a in tasks}
+    assert used & set(chips) == {chips[0]}
+    assert used & set(cracks) == set(cracks)
 
 
 def test_references_of_a_slice_are_used_evenly_across_waves() -> None:
