@@ -19,7 +19,7 @@ from cdiff.data.store import read_crops, read_pair
 from cdiff.evaluation.pictures import (
     PAIR_HEADER,
     PREDICTION_HEADER,
-    grid,
+    folded,
     pair_tiles,
     prediction_tiles,
     strip,
@@ -224,7 +224,7 @@ def _grid(run: Run, session: Session, pairs: Iterable[Pair]) -> np.ndarray | Non
         captions.append(
             f"{pair.attempt.category}/{pair.attempt.type}  loss {loss:.2f}  {pair.reason or 'kept'}"
         )
-    return grid(rows, captions, PAIR_HEADER) if rows else None
+    return folded(rows, captions, PAIR_HEADER) if rows else None
 
 
 def _box(session: Session, pair: Pair, side: int) -> tuple[int, int, int, int]:

@@ -45,7 +45,7 @@ svg .line{fill:none;stroke:var(--after);stroke-width:1.6;opacity:.55}svg .whiske
 svg .before{fill:var(--before)}svg .after{fill:var(--after)}svg .hollow{fill:#fff;stroke:var(--weak);stroke-width:2}
 svg .gain{stroke:var(--after);stroke-width:3;opacity:.45}svg .loss{stroke:var(--weak);stroke-width:3;opacity:.55}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(430px,1fr));gap:16px}
-figure{margin:0}
+figure{margin:0}.pictures figure:only-child{grid-column:1/-1}
 figure img{display:block;width:100%;height:auto;border:1px solid var(--line);border-radius:4px}
 figcaption{font-size:.82rem;color:var(--soft);margin-top:4px;overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:minmax(130px,max-content) 1fr;gap:4px 18px;margin:0;font-size:.9rem}

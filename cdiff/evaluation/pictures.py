@@ -137,6 +137,23 @@ def grid(
     return _write(canvas, texts)
 
 
+def folded(
+    rows: Sequence[Sequence[Pixels]], captions: Sequence[str], header: Sequence[str], folds: int = 2
+) -> Pixels:
+    """A grid of many rows, cut into `folds` grids that stand beside each other: read down, then on at the next top."""
+    size = -(-len(rows) // folds)
+    parts = [grid(rows[i : i + size], captions[i : i + size], header) for i in range(0, len(rows), size)]
+    height = max(part.shape[0] for part in parts)
+    margin = ((0, 0), (0, 4 * _GAP), (0, 0))
+    level = [
+        np.pad(part, ((0, height - part.shape[0]), (0, 0), (0, 0)), constant_values=PAPER[0])
+        for part in parts
+    ]
+    return np.concatenate(
+        [*(np.pad(part, margin, constant_values=PAPER[0]) for part in level[:-1]), level[-1]], 1
+    )
+
+
 def _write(canvas: Pixels, texts: Sequence[tuple[int, int, int, str]]) -> Pixels:
     """Draw (x, y, room, text) on a copy."""
     if not texts:

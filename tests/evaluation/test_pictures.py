@@ -8,6 +8,7 @@ from cdiff.evaluation.pictures import (
     PAIR_HEADER,
     REGION,
     TRUTH,
+    folded,
     grid,
     heat,
     outline,
@@ -91,6 +92,18 @@ def test_a_grid_holds_every_tile_and_its_words():
     assert told.shape[1] == plain.shape[1]
     assert (told[:17] < 100).any()  # letters over the columns
     assert ((told == 1).all(-1)).sum() == 3000
+
+
+def test_a_folded_grid_goes_on_at_the_top_beside_the_first_half():
+    rows = [
+        [np.full((8, 9, 3), shade, np.uint8), np.full((8, 9, 3), shade, np.uint8)] for shade in (10, 20, 30)
+    ]
+    captions, header = ["a", "b", "c"], ["x", "y"]
+    sheet, left = folded(rows, captions, header), grid(rows[:2], captions[:2], header)
+    assert (sheet[: left.shape[0], : left.shape[1]] == left).all()
+    right = sheet[:, left.shape[1] :]
+    assert shows(right, (30, 30, 30)) and not shows(right, (10, 10, 10)) and not shows(right, (20, 20, 20))
+    assert (folded(rows[:1], captions[:1], header) == grid(rows[:1], captions[:1], header)).all()
 
 
 def test_tiles_of_different_sizes_make_no_grid():
