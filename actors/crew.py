@@ -32,6 +32,7 @@ from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
 from cdiff.data.splits import Manifest
 from cdiff.data.store import Run
+from cdiff.errors import RunError
 from cdiff.generator.placement import Frame
 from cdiff.types import Assignment, Attempt, Decision, Outcome, Pair, Revisions, Weakness, content_hash
 from cdiff.wasm.quality import Thresholds
@@ -98,7 +99,7 @@ class Crew:
         """Fit on the training photos and the given pairs, score on validation; from the ledger if done before."""
         made_of = content_hash(sorted(pair.task_id for pair in pairs))
         found = ledger.milestone(name)
-        if found is not None and found.get("pairs") == made_of:  # a restarted round may have kept others
+        if found is not None and found.get("made_of") == made_of:  # a restarted round may have kept others
             return from_json(Assessed, found["assessed"])
         fitted = self._fit(name, pairs, self.config.downstream.steps, self._base(ledger))
         evaluation = self.evaluate(fitted.revision, self.validation, None)
@@ -109,14 +110,18 @@ class Crew:
             fitted.losses,
             fitted.seconds,
         )
-        ledger.record(name, assessed=assessed, pairs=made_of)
+        ledger.record(name, assessed=assessed, made_of=made_of)
         return assessed
 
     def best(self, ledger: Ledger, default: Assessed) -> Assessed:
         """The candidate that became the best last."""
         number = ledger.best_round()
-        found = ledger.milestone(f"round-{number}") if number else None
-        return from_json(Assessed, found["assessed"]) if found else default
+        if not number:
+            return default
+        found = ledger.milestone(f"round-{number}")
+        if found is None:
+            raise RunError(f"{self.run.path} has no model of round {number}: it was cut. Start a new run.")
+        return from_json(Assessed, found["assessed"])
 
     def decide(self, candidate: Assessed, best: Assessed, real_only: Assessed, seed: int) -> Decision:
         """Whether a candidate is accepted, on validation."""

@@ -1,7 +1,7 @@
 """The ledger: what a run has done, as an append-only file of JSON lines. The driver alone writes it.
 
     {"seq": 0, "at": 1763900000.0, "kind": "started", ...}
-    {"seq": 1, "at": ..., "kind": "milestone", "name": "generator", ...}     what is dear and done once
+    {"seq": 1, "at": ..., "kind": "milestone", "name": "generator", ...}     what is dear; the last of a name counts
     {"seq": 2, "at": ..., "kind": "round", "result": {...}, "shards": [...], "verdicts": [[task_id, reason], ...]}
     {"seq": 3, "at": ..., "kind": "finished", ...}
 
@@ -76,7 +76,7 @@ class Ledger:
         self._events.append(json.loads(line))
 
     def record(self, name: str, **payload: Any) -> None:
-        """Remember something dear that is done once per run; `milestone` finds it again after a restart."""
+        """Remember something dear; `milestone` finds what was last recorded under a name, after a restart too."""
         self.append("milestone", name=name, **payload)
 
     def milestone(self, name: str) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ _BANDS = (
     8.0,
 )  # standard deviations, pixels, of the bands in which a pasted target keeps its own texture
 _LIGHT, _COLOUR = 0.9, 0.35  # bounds of the light's shift, and of a colour's against the light's, in logits
+_ROOM = 8.0  # grey levels beyond black and beyond white
 _SETTLE = 0.35  # how far a pose may settle, in longer sides of the target
 
 
@@ -305,7 +306,7 @@ def _blend(base: np.ndarray, patch: np.ndarray, mask: np.ndarray, longer: float)
         _logit(here.mean(-1, keepdims=True)) - _logit(there.mean(-1, keepdims=True)), -_LIGHT, _LIGHT
     )
     shift = np.clip(_logit(here) - _logit(there), light - _COLOUR, light + _COLOUR)
-    lit = 255 / (1 + np.exp(-_logit(patch) - shift))
+    lit = np.clip((255 + 2 * _ROOM) / (1 + np.exp(-_logit(patch) - shift)) - _ROOM, 0, 255)
     alpha = np.clip(1 - (near - 0.5) / (2 * spread), 0, 1)[..., None].astype(np.float32)
     alpha = np.maximum(alpha * alpha * (3 - 2 * alpha), mask[..., None])
     around = (near > spread + 1) & (near <= max(8.0, 0.5 * longer))
@@ -313,8 +314,8 @@ def _blend(base: np.ndarray, patch: np.ndarray, mask: np.ndarray, longer: float)
 
 
 def _logit(colours: np.ndarray) -> np.ndarray:
-    """Log odds of colours in [0, 255], 8 grey levels from either end at the least: black and white have no ratio."""
-    share = (colours + 8) / (255 + 16)
+    """Log odds of colours in [0, 255], with room added at both ends: black and white have no ratio."""
+    share = (colours + _ROOM) / (255 + 2 * _ROOM)
     return np.log(share / (1 - share))
 
 

@@ -24,14 +24,15 @@ _BLACK = 16  # of 255: darker than this in every channel is no tissue and no sur
 _FRAME_SHARE = 0.005  # share of the photo from which such an area is a frame around the picture
 _CONTEXT = 1.5  # the surroundings that are compared reach so far, in halves of the target's longer side
 _STEPS = np.linspace(-1, 1, 9)
-_SHADOW = (
-    0.65  # share of the way from ground to object where the object begins; soft shadows reach 0.5 to 0.6
-)
+# Share of the way from ground to object where the object begins; soft shadows reach 0.5 to 0.6.
+_SHADOW = 0.65
 _SOFT = 0.12  # slope of a border, share of its height per pixel of the working size: edges have 0.2 and more
 _SHADOW_ROUNDS = 4  # the middle of the object moves as its shadow leaves; it stands still by then
-_OUTLINE = 4  # pixels around a target in which the frame is looked for; its edge is soft
-_CUT_SHARE = 0.05  # share of a target's outline on the frame from which the target counts as cut off
-_CROWDED = 0.5  # where the photo has targets of its own, poses may be smaller by this factor, to find room beside them
+_OUTLINE = (
+    0.02  # how far around a target the frame is looked for, share of the photo's longer side, at least 8 px
+)
+_CUT_SHARE = 0.05  # share of that band on the frame from which the target counts as cut off
+_CROWDED = 0.5  # where the photo has targets of its own, later poses may be smaller by this factor, to find room beside them
 _WORKING_SIDE = 192  # foreground is found on a photo shrunk to this longer side
 
 
@@ -47,7 +48,7 @@ class Frame:
     length: float  # extent along the axis
     breadth: float  # extent across it
     oriented: bool  # False: the axis carries no meaning, turns stay small
-    grid: bytes  # GRID x GRID coarse foreground, row by row, 0..255 share of foreground
+    grid: bytes  # GRID x GRID coarse foreground, row by row, 0..255 share of foreground; without an object, of what is lit
 
     def to_object(self, x: float, y: float) -> tuple[float, float]:
         """Photo pixels to object coordinates; the object spans about -0.5..0.5 on both axes."""
@@ -60,7 +61,7 @@ class Frame:
         return x + self.cx, y + self.cy
 
     def covered(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Share of foreground at places of the photo, from the coarse map; 0 off the photo. Arrays of one shape."""
+        """The coarse map, in [0, 1], at places of the photo; 0 off the photo. Arrays of one shape."""
         cells = np.frombuffer(self.grid, np.uint8).reshape(GRID, GRID)
         columns = np.floor(x / self.width * GRID).astype(int)
         rows = np.floor(y / self.height * GRID).astype(int)
@@ -92,10 +93,21 @@ def _lit(image: np.ndarray) -> np.ndarray:
 
 
 def cut_off(image: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether a target, bool [H, W], ends at the black frame of its photo, uint8 [H, W, 3]: elsewhere it lacks a part."""
-    outline = ndimage.binary_dilation(mask, iterations=_OUTLINE) & ~mask
-    frame = ~_lit(image)
-    return bool(outline.any() and frame[outline].mean() > _CUT_SHARE)
+    """Whether a target, bool [H, W], ends at the black frame of its photo, uint8 [H, W, 3].
+
+    On another photo it would lack the part that the frame hides.
+    """
+    reach = max(8, round(_OUTLINE * max(mask.shape)))
+    rows, columns = np.nonzero(mask)
+    if not rows.size or _object(image) is not None:
+        return False
+    near = (
+        slice(max(0, rows.min() - reach), rows.max() + reach + 1),
+        slice(max(0, columns.min() - reach), columns.max() + reach + 1),
+    )
+    away = ndimage.distance_transform_edt(~mask[near])
+    band = (away > 0) & (away <= reach)
+    return bool(band.any() and (~_lit(image)[near])[band].mean() > _CUT_SHARE)
 
 
 def _light(image: np.ndarray) -> np.ndarray:
@@ -136,19 +148,15 @@ def _object(image: np.ndarray) -> np.ndarray | None:
 def _without_shadow(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A dark object without the soft shadow that Otsu's threshold counts to it.
 
-    A shadow is a part between ground and object in its grey, whose border fades: a light half of an object has an edge.
+    A shadow is the part whose grey lies between ground and object and whose border fades. A light half of an object lies
+    between too, but has an edge.
     """
-    ground = float(np.median(grey[~mask]))
-    beyond = mask
+    ground, beyond = float(np.median(grey[~mask])), mask
     for _ in range(_SHADOW_ROUNDS):
-        height = (grey - ground) / ((float(np.median(grey[beyond])) - ground) or 1.0)
-        if not (height > _SHADOW).any():
-            return mask
+        height = (grey - ground) / (float(np.median(grey[beyond])) - ground)
         beyond = height > _SHADOW
     slope = np.hypot(*np.gradient(height)) / ndimage.maximum_filter(height, 9).clip(0.05)
     border = mask & ~ndimage.binary_erosion(mask, border_value=1)
-    if not border.any():
-        return mask
     along = ndimage.uniform_filter(border * slope, 7) / ndimage.uniform_filter(border * 1.0, 7).clip(1e-9)
     rows, columns = ndimage.distance_transform_edt(~border, return_distances=False, return_indices=True)
     return mask & (beyond | (along[rows, columns] > _SOFT))
@@ -204,11 +212,12 @@ def draw_pose(
         reference: frame of the photo that shows the target.
         occupied: boxes of the background photo's own targets, kept free as far as possible.
         margin: range of crop side / longer side of the target.
-        tries: drawn poses, of which the one whose surroundings are object and ground as the target's own are, and that
-            lies clear of `occupied`, wins: a target at the edge comes to lie at the edge.
+        tries: drawn poses, of which the one whose surroundings are object and ground, or light and dark, as the target's
+            own are, and that lies clear of `occupied`, wins: a target at the edge comes to lie at the edge. With
+            `occupied`, the second half may be smaller than `sampling.scale` says, for where there is no room.
     """
-    shrink = _CROWDED if occupied else 1.0
-    drawn = [_one_pose(target, reference, background, config, margin, shrink, rng) for _ in range(tries)]
+    shrink = [_CROWDED if occupied and number >= tries // 2 else 1.0 for number in range(tries)]
+    drawn = [_one_pose(target, reference, background, config, margin, least, rng) for least in shrink]
     half = target.longer_side / 2
     dx, dy = (_CONTEXT * half * grid for grid in np.meshgrid(_STEPS, _STEPS))
     x, y = _centre(target.box)

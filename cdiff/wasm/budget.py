@@ -49,7 +49,7 @@ class Stock:
     ]  # sample_ids by category: normals, or the training photos without any
     groups: Mapping[str, str]  # source object by sample_id, of every background
     propose: Propose  # draws the pose; asked for a target on its own photo, it repaints the target
-    cut_off: Set[str] = frozenset()  # target_ids that are no reference as long as their slice has others
+    cut_off: Set[str] = frozenset()  # target_ids that are no references while they are few in their slice
 
 
 def plan(
@@ -199,8 +199,9 @@ class _Planner:
 
     def _references(self, name: str) -> list[str]:
         """The slice's targets in the round's order: the same for every wave."""
-        targets = self.slices[name].targets
-        ids = sorted(set(targets) - self.stock.cut_off) or sorted(targets)
+        targets = set(self.slices[name].targets)
+        whole = targets - self.stock.cut_off
+        ids = sorted(whole if 2 * len(whole) >= len(targets) else targets)
         return [ids[i] for i in self._rng(_REFERENCES, zlib.crc32(name.encode())).permutation(len(ids))]
 
     def _background(

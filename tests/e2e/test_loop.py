@@ -86,10 +86,12 @@ def test_kept_pairs_lie_on_training_photos_and_differ_from_them_only_in_their_re
 
 
 def test_the_same_command_goes_on_instead_of_starting_again(done, home, tiny_loop) -> None:
-    before = (home / "runs" / "tiny" / "ledger.jsonl").read_text().count('"kind": "round"')
+    ledger = home / "runs" / "tiny" / "ledger.jsonl"
+    before = [ledger.read_text().count(f'"kind": "{kind}"') for kind in ("round", "milestone")]
     again = _command("loop.py", "--run", "tiny", *tiny_loop, home=home)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert (home / "runs" / "tiny" / "ledger.jsonl").read_text().count('"kind": "round"') == before == 2
+    assert [ledger.read_text().count(f'"kind": "{kind}"') for kind in ("round", "milestone")] == before
+    assert before[0] == 2  # and no fit was done again
 
 
 def test_another_configuration_is_refused_by_name_and_difference(done, home, tiny_loop) -> None:

@@ -42,6 +42,36 @@ def test_start_strength_zero_is_exactly_copy_paste_at_full_resolution(resolution
     assert np.array_equal(cut(target, canvas.box), canvas.mask > 0.5)
 
 
+@pytest.mark.parametrize("level", [6, 60, 200, 252])
+def test_a_target_pasted_on_its_own_surroundings_keeps_its_colours(level: int) -> None:
+    photo = np.full((120, 120, 3), level, np.uint8)
+    photo[50:70, 50:70] = (level + 90) % 256
+    mask = (photo != level).all(axis=2)
+    target = Target("a#0", "a", "metal", "pit", "g", (50, 50, 70, 70), 400)
+    pose = Pose(x=60.0, y=60.0, angle=0.0, scale=1.0, flip=False, elastic=0.0, margin=2.0)
+    rng = np.random.default_rng(0)
+    canvas = lay_out(photo, photo, mask, target, pose, min_side=24, dilation=0.12, repaint=False, rng=rng)
+    assert np.abs(canvas.pasted - cut(photo, canvas.box)).max() < 1
+
+
+def test_a_bright_target_on_a_brighter_surface_does_not_burn_out() -> None:
+    reference = np.full((120, 120, 3), 90, np.uint8)
+    reference[45:75, 45:75] = 180
+    reference[55:65, 55:65] = 210
+    mask = np.zeros((120, 120), bool)
+    mask[45:75, 45:75] = True
+    target = Target("a#0", "a", "tissue", "polyp", "g", (45, 45, 75, 75), 900)
+    pose = Pose(x=60.0, y=60.0, angle=0.0, scale=1.0, flip=False, elastic=0.0, margin=2.0)
+    rng = np.random.default_rng(0)
+    bright = np.full((120, 120, 3), 170, np.uint8)
+    canvas = lay_out(
+        bright, reference, mask, target, pose, min_side=24, dilation=0.12, repaint=False, rng=rng
+    )
+    left, top = canvas.box[:2]
+    rim, core = (canvas.pasted[60 - top, x - left].mean() for x in (49, 60))
+    assert 180 < rim < core - 5 < 250  # a gain of 170 / 90 would make white of both
+
+
 def test_pixels_outside_the_region_equal_the_background_photo() -> None:
     photo, canvas = _canvas()
     noise = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1

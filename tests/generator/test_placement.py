@@ -7,8 +7,9 @@ import pytest
 from scipy import ndimage
 
 from cdiff.config import SamplingConfig
-from cdiff.generator.placement import cut_off, draw_pose, foreground, frame_of, repaint_pose
-from cdiff.types import Target
+from cdiff.generator.paste import warp
+from cdiff.generator.placement import _laid, cut_off, draw_pose, foreground, frame_of, repaint_pose
+from cdiff.types import Pose, Target
 
 
 def _bolt(angle: float, side: int = 200) -> np.ndarray:
@@ -56,6 +57,8 @@ def test_an_objects_soft_shadow_is_no_part_of_it() -> None:
     mask = foreground(shaded)
     assert mask[100, 60:150].all()
     assert not mask[114, 80:150].any()
+    photo[92:108, 130:160] = 115  # a bolt of two metals: the light one is no shadow, it has an edge
+    assert foreground(photo.astype(np.uint8))[95:105, 135:155].all()
     plain, dark = frame_of(_bolt(0)), frame_of(shaded)
     assert abs(plain.cy - dark.cy) < 2 and abs(plain.length - dark.length) < 6
 
@@ -105,10 +108,38 @@ def test_a_new_target_keeps_clear_of_the_photos_own_where_there_is_room() -> Non
     config = SamplingConfig(jitter=0.5)
     poses = [draw_pose(target, frame, frame, [(60, 60, 90, 90)], config, (1.3, 2.2), rng) for _ in range(30)]
     clear = [max(abs(p.x - 75), abs(p.y - 75)) >= 15 + 15 * p.scale for p in poses]
-    assert np.mean(clear) > 0.9
-    large = Target("a#0", "a", "tissue", "polyp", "g", (40, 40, 110, 110), 700)
-    poses = [draw_pose(large, frame, frame, [(40, 0, 110, 150)], config, (1.3, 2.2), rng) for _ in range(30)]
-    assert np.median([p.scale for p in poses]) < 0.8  # no room beside it but for a smaller one
+    assert np.mean(clear) > 0.8
+    assert np.median([p.scale for p in poses]) > 0.9  # there is room at full size
+
+
+def test_where_there_is_no_room_beside_the_photos_own_a_new_target_is_smaller() -> None:
+    texture = np.random.default_rng(0).integers(60, 200, (150, 150, 3)).astype(np.uint8)
+    frame = frame_of(texture)
+    target = Target("a#0", "a", "tissue", "polyp", "g", (40, 40, 110, 110), 700)
+    rng = np.random.default_rng(0)
+    config, occupied = SamplingConfig(jitter=0.7, scale=(1, 1)), [(100, 0, 150, 150), (0, 0, 50, 150)]
+
+    def overlap(poses: list[Pose]) -> float:
+        spans = [(p.x - 35 * p.scale, p.x + 35 * p.scale) for p in poses]
+        return float(np.mean([(max(0, 50 - low) + max(0, high - 100)) / (high - low) for low, high in spans]))
+
+    poses = [draw_pose(target, frame, frame, occupied, config, (1.3, 2.2), rng) for _ in range(30)]
+    first = [draw_pose(target, frame, frame, occupied, config, (1.3, 2.2), rng, tries=1) for _ in range(30)]
+    assert np.median([p.scale for p in poses]) < 0.7
+    assert overlap(poses) < 0.2 < 0.28 < overlap(first)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_places_around_a_target_go_where_the_paste_puts_them(flip: bool) -> None:
+    mask = np.zeros((80, 90), bool)
+    mask[30:33, 52:55] = True  # a dot beside the target's centre, which is at (40, 35)
+    target = Target("a#0", "a", "metal", "pit", "g", (30, 25, 50, 45), 400)
+    pose = Pose(x=64.0, y=50.0, angle=50.0, scale=1.4, flip=flip, elastic=0.0, margin=2.0)
+    image = np.zeros((80, 90, 3), np.uint8)
+    _, coverage = warp(image, mask, target, pose, (0, 0, 120, 120), np.random.default_rng(0))
+    rows, columns = np.nonzero(coverage > 0.5)
+    x, y = _laid(pose, np.array(53.5 - 40), np.array(31.5 - 35))
+    assert abs(x - columns.mean() - 0.5) < 1 and abs(y - rows.mean() - 0.5) < 1
 
 
 def test_a_repaint_stays_in_place() -> None:

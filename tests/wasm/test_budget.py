@@ -100,12 +100,12 @@ def test_task_seeds_are_distinct_and_fit_63_bits() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_cut_off_targets_are_references_only_where_a_slice_has_no_others() -> None:
+def test_cut_off_targets_are_no_references_unless_most_of_their_slice_are() -> None:
     cracks, chips = ([t for t in sorted(TARGETS) if f"/{type}/" in t] for type in ("crack", "chip"))
-    less = dataclasses.replace(stock(), cut_off={*cracks, *chips[1:]})
+    less = dataclasses.replace(stock(), cut_off={*cracks[1:], *chips[:4]})
     tasks = plan(WEAKNESSES, less, config("wasm.pairs=100"), round=0, revisions=REVISIONS)
     used = {a.task.reference for a in tasks}
-    assert used & set(chips) == {chips[0]}
+    assert used & set(chips) and not used & set(chips[:4])
     assert used & set(cracks) == set(cracks)
 
 
