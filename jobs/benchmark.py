@@ -5,7 +5,7 @@
 
 Both arms of a seed share start weights, the real part of every batch, and the number of optimiser steps. A seed redraws
 start weights, batches, plans and pairs; the split and the generator stay (data.split_seed and generator.seed redraw
-those). Runs that are complete already are read, not repeated. --oracle (demo data only) adds an arm that trains on as
+those). Runs that this code has completed already are read, not repeated. --oracle (demo data only) adds an arm that trains on as
 many fresh procedural samples as the loop accepted pairs: the share of its gain that the loop reaches is reported.
 """
 
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from actors.resources import code_hash
 from cdiff.data.demo import fresh_samples
 from cdiff.downstream.scoring import score_photos
 from cdiff.downstream.segmenter import build_segmenter, load_segmenter
@@ -41,7 +42,7 @@ def run_seed(arguments: list[str], seed: int, oracle: bool) -> dict[str, Any]:
     """One run of the loop to its end; its closing event, with the oracle arm where asked for.
 
     Raises:
-        RunError: the loop ended early.
+        RunError: the loop ended early, or was run to its end by other code.
     """
     own = [*arguments, f"seed={seed}"]
     code = run_loop(own)
@@ -52,6 +53,10 @@ def run_seed(arguments: list[str], seed: int, oracle: bool) -> dict[str, Any]:
         finished = session.ledger.last("finished")
         if finished is None:
             raise RunError(f"{session.run.path} has no closing event. Run the loop again to finish it.")
+        if finished["code"] != code_hash():  # a run that was complete already
+            raise RunError(
+                f"{session.run.path} was made by other code than this. Give another --home, or go back to its commit."
+            )
         if oracle:
             found = session.ledger.milestone("oracle") or _oracle(session, finished["pairs_accepted"])
             finished["test"]["oracle"] = found["scores"]

@@ -12,6 +12,7 @@ import pandas as pd
 import psutil
 
 from actors.crew import Assessed, Crew
+from actors.resources import code_hash
 from cdiff.data.images import Limits, decode_mask_png, decode_png
 from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run
@@ -101,6 +102,7 @@ def close(
             best_round=ledger.best_round(),
             seconds=_seconds(ledger, real_only),
             peak_memory_gb=peak_memory_gb(),
+            code=code_hash(),
         )
         finished = ledger.last("finished") or {}
     path = write_report(
