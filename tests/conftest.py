@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cdiff.config import Config, load_config
@@ -12,6 +13,8 @@ from cdiff.data.dataset import Dataset
 from cdiff.generator.model import Generator
 from cdiff.generator.training import train_generator
 from cdiff.types import MaskFile, Sample
+
+torch.set_num_threads(1)  # as in the actors; more threads wait for each other as soon as something else runs
 
 TINY = [
     "generator.resolution=32",
