@@ -59,7 +59,7 @@ def label_agreement(
         condition = condition_of(layout, generator, bank)
         conditions.append(condition)
         images.append(condition.background_3RR)
-        masks.append(condition.start_mask_1RR > 0)
+        masks.append((condition.start_mask_1RR + 1) / 2)
         seeds.append(number)
         keys.append(f"{target.category}/{target.type}")
     with torch.inference_mode():

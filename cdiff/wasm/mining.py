@@ -26,6 +26,8 @@ from cdiff.safe.tokens import TokenBank
 from cdiff.types import Box, GenerationTask, Recipe
 
 READ_STEPS = 6  # steps in which a mask is read from a finished image
+_FAINT = 0.1  # coverage in a read mask that is the network's unrest and not a target
+_LOST = 0.6  # a drawn mask that covers less than this share of the real target's is not used
 
 # Maps a composite photo, the mask of its new target and the crop to difficulty: higher is harder, -inf is invalid.
 Judge = Callable[[np.ndarray, np.ndarray, "Layout"], float]
@@ -133,11 +135,23 @@ def detail_share(start_strength: float) -> float:
 
 
 def _masks(sampler: Sampler, conditions: list[Condition], seeds: list[int], mode: str) -> list[torch.Tensor]:
-    """One mask per task, shared by its candidates: drawn with the image unknown, or the real target's own."""
+    """One mask per task, shared by its candidates: drawn with the image unknown, or the real target's own.
+
+    What is thinner than a pixel of the generator (a scratch in a wide crop) it draws as a blur that no threshold finds
+    again; there the real target's own mask, in its new pose, is kept.
+    """
+    own = [condition.start_mask_1RR for condition in conditions]
     if mode == "given_mask":
-        return [condition.start_mask_1RR for condition in conditions]
+        return own
     starts = [sampler.start_mask(c, _noise(s, 0)) for c, s in zip(conditions, seeds, strict=True)]
-    return [state.mask_1RR.clamp(-1, 1) for state in sampler.run(starts, move_image=False)]
+    drawn = [state.mask_1RR.clamp(-1, 1) for state in sampler.run(starts, move_image=False)]
+    return [d if _covered(d, o) >= _LOST else o for d, o in zip(drawn, own, strict=True)]
+
+
+def _covered(drawn_1RR: torch.Tensor, own_1RR: torch.Tensor) -> float:
+    """Share of a mask's coverage that another one keeps; masks in [-1, 1]."""
+    drawn, own = (drawn_1RR + 1) / 2, (own_1RR + 1) / 2
+    return float(torch.minimum(drawn, own).sum() / own.sum().clamp_min(1e-6))
 
 
 def _best_of_k(
@@ -181,9 +195,7 @@ def _label_check(
         to_resolution(cut(im, la.box), resolution) / 127.5 - 1
         for (im, _), la in zip(pasted, layouts, strict=True)
     ]
-    wanted = [
-        to_resolution(cut(ma, la.box), resolution) > 0.5 for (_, ma), la in zip(pasted, layouts, strict=True)
-    ]
+    wanted = [to_resolution(cut(ma, la.box), resolution) for (_, ma), la in zip(pasted, layouts, strict=True)]
     return mask_agreement(sampler, conditions, images, wanted, [la.task.seed for la in layouts])
 
 
@@ -194,9 +206,10 @@ def mask_agreement(
     masks: Sequence[torch.Tensor],
     seeds: Sequence[int],
 ) -> list[float]:
-    """IoU in [0, 1] of given masks [1, R, R] with masks read from the images [3, R, R].
+    """IoU in [0, 1] of given masks [1, R, R], coverage in [0, 1], with masks read from the images [3, R, R].
 
-    Read in few steps and without guidance: a clean image leaves the mask little freedom.
+    Read in few steps and without guidance: a clean image leaves the mask little freedom. Coverage is compared as it is, sum of
+    minima by sum of maxima: above a threshold, nothing would be left of what is thinner than a pixel.
     """
     reader = Sampler(sampler.denoiser, sampler.null_ND, READ_STEPS, sampler.micro_batch)
     plain = [replace(condition, guidance=1.0) for condition in conditions]
@@ -204,11 +217,12 @@ def mask_agreement(
         reader.start_mask_from_image(c, image, _noise(seed, 2))
         for c, image, seed in zip(plain, images, seeds, strict=True)
     ]
-    read = [state.mask_1RR > 0 for state in reader.run(starts, move_image=False)]
-    return [
-        float((r & m).sum() / (r | m).sum().clamp_min(1))
-        for r, m in zip(read, (m.bool() for m in masks), strict=True)
-    ]
+    read = [(state.mask_1RR.clamp(-1, 1) + 1) / 2 for state in reader.run(starts, move_image=False)]
+    return [_iou(torch.where(r < _FAINT, 0.0, r), m.to(r.device)) for r, m in zip(read, masks, strict=True)]
+
+
+def _iou(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float(torch.minimum(first, second).sum() / torch.maximum(first, second).sum().clamp_min(1e-6))
 
 
 def condition_of(layout: Layout, generator: Generator, bank: TokenBank) -> Condition:

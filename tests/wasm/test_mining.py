@@ -1,13 +1,16 @@
 """Arms B0 and B1, the shared mask, and that a pair's pixels depend on its task alone."""
 
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from cdiff.generator.placement import draw_pose, frame_of
+from cdiff.generator.sampling import Condition, Sampler
 from cdiff.types import GenerationTask, Pose, Recipe, Revisions, Strengths
-from cdiff.wasm.mining import detail_share, make_pairs, spell_out
+from cdiff.wasm.mining import detail_share, make_pairs, mask_agreement, spell_out
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +144,44 @@ def test_a_grey_photo_stays_grey(tasks, bank, photos, tiny_config, tiny_generato
         return float(np.ptp(change, axis=2).mean())
 
     assert tint(pair) < 0.5 * tint(coloured)
+
+
+class Heading(torch.nn.Module):
+    """A denoiser that is sure of one mask, whatever it is shown, and leaves the image as it is."""
+
+    def __init__(self, mask_1RR: torch.Tensor) -> None:
+        super().__init__()
+        self.mask = mask_1RR
+
+    def forward(self, image, mask, *_):
+        return image, self.mask.expand_as(mask)
+
+
+def test_a_mask_that_the_generator_loses_is_the_real_targets_own(
+    tasks, bank, photos, tiny_config, tiny_generator
+) -> None:
+    blind = copy.deepcopy(tiny_generator)
+    blind.denoiser = Heading(torch.full((1, 32, 32), -0.8))  # coverage a tenth: no pixel would be over a half
+    task = dataclasses.replace(tasks[1], recipe=dataclasses.replace(tasks[1].recipe, mode="mask_first"))
+    given = dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, mode="given_mask"))
+    drawn, own = (make_pairs(blind, bank, [t], photos, tiny_config)[0] for t in (task, given))
+    assert own.target.any()
+    assert np.array_equal(drawn.target, own.target)
+
+
+def test_a_thin_mask_agrees_with_itself_and_not_with_another_place(tiny_generator) -> None:
+    thin = torch.zeros(1, 32, 32)
+    thin[:, 10, 4:28] = 0.4  # a scratch of less than half a pixel
+    haze = torch.where(thin > 0, thin, 0.05)  # what networks leave where there is nothing
+    condition = Condition(
+        *(torch.zeros(n, 32, 32) for n in (3, 1)), torch.zeros(2, 8), torch.zeros(3, 32, 32), thin, 1.0, 1.0
+    )
+    sampler = Sampler(Heading(haze * 2 - 1), torch.zeros(2, 8), 4, 2)
+
+    def agreement(mask: torch.Tensor) -> float:
+        return mask_agreement(sampler, [condition], [torch.zeros(3, 32, 32)], [mask], [0])[0]
+
+    assert agreement(thin) == pytest.approx(1, abs=1e-4)
+    assert agreement(torch.roll(thin, 2, 1)) == 0
+    assert agreement(torch.roll(thin, 8, 2)) == pytest.approx(0.5, abs=1e-4)  # 16 of 32 pixels in common
+    assert agreement(torch.zeros(1, 32, 32)) == 0
