@@ -187,7 +187,9 @@ class DownstreamConfig(Settings):
     vertical_flip: bool = Field(True, description="Photos may be turned upside down in augmentation.")
     rotate: float = Field(15.0, ge=0, le=180, description="Largest random turn in augmentation, degrees.")
     mirror: bool = Field(
-        True, description="Scores are means over a photo's mirror images: two, or four with `vertical_flip`."
+        True,
+        description="Scores are means over mirror images (two, four with `vertical_flip`; as many passes): "
+        "lone false alarms fade.",
     )
     bfloat16: bool = Field(True, description="Autocast to bfloat16 in training.")
     seed: int = Field(0, ge=0, description="Seed of start weights and batches; the run's seed is added.")

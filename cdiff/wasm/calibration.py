@@ -14,7 +14,7 @@ from cdiff.generator.model import Generator
 from cdiff.generator.placement import foreground, repaint_pose
 from cdiff.types import GenerationTask, Recipe, Revisions, Strengths
 from cdiff.wasm.budget import recipe_of
-from cdiff.wasm.mining import condition_of, mask_agreement, sampler_for, spell_out
+from cdiff.wasm.mining import condition_of, coverage, mask_agreement, sampler_for, spell_out
 from cdiff.wasm.quality import Thresholds, real_measures, thresholds
 
 _MOST_SEEN, _MOST_READ = 400, 120  # enough for a 5th percentile, and bounded on large data sets
@@ -47,7 +47,7 @@ def label_agreement(
     config: Config,
     rng: np.random.Generator,
 ) -> list[tuple[str, dict[str, float]]]:
-    """IoU of real masks with the masks that the generator reads from the real crops, by category/type."""
+    """Agreement of real masks with the masks that the generator reads from the real crops, by category/type."""
     bank = generator.bank(dataset, [dataset.target(target_id) for target_id in target_ids])
     recipe = recipe_of(config)
     sampler = sampler_for(generator, recipe)
@@ -59,7 +59,7 @@ def label_agreement(
         condition = condition_of(layout, generator, bank)
         conditions.append(condition)
         images.append(condition.background_3RR)
-        masks.append((condition.start_mask_1RR + 1) / 2)
+        masks.append(coverage(condition.start_mask_1RR))
         seeds.append(number)
         keys.append(f"{target.category}/{target.type}")
     with torch.inference_mode():

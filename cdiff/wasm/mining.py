@@ -3,7 +3,8 @@ Crucial-Diff; the name has nothing to do with WebAssembly.)
 
 "The loss of the segmenter against the mask made with the image" is highest where the mask is wrong. So the mask is
 drawn first (or given) and shared by all candidates of a task, as are background, region and tokens; only the image
-noise differs. Each candidate is pasted into its photo and judged as the segmenter sees it.
+noise differs. Each candidate is pasted into its photo and judged as the segmenter sees it, in one view: mirror images
+would cost four times.
 
     B0  random seeds: the control
     B1  best of K: a first part of the steps for K seeds, judged by their composites; the hardest valid one is finished
@@ -26,8 +27,8 @@ from cdiff.safe.tokens import TokenBank
 from cdiff.types import Box, GenerationTask, Recipe
 
 READ_STEPS = 6  # steps in which a mask is read from a finished image
-_FAINT = 0.1  # coverage in a read mask that is the network's unrest and not a target
-_LOST = 0.6  # a drawn mask that covers less than this share of the real target's is not used
+_FAINT = 0.1  # coverage in a read mask that is the network's unrest where no target is wanted
+_BLURRED = 0.5  # a drawn mask of which less stands out, as a share of the real target's area, is not used
 
 # Maps a composite photo, the mask of its new target and the crop to difficulty: higher is harder, -inf is invalid.
 Judge = Callable[[np.ndarray, np.ndarray, "Layout"], float]
@@ -55,7 +56,8 @@ class Produced:
     layout: Layout
     image: np.ndarray  # uint8 [H, W, 3]
     target: np.ndarray  # bool [H, W], the new target alone
-    label_iou: float  # mask against the mask that the denoiser reads from the finished image, in [0, 1]
+    label_iou: float  # the mask against the one that the denoiser reads from the image (`mask_agreement`)
+    own_mask: bool  # the real target's own mask: given, or kept where the drawn one was a blur
 
     @property
     def mask(self) -> np.ndarray:
@@ -98,7 +100,11 @@ def make_pairs(
         for layout, s in zip(layouts, finished, strict=True)
     ]
     agreement = _label_check(sampler, layouts, conditions, pasted, resolution)
-    return [Produced(la, im, ma, iou) for la, (im, ma), iou in zip(layouts, pasted, agreement, strict=True)]
+    own = [s.mask_1RR is c.start_mask_1RR for s, c in zip(finished, conditions, strict=True)]
+    return [
+        Produced(layout, image, target, iou, own_mask)
+        for layout, (image, target), iou, own_mask in zip(layouts, pasted, agreement, own, strict=True)
+    ]
 
 
 def spell_out(task: GenerationTask, dataset: Dataset, config: Config) -> Layout:
@@ -137,21 +143,24 @@ def detail_share(start_strength: float) -> float:
 def _masks(sampler: Sampler, conditions: list[Condition], seeds: list[int], mode: str) -> list[torch.Tensor]:
     """One mask per task, shared by its candidates: drawn with the image unknown, or the real target's own.
 
-    What is thinner than a pixel of the generator (a scratch in a wide crop) it draws as a blur that no threshold finds
-    again; there the real target's own mask, in its new pose, is kept.
+    What is hardly wider than a pixel of the generator (a scratch in a wide crop) it draws as a blur that no threshold
+    finds again; there the real target's own mask, in its new pose, is kept.
     """
     own = [condition.start_mask_1RR for condition in conditions]
     if mode == "given_mask":
         return own
     starts = [sampler.start_mask(c, _noise(s, 0)) for c, s in zip(conditions, seeds, strict=True)]
     drawn = [state.mask_1RR.clamp(-1, 1) for state in sampler.run(starts, move_image=False)]
-    return [d if _covered(d, o) >= _LOST else o for d, o in zip(drawn, own, strict=True)]
+    return [o if _is_blur(d, o) else d for d, o in zip(drawn, own, strict=True)]
 
 
-def _covered(drawn_1RR: torch.Tensor, own_1RR: torch.Tensor) -> float:
-    """Share of a mask's coverage that another one keeps; masks in [-1, 1]."""
-    drawn, own = (drawn_1RR + 1) / 2, (own_1RR + 1) / 2
-    return float(torch.minimum(drawn, own).sum() / own.sum().clamp_min(1e-6))
+def _is_blur(drawn_1RR: torch.Tensor, own_1RR: torch.Tensor) -> bool:
+    return float((drawn_1RR > 0).sum()) < _BLURRED * float(coverage(own_1RR).sum())
+
+
+def coverage(mask_1RR: torch.Tensor) -> torch.Tensor:
+    """A mask as the denoiser knows it, in [-1, 1], as share of each pixel, in [0, 1]."""
+    return (mask_1RR.clamp(-1, 1) + 1) / 2
 
 
 def _best_of_k(
@@ -190,7 +199,7 @@ def _label_check(
     pasted: list[tuple[np.ndarray, np.ndarray]],
     resolution: int,
 ) -> list[float]:
-    """IoU of each pair's mask with the mask that the same network reads from the finished crop."""
+    """Agreement of each pair's mask with the mask that the same network reads from the finished crop."""
     images = [
         to_resolution(cut(im, la.box), resolution) / 127.5 - 1
         for (im, _), la in zip(pasted, layouts, strict=True)
@@ -206,23 +215,24 @@ def mask_agreement(
     masks: Sequence[torch.Tensor],
     seeds: Sequence[int],
 ) -> list[float]:
-    """IoU in [0, 1] of given masks [1, R, R], coverage in [0, 1], with masks read from the images [3, R, R].
+    """Soft IoU in [0, 1] of given masks [1, R, R], coverage in [0, 1], with masks read from the images [3, R, R].
 
-    Read in few steps and without guidance: a clean image leaves the mask little freedom. Coverage is compared as it is, sum of
-    minima by sum of maxima: above a threshold, nothing would be left of what is thinner than a pixel.
+    Read in few steps and without guidance: a clean image leaves the mask little freedom. Coverage is compared as it
+    is, sum of minima by sum of maxima: above a threshold, nothing would be left of what is thinner than a pixel.
     """
     reader = Sampler(sampler.denoiser, sampler.null_ND, READ_STEPS, sampler.micro_batch)
     plain = [replace(condition, guidance=1.0) for condition in conditions]
     starts = [
-        reader.start_mask_from_image(c, image, _noise(seed, 2))
+        reader.start_mask_from_image(c, image.to(c.background_3RR.device), _noise(seed, 2))
         for c, image, seed in zip(plain, images, seeds, strict=True)
     ]
-    read = [(state.mask_1RR.clamp(-1, 1) + 1) / 2 for state in reader.run(starts, move_image=False)]
-    return [_iou(torch.where(r < _FAINT, 0.0, r), m.to(r.device)) for r, m in zip(read, masks, strict=True)]
+    read = [coverage(state.mask_1RR).cpu() for state in reader.run(starts, move_image=False)]
+    return [_soft_iou(r, mask.cpu()) for r, mask in zip(read, masks, strict=True)]
 
 
-def _iou(first: torch.Tensor, second: torch.Tensor) -> float:
-    return float(torch.minimum(first, second).sum() / torch.maximum(first, second).sum().clamp_min(1e-6))
+def _soft_iou(read: torch.Tensor, wanted: torch.Tensor) -> float:
+    read = torch.where((read < _FAINT) & (wanted < _FAINT), 0.0, read)
+    return float(torch.minimum(read, wanted).sum() / torch.maximum(read, wanted).sum().clamp_min(1e-6))
 
 
 def condition_of(layout: Layout, generator: Generator, bank: TokenBank) -> Condition:

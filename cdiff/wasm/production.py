@@ -98,6 +98,7 @@ def _row(
     measures = measure_pair(pair.image, layout.photo, pair.target, region, foreground(layout.photo))
     measures |= {"crop_left": layout.box[0], "crop_top": layout.box[1]}
     measures["label_iou"] = pair.label_iou
+    measures["own_mask"] = float(pair.own_mask)
     measures["loss"] = local_loss(segmenter, pair.image, pair.mask, pair.target, config)
     measures["reference_distance"] = _distance(
         fingerprint(crop), fingerprint(np.clip(own, 0, 255).astype(np.uint8))

@@ -44,16 +44,16 @@ def test_enlarged_scores_lie_where_the_target_is():
     assert found.sum() == pytest.approx(60 * 80, rel=0.1)
 
 
-class LeftEdge(nn.Module):
+class LeftHalf(nn.Module):
     """Sure of whatever lies in the left half of what it is shown."""
 
     def __init__(self):
         super().__init__()
-        self.height = nn.Parameter(torch.tensor(50.0))
+        self.sure = nn.Parameter(torch.tensor(50.0))  # a logit
 
     def forward(self, batch):
         column = torch.linspace(1, -1, batch.shape[-1]).expand_as(batch[:, :1])
-        return self.height * torch.sign(column)
+        return self.sure * torch.sign(column)
 
 
 def test_scores_are_means_over_the_mirror_images_that_the_fit_has_seen():
@@ -62,18 +62,18 @@ def test_scores_are_means_over_the_mirror_images_that_the_fit_has_seen():
     def score(model, **settings):
         return score_photo(model.eval(), image, DownstreamConfig(**settings))
 
-    alone = score(LeftEdge(), mirror=False)
+    alone = score(LeftHalf(), mirror=False)
     assert alone[:, :32].min() > 0.99 and alone[:, 32:].max() < 0.01
-    np.testing.assert_allclose(score(LeftEdge(), vertical_flip=False), 0.5, atol=1e-6)
+    np.testing.assert_allclose(score(LeftHalf(), vertical_flip=False), 0.5, atol=1e-6)
 
-    class TopEdge(LeftEdge):
+    class TopHalf(LeftHalf):
         def forward(self, batch):
             return super().forward(batch.transpose(2, 3)).transpose(2, 3)
 
-    np.testing.assert_allclose(score(TopEdge()), 0.5, atol=1e-6)
-    upright = score(
-        TopEdge(), vertical_flip=False
-    )  # a photo that is never upside down is not turned for scoring
+    np.testing.assert_allclose(score(LeftHalf()), 0.5, atol=1e-6)
+    np.testing.assert_allclose(score(TopHalf()), 0.5, atol=1e-6)
+    # A photo that is never upside down is not turned for scoring.
+    upright = score(TopHalf(), vertical_flip=False)
     assert upright[:32].min() > 0.99 and upright[32:].max() < 0.01
 
 
