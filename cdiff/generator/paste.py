@@ -7,8 +7,9 @@ real target pasted in, and g the generated crop, the photo receives inside the f
 
 where L shrinks once more by BAND before it goes back: a small generator is trusted with the coarse bands, the real
 target gives the fine ones. Before that, g takes on the tint of D(p), as far as detail says: a small generator that is
-guided by a reference drifts towards the tint of the reference's surface. What g has faded of the target is given back as well.
-So the background keeps its own texture, the target its fine detail, and start_strength 0 (g = D(p), detail 1) is exactly copy-paste. Outside the region the photo is untouched, bit for bit.
+guided by a reference drifts towards the tint of the reference's surface. What g has faded of the target is given back
+as well. So the background keeps its own texture, the target its fine detail, and start_strength 0 (g = D(p), detail 1)
+is exactly copy-paste. Outside the region the photo is untouched, bit for bit.
 """
 
 from __future__ import annotations

@@ -144,7 +144,8 @@ def _masks(sampler: Sampler, conditions: list[Condition], seeds: list[int], mode
     """One mask per task, shared by its candidates: drawn with the image unknown, or the real target's own.
 
     What is hardly wider than a pixel of the generator (a scratch in a wide crop) it draws as a blur that no threshold
-    finds again; there the real target's own mask, in its new pose, is kept.
+    finds again; there the real target's own mask, in its new pose, is kept. Its thin parts come back where the real
+    detail does (`detail_share`); at high start strengths such a pair may still end without a mask, and is turned away.
     """
     own = [condition.start_mask_1RR for condition in conditions]
     if mode == "given_mask":
