@@ -1,8 +1,10 @@
 """How a round's budget is spent: which slices get how many pairs, from which real targets, on which photos.
 
     uniform   20 %  over slices by their targets, any difficulty: keeps the estimates of strong slices honest
-    easy      20 %  over slices by their targets, below the difficulty band
-    weak      60 %  over slices by score x (1 - score), inside the band: neither solved nor hopeless ones pay
+    easy      20 %  over slices by their prior, below the difficulty band
+    weak      60 %  over slices by their prior, inside the band
+
+The prior is high where much is missed beyond what even the strongest slice misses, and low where all is hopeless.
 
 Everything is a pure function of its arguments and of (seed, round): a coordinator that dies loses nothing.
 """
@@ -98,7 +100,9 @@ def quotas(config: Config, weaknesses: Sequence[Weakness]) -> Quotas:
     wasm = config.wasm
     shares = largest_remainder(wasm.pairs, [wasm.uniform, wasm.easy, max(0.0, 1 - wasm.uniform - wasm.easy)])
     sizes = [float(len(weakness.targets)) for weakness in weaknesses]
-    weights = {"uniform": sizes, "easy": sizes, "weak": [prior(weakness.score) for weakness in weaknesses]}
+    strongest = min(weakness.score for weakness in weaknesses)
+    priors = [prior(weakness.score, strongest) for weakness in weaknesses]
+    weights = {"uniform": sizes, "easy": priors, "weak": priors}
     wanted: Quotas = {}
     for purpose, share in zip(_PURPOSES, shares, strict=True):
         for weakness, number in zip(weaknesses, largest_remainder(share, weights[purpose]), strict=True):
@@ -107,9 +111,15 @@ def quotas(config: Config, weaknesses: Sequence[Weakness]) -> Quotas:
     return wanted
 
 
-def prior(score: float) -> float:
-    """Expected gain of a slice before any was measured: highest for half-solved slices, 0 for solved and hopeless ones."""
-    return score * (1 - score)
+def prior(score: float, strongest: float = 0.0) -> float:
+    """Expected gain of a slice before any was measured: 0 for hopeless ones and for the strongest.
+
+    Args:
+        strongest: lowest score of all slices. Soft Dice never reaches 1, since every outline costs some of it: what the
+            strongest slice misses too is no weakness. The square gathers the budget where the weakness is: spread evenly,
+            pairs bring next to nothing (docs/decisions.md).
+    """
+    return (score - strongest) ** 2 * (1 - score)
 
 
 def band(purpose: Purpose, config: Config) -> tuple[float, float]:

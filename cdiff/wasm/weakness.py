@@ -3,8 +3,8 @@
     slices   category x type x size bin x contrast bin; thin ones merge upwards
     score    1 - mean soft Dice: the error that the budget is meant to lower; the ranking sorts by it alone
 
-A hopeless slice (score near 1) therefore ranks first. That it is a poor investment is the business of the budget,
-whose prior is score x (1 - score); the ranking only says what is.
+A hopeless slice (score near 1) therefore ranks first. That it is a poor investment is the business of the budget and its
+prior; the ranking only says what is.
 """
 
 from __future__ import annotations
