@@ -4,7 +4,7 @@
     easy      20 %  over slices by their prior, below the difficulty band
     weak      60 %  over slices by their prior, inside the band
 
-The prior is high where much is missed beyond what even the strongest slice misses, and low where all is hopeless.
+The prior is score^3 x (1 - score): neither solved nor hopeless slices pay, and the weaker half of them pays most.
 
 Everything is a pure function of its arguments and of (seed, round): a coordinator that dies loses nothing.
 """
@@ -100,8 +100,7 @@ def quotas(config: Config, weaknesses: Sequence[Weakness]) -> Quotas:
     wasm = config.wasm
     shares = largest_remainder(wasm.pairs, [wasm.uniform, wasm.easy, max(0.0, 1 - wasm.uniform - wasm.easy)])
     sizes = [float(len(weakness.targets)) for weakness in weaknesses]
-    strongest = min(weakness.score for weakness in weaknesses)
-    priors = [prior(weakness.score, strongest) for weakness in weaknesses]
+    priors = [prior(weakness.score) for weakness in weaknesses]
     weights = {"uniform": sizes, "easy": priors, "weak": priors}
     wanted: Quotas = {}
     for purpose, share in zip(_PURPOSES, shares, strict=True):
@@ -111,15 +110,13 @@ def quotas(config: Config, weaknesses: Sequence[Weakness]) -> Quotas:
     return wanted
 
 
-def prior(score: float, strongest: float = 0.0) -> float:
-    """Expected gain of a slice before any was measured: 0 for hopeless ones and for the strongest.
+def prior(score: float) -> float:
+    """Expected gain of a slice before any was measured: 0 for solved and hopeless ones, highest at a score of 0.75.
 
-    Args:
-        strongest: lowest score of all slices. Soft Dice never reaches 1, since every outline costs some of it: what the
-            strongest slice misses too is no weakness. The square gathers the budget where the weakness is: spread evenly,
-            pairs bring next to nothing (docs/decisions.md).
+    score x (1 - score) would be all but even: soft Dice rarely passes 0.8, as every outline costs some of it, so that a
+    solved slice scores 0.2. Spread evenly, pairs bring next to nothing (docs/decisions.md); the cube gathers them.
     """
-    return (score - strongest) ** 2 * (1 - score)
+    return score**3 * (1 - score)
 
 
 def band(purpose: Purpose, config: Config) -> tuple[float, float]:
