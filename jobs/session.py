@@ -138,7 +138,7 @@ def _config(args: argparse.Namespace) -> tuple[Config, bool]:
     """The resolved configuration, and whether the demo data are meant."""
     demo = not args.data and (args.config is None or Path(args.config).name == DEMO.name)
     config = load_config(args.config or (DEMO if demo else None), args.overrides)
-    if not args.data and not (demo or config.data.demo):
+    if not (args.data or args.dry_run or demo or config.data.demo):
         raise ConfigError(
             "no data: give --data FOLDER (it repeats), or no --config either for the built-in demo."
         )

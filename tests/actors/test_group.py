@@ -92,9 +92,13 @@ def make_group(journal: Path) -> Iterator[Make]:
 
 
 def test_results_are_in_item_order_whatever_finishes_first(make_group: Make) -> None:
-    items = [(f"item-{n}", (n, 0.3 if n == 0 else 0.0)) for n in range(8)]
+    items = [(f"item-{n}", (n, 1.0 if n == 0 else 0.0)) for n in range(8)]
     finished: list[str] = []
-    results = make_group().run("square", items, done=finished.append)
+    group = make_group()
+    ray.get(
+        [handle.__ray_ready__.remote() for handle in group.handles]
+    )  # on a busy machine one may start much later
+    results = group.run("square", items, done=finished.append)
     assert [square for square, _ in results] == [n * n for n in range(8)]
     assert sorted(finished) == sorted(key for key, _ in items)
     assert finished[0] != "item-0"

@@ -161,3 +161,8 @@ def test_dry_run_prints_the_resolved_configuration(home) -> None:
     printed = yaml.safe_load(told.stdout)
     assert (printed["generator"]["steps"], printed["rounds"]) == (7, 3)
     assert json.loads(json.dumps(yaml.safe_load(told.stdout)))["downstream"]["lr"] > 0
+
+
+def test_dry_run_of_a_profile_needs_no_data(home) -> None:
+    told = _command("loop.py", "--config", str(ROOT / "configs/polyp.yaml"), "--dry-run", home=home)
+    assert told.returncode == 0 and "longest_side: 128" in told.stdout
