@@ -8,16 +8,25 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cdiff.errors import ConfigError
 
 
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the lowest must not exceed the highest")
+    return pair
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_ascending)]  # lowest, highest
 
 
 class DataConfig(Settings):
@@ -95,7 +104,7 @@ class GeneratorConfig(Settings):
     ema: float = Field(0.995, ge=0, lt=1, description="Decay of the averaged weights that sample.")
     mask_weight: float = Field(0.5, ge=0, description="Weight of the mask term of the loss.")
     outside_weight: float = Field(0.1, ge=0, le=1, description="Weight of pixels outside the region.")
-    margin: tuple[float, float] = Field(
+    margin: Range = Field(
         (1.3, 2.2), description="Crop side in longer sides of the target, lowest and highest."
     )
     min_side: int = Field(
@@ -134,7 +143,7 @@ class SamplingConfig(Settings):
         0.4, ge=0, le=1, description="Noise on the pasted real target: 0 copy-paste, 1 pure noise."
     )
     angle: float = Field(10.0, ge=0, le=180, description="Largest turn of a reference, degrees.")
-    scale: tuple[float, float] = Field((0.8, 1.25), description="Range of a reference's scaling.")
+    scale: Range = Field((0.8, 1.25), description="Range of a reference's scaling.")
     flip: bool = Field(True, description="References may be mirrored.")
     elastic: float = Field(
         0.05, ge=0, le=0.3, description="Elastic deformation, share of the target's longer side."
@@ -200,9 +209,7 @@ class WasmConfig(Settings):
     pairs: int = Field(64, ge=1, description="Accepted pairs per round.")
     uniform: float = Field(0.2, ge=0, le=1, description="Share drawn without regard to weakness.")
     easy: float = Field(0.2, ge=0, le=1, description="Share below the difficulty band.")
-    band: tuple[float, float] = Field(
-        (0.4, 0.85), description="Wanted difficulty: rank among the valid pairs of a type."
-    )
+    band: Range = Field((0.4, 0.85), description="Wanted difficulty: rank among the valid pairs of a type.")
     min_targets: int = Field(8, ge=1, description="Smaller slices merge into their parent.")
     arm: Literal["B0", "B1"] = Field(
         "B1", description="How hard samples are mined: random seeds, or best of K."

@@ -48,6 +48,13 @@ def log_round(
         f"{name.replace(' ', '_')}={count}" for name, count in sorted(reasons.items()) if name != "kept"
     )
     decision = result.decision
+    merged = sorted({w.slice.category for w in result.weaknesses if not w.slice.type})
+    if result.round == 1 and merged:
+        fewest = session.config.wasm.min_targets
+        print(
+            f"note       {', '.join(merged)}: types of fewer than {fewest} training targets are ranked together "
+            "(wasm.min_targets)"
+        )
     print(
         f"round={result.round} kept={result.kept} turned_away={len(pairs) - result.kept} ({told or 'none'}) "
         f"gain={decision.gain:+.4f} [{decision.low:+.4f}, {decision.high:+.4f}] "
@@ -79,6 +86,10 @@ def log_start(tracker: Tracker, ledger: Ledger, real_only: Assessed) -> None:
     for number, loss in enumerate(generator.get("losses", [])):
         tracker.metrics({"generator/loss": loss}, step=number)
     tracker.metrics({"validation": real_only.scores, "seconds/fit": real_only.seconds}, step=0)
+    print(
+        "rounds     gain: validation pixel AP less that of the best model so far, with 95 % of a bootstrap",
+        flush=True,
+    )
 
 
 def close(
@@ -110,7 +121,7 @@ def close(
     )
     tracker.metrics({"test": finished["test"]})
     tracker.artifact(path, "report")
-    _tell(session, finished, path)
+    _tell(session, finished, path, stands=best.revision == real_only.revision)
 
 
 def peak_memory_gb() -> float:
@@ -126,12 +137,14 @@ def peak_memory_gb() -> float:
     return round(total / 1e9, 3)
 
 
-def _tell(session: Session, finished: dict[str, Any], path: Any) -> None:
+def _tell(session: Session, finished: dict[str, Any], path: Any, stands: bool) -> None:
     before, after = finished["test"]["real_only"], finished["test"]["loop"]
     print("\ntest split, read once   real photos alone   with the loop's pairs")
     for name in ("pixel_ap", "f1_max", "iou", "mdice"):
         if before[name] is not None:
             print(f"  {name:20s}  {before[name]:17.4f}   {after[name]:21.4f}")
+    if stands:
+        print("no round did better on validation: the model of real photos alone stands, in both columns")
     print(f"report     {path}")
     if session.demo:
         print("your data  python jobs/loop.py --config configs/mvtec.yaml --data FOLDER   (MVTec tree)")

@@ -115,6 +115,8 @@ def open_session(arguments: list[str] | None = None) -> Iterator[Session | None]
     run = create_run(home, args.run or _name(args, config, manifest), dump_config(config), manifest)
     write_manifest(manifest, run.splits_path)
     print(f"run        {run.path}", flush=True)
+    for split in ("train", "validation", "test"):
+        print(f"split      {manifest.count(split)}", flush=True)
     for note in manifest.notes:
         print(f"note       {note}", flush=True)
     command = "python jobs/loop.py " + " ".join(arguments if arguments is not None else sys.argv[1:])

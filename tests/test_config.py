@@ -83,6 +83,8 @@ def test_all_mistakes_are_named_at_once() -> None:
         "sampling.start_strength=-0.1",
         "wasm.arm=B9",
         "resources.device=tpu",
+        "sampling.scale=[2,1]",
+        "wasm.band=[0.9,0.1]",
     ],
 )
 def test_values_out_of_range_are_refused_by_name(override: str) -> None:
