@@ -384,7 +384,7 @@ def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         return f"{key} = {problem.get('input')!r}: {problem['msg']}"
-    near = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.4)
+    near = difflib.get_close_matches(key, [*Config.model_fields, *valid_keys()], n=1, cutoff=0.4)
     near = near or [name for name in valid_keys() if name.split(".")[-1] == key.split(".")[-1]][:1]
     hint = f" Did you mean {near[0]}?" if near else " `--dry-run` prints every valid key."
     return f"unknown setting {key}.{hint}"
