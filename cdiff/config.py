@@ -180,10 +180,13 @@ class DownstreamConfig(Settings):
     batch: int = Field(16, ge=2, description="Crops per step.")
     lr: float = Field(1e-3, gt=0, description="Peak learning rate (AdamW, one cycle).")
     synthetic_share: float = Field(
-        0.5, ge=0, le=1, description="Share of a batch's target crops that is synthetic when there are pairs."
+        0.5,
+        gt=0,
+        le=4,
+        description="Crops of pairs beside each batch of real ones, in batches: they take no real crop's place.",
     )
     synthetic_until: float = Field(
-        0.6,
+        0.75,
         ge=0,
         le=1,
         description="Share of `steps` in which pairs take part; the last are real alone.",

@@ -1,13 +1,14 @@
 """Fitting a segmenter on real photos and, beside them, synthetic ones.
 
 What must be comparable is comparable by construction: the real crops of every batch and their augmentation come from a
-generator of their own, so that a fit with pairs sees, in the places that pairs do not take, exactly the real crops of
-the fit without.
+generator of their own, so that a fit with pairs sees exactly the real batches of the fit without, and the crops of its
+pairs beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +17,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from cdiff.config import DownstreamConfig
 from cdiff.data.dataset import Dataset, components
-from cdiff.downstream.augment import Moves, apply_moves, crop_centre, draw_moves, slice_around, sliced_side
+from cdiff.downstream.augment import apply_moves, crop_centre, draw_moves, slice_around, sliced_side
 from cdiff.types import Box
 
 WARM_UP = 0.15  # share of the steps in which the learning rate rises
@@ -99,9 +101,10 @@ def fit(
     """Train a segmenter in place for a fixed number of optimiser steps (AdamW, one cycle), leaving it in evaluation mode.
 
     `config.target_share` of each batch are crops on targets, with even parts for the types; the rest lie anywhere on real
-    photos, normals included. With synthetic items, `config.synthetic_share` of the target crops are replaced by theirs,
-    each item as often as any other: the budget has said already which slice gets how many. They take part in the first
-    `config.synthetic_until` of the steps; the last word have real photos.
+    photos, normals included. Synthetic items add crops of their own to each step, `config.synthetic_share` times as many
+    as the batch has, each item as often as any other: the budget has said already which slice gets how many. They pass
+    through the network apart from the real ones, and leave no trace in running statistics: batch norm knows real photos
+    alone. They take part in the first `config.synthetic_until` of the steps; the last word have real photos.
     The same seed, items and number of threads give the same weights.
 
     Args:
@@ -110,7 +113,8 @@ def fit(
         {"loss": one value per step}.
     Raises:
         ValueError: there is no real item.
-    Source: Smith and Topin, one cycle (1708.07120); Lin et al., focal loss (1708.02002); Milletari et al., Dice (1606.04797).
+    Source: Smith and Topin, one cycle (1708.07120); Lin et al., focal loss (1708.02002); Milletari et al., Dice (1606.04797);
+        Xie et al., statistics of real and made images apart (1911.09665).
     """
     if not real:
         raise ValueError("a fit needs at least one real photo")
@@ -124,8 +128,13 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a user's network may use dropout
         for step in range(steps):
-            drawn = batches.draw(device, pairs=step < config.synthetic_until * steps)
-            losses.append(_step(model, optimiser, *drawn, config))
+            optimiser.zero_grad(set_to_none=True)
+            losses.append(_backward(model, *batches.draw(device), config))
+            if synthetic and step < config.synthetic_until * steps:
+                with _statistics_kept(model):
+                    _backward(model, *batches.draw_pairs(device), config)
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            optimiser.step()
             schedule.step()
             if progress:
                 progress(step + 1, steps, losses[-1])
@@ -133,21 +142,26 @@ def fit(
     return {"loss": losses}
 
 
-def _step(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    photos: torch.Tensor,
-    masks: torch.Tensor,
-    config: DownstreamConfig,
-) -> float:
+def _backward(model: nn.Module, photos: torch.Tensor, masks: torch.Tensor, config: DownstreamConfig) -> float:
+    """Add the gradient of one batch's loss to what is there; return the loss."""
     with torch.autocast(photos.device.type, torch.bfloat16, enabled=config.bfloat16):
         logits = model(photos.contiguous(memory_format=torch.channels_last))
     loss = segmentation_loss(logits.float(), masks, config)
-    optimiser.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-    optimiser.step()
     return float(loss.detach())
+
+
+@contextmanager
+def _statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Batches seen meanwhile are normalised by themselves, and the running statistics of batch norms stay."""
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, config: DownstreamConfig) -> torch.Tensor:
@@ -181,39 +195,38 @@ class Batches:
         self._anywhere = list(real)
         self._synthetic = list(synthetic)
         self._real_rng, self._synthetic_rng = (np.random.default_rng([seed, stream]) for stream in (1, 2))
-        count = round(config.batch * config.target_share) if self._targets else 0
-        self._target_crops = count
-        self._synthetic_crops = round(count * config.synthetic_share) if self._synthetic else 0
+        self._target_crops = round(config.batch * config.target_share) if self._targets else 0
 
-    def draw(self, device: torch.device, pairs: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-        """Photos [B, 3, crop, crop] in [-1, 1] and masks [B, 1, crop, crop], with or without synthetic ones."""
-        config, side = self._config, sliced_side(self._config.crop)
-        size, synthetic = config.batch, self._synthetic_crops if pairs else 0
-        stacked = np.empty((size, side, side, 4), dtype=np.uint8)
-        rows, moves = self._real_rng.random((size, 5)), draw_moves(self._real_rng, size, config)
-        for row in range(synthetic, size):
+    def draw(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Real photos [B, 3, crop, crop] in [-1, 1] and masks [B, 1, crop, crop]."""
+
+        def pick(row: int, draws: NDArray[np.float64]) -> tuple[TrainingItem, Box | None]:
             if row < self._target_crops:
-                item, box = self._targets.pick(rows[row])
-            else:
-                item, box = self._anywhere[int(rows[row, 0] * len(self._anywhere))], None
-            _cut(item, box, rows[row, 3:], config.crop, stacked[row])
-        if synthetic:
-            moves = self._replace(stacked, moves)
-        return apply_moves(torch.from_numpy(stacked).to(device), moves, config.crop)
+                return self._targets.pick(draws)
+            return self._anywhere[int(draws[0] * len(self._anywhere))], None
 
-    def _replace(self, stacked: NDArray[np.uint8], moves: Moves) -> Moves:
-        count = self._synthetic_crops
-        rows = self._synthetic_rng.random((count, 5))
-        drawn = draw_moves(self._synthetic_rng, count, self._config)
+        return self._draw(self._real_rng, self._config.batch, pick, device)
+
+    def draw_pairs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """As many synthetic crops as the configuration adds to a step, two at least, in the shapes of `draw`."""
+        # One alone could not be normalised by itself where the network has shrunk it to a pixel.
+        count = max(2, round(self._config.batch * self._config.synthetic_share))
+        return self._draw(self._synthetic_rng, count, lambda _, draws: _pick(self._synthetic, draws), device)
+
+    def _draw(
+        self,
+        rng: np.random.Generator,
+        count: int,
+        pick: Callable[[int, NDArray[np.float64]], tuple[TrainingItem, Box | None]],
+        device: torch.device,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        side = sliced_side(self._config.crop)
+        stacked = np.empty((count, side, side, 4), dtype=np.uint8)
+        rows, moves = rng.random((count, 5)), draw_moves(rng, count, self._config)
         for row in range(count):
-            item, box = _pick(self._synthetic, rows[row])
+            item, box = pick(row, rows[row])
             _cut(item, box, rows[row, 3:], self._config.crop, stacked[row])
-        return Moves(
-            *(
-                np.concatenate([getattr(drawn, name), getattr(moves, name)[count:]])
-                for name in ("theta", "brightness", "contrast", "gamma")
-            )
-        )
+        return apply_moves(torch.from_numpy(stacked).to(device), moves, self._config.crop)
 
 
 class _Balanced:
