@@ -68,28 +68,41 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(config):
     assert not torch.equal(weights(1), weights(2))
 
 
-def test_real_crops_are_the_same_whatever_the_synthetic_list_is(config):
+def test_real_batches_are_the_same_whatever_pairs_stand_beside_them(config):
     real = items_of(5, config)
     without = Batches(real, [], config, seed=3)
     few = Batches(real, items_of(1, config, "bright"), config, seed=3)
     many = Batches(real, items_of(9, config, "bright", first=50), config, seed=3)
-    replaced = round(round(config.batch * config.target_share) * config.synthetic_share)
     for _ in range(5):
-        draws = [batches.draw(CPU) for batches in (without, few, many)]
-        for photos, masks in draws[1:]:
-            assert torch.equal(photos[replaced:], draws[0][0][replaced:])
-            assert torch.equal(masks[replaced:], draws[0][1][replaced:])
-            assert not torch.equal(photos[:replaced], draws[0][0][:replaced])
+        expected = without.draw(CPU)
+        for batches in (few, many):
+            batches.draw_pairs(CPU)
+            for ours, theirs in zip(batches.draw(CPU), expected, strict=True):
+                assert torch.equal(ours, theirs)
 
 
-def test_synthetic_crops_take_the_configured_share_of_the_target_crops(config):
-    white = np.full((64, 64, 3), 255, dtype=np.uint8)
-    pairs = [synthetic_item(white, np.zeros((64, 64), dtype=bool), config)]
-    for share, expected in ((0.0, 0), (0.5, 3), (1.0, 6)):
+def test_pairs_add_the_configured_share_of_a_batch_to_each_step(config):
+    pairs = items_of(2, config, "bright")
+    for share, expected in ((0.01, 2), (0.5, 4), (1.0, 8)):
         changed = config.model_copy(update={"synthetic_share": share})
-        photos, _ = Batches(items_of(5, config), pairs, changed, seed=0).draw(CPU)
-        # Pairs are flat white photos: no contrast is left in their crops.
-        assert int((photos.std(dim=(1, 2, 3)) < 1e-3).sum()) == expected
+        photos, masks = Batches(items_of(5, config), pairs, changed, seed=0).draw_pairs(CPU)
+        assert photos.shape == (expected, 3, 32, 32) and masks.shape == (expected, 1, 32, 32)
+
+
+def test_batch_norm_knows_real_photos_alone(config):
+    """Two steps without a learning rate: weights stay, so running statistics tell which photos were seen."""
+    still = config.model_copy(update={"lr": 1e-30, "synthetic_until": 1.0})
+
+    def statistics(pairs):
+        model = build_segmenter(still, seed=0)
+        fit(model, items_of(4, still), pairs, still, steps=2, seed=0)
+        return {name: value.clone() for name, value in model.named_buffers()}
+
+    white = synthetic_item(np.full((64, 64, 3), 255, np.uint8), np.zeros((64, 64), dtype=bool), still)
+    without, beside = statistics([]), statistics([white])
+    assert without
+    for name, value in without.items():
+        assert torch.allclose(value.float(), beside[name].float(), atol=1e-6), name
 
 
 def test_the_last_steps_of_a_fit_are_on_real_photos_alone(config):
@@ -104,14 +117,6 @@ def test_the_last_steps_of_a_fit_are_on_real_photos_alone(config):
     assert not torch.equal(weights(pairs, 0.5), weights(pairs, 1.0))
 
 
-def test_without_the_pairs_a_batch_is_that_of_a_fit_on_real_photos(config):
-    real = items_of(5, config)
-    plain, mixed = Batches(real, [], config, 3), Batches(real, items_of(2, config, "bright"), config, 3)
-    assert not torch.equal(plain.draw(CPU)[0], mixed.draw(CPU)[0])
-    for ours, theirs in zip(plain.draw(CPU), mixed.draw(CPU, pairs=False), strict=True):
-        assert torch.equal(ours, theirs)
-
-
 def test_types_share_the_target_crops_evenly(config):
     config = config.model_copy(update={"batch": 64, "target_share": 1.0})
     items = items_of(30, config, "dark") + items_of(2, config, "bright")
@@ -122,13 +127,15 @@ def test_types_share_the_target_crops_evenly(config):
 
 
 def test_pairs_are_drawn_evenly_so_that_the_budget_decides_between_types(config):
-    config = config.model_copy(update={"batch": 64, "target_share": 1.0, "synthetic_share": 1.0})
+    config = config.model_copy(update={"batch": 64, "synthetic_share": 1.0})
     pairs = [
         synthetic_item(np.full((64, 64, 3), level, np.uint8), np.zeros((64, 64), dtype=bool), config)
         for level in (40, 40, 40, 215)
     ]
     batches = Batches(items_of(2, config), pairs, config, seed=0)
-    bright = np.mean([float((batches.draw(CPU)[0].mean(dim=(1, 2, 3)) > 0).float().mean()) for _ in range(5)])
+    bright = np.mean(
+        [float((batches.draw_pairs(CPU)[0].mean(dim=(1, 2, 3)) > 0).float().mean()) for _ in range(5)]
+    )
     assert 0.15 < bright < 0.35
 
 
