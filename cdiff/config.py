@@ -185,6 +185,11 @@ class DownstreamConfig(Settings):
         le=4,
         description="Crops of pairs beside each batch of real ones, in batches: they take no real crop's place.",
     )
+    synthetic_apart: bool = Field(
+        True,
+        description="Pairs are normalised by themselves, and batch norm's running statistics know real photos alone; "
+        "off: one batch with the real ones, where pairs are as good as these.",
+    )
     synthetic_until: float = Field(
         0.75,
         ge=0,

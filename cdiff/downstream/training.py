@@ -102,9 +102,10 @@ def fit(
 
     `config.target_share` of each batch are crops on targets, with even parts for the types; the rest lie anywhere on real
     photos, normals included. Synthetic items add crops of their own to each step, `config.synthetic_share` times as many
-    as the batch has, each item as often as any other: the budget has said already which slice gets how many. They pass
-    through the network apart from the real ones, and leave no trace in running statistics: batch norm knows real photos
-    alone. They take part in the first `config.synthetic_until` of the steps; the last word have real photos.
+    as the batch has, each item as often as any other: the budget has said already which slice gets how many. With
+    `config.synthetic_apart` they pass through the network by themselves, weigh as much as the real batch, and leave no
+    trace in running statistics: batch norm knows real photos alone. They take part in the first
+    `config.synthetic_until` of the steps; the last word have real photos.
     The same seed, items and number of threads give the same weights.
 
     Args:
@@ -128,11 +129,9 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a user's network may use dropout
         for step in range(steps):
+            pairs = bool(synthetic) and step < config.synthetic_until * steps
             optimiser.zero_grad(set_to_none=True)
-            losses.append(_backward(model, *batches.draw(device), config))
-            if synthetic and step < config.synthetic_until * steps:
-                with _statistics_kept(model):
-                    _backward(model, *batches.draw_pairs(device), config)
+            losses.append(_gradient(model, batches, config, device, pairs))
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimiser.step()
             schedule.step()
@@ -140,6 +139,22 @@ def fit(
                 progress(step + 1, steps, losses[-1])
     model.eval()
     return {"loss": losses}
+
+
+def _gradient(
+    model: nn.Module, batches: Batches, config: DownstreamConfig, device: torch.device, pairs: bool
+) -> float:
+    """The gradient of one step, with or without pairs; return the loss of the batch with the real photos."""
+    real = batches.draw(device)
+    if not pairs:
+        return _backward(model, *real, config)
+    made = batches.draw_pairs(device)
+    if not config.synthetic_apart:
+        return _backward(model, torch.cat([real[0], made[0]]), torch.cat([real[1], made[1]]), config)
+    loss = _backward(model, *real, config)
+    with _statistics_kept(model):
+        _backward(model, *made, config)
+    return loss
 
 
 def _backward(model: nn.Module, photos: torch.Tensor, masks: torch.Tensor, config: DownstreamConfig) -> float:

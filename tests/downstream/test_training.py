@@ -103,6 +103,9 @@ def test_batch_norm_knows_real_photos_alone(config):
     assert without
     for name, value in without.items():
         assert torch.allclose(value.float(), beside[name].float(), atol=1e-6), name
+    still = still.model_copy(update={"synthetic_apart": False})
+    mixed = statistics([white])
+    assert any(not torch.allclose(without[name].float(), mixed[name].float()) for name in without)
 
 
 def test_the_last_steps_of_a_fit_are_on_real_photos_alone(config):
