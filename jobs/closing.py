@@ -119,7 +119,7 @@ def close(
     path = write_report(
         session.run.report_dir / "report.html", _content(session, crew, ledger, finished, real_only, best)
     )
-    tracker.metrics({"test": finished["test"]})
+    tracker.metrics({"test": finished["test"], "best": best.scores})
     tracker.artifact(path, "report")
     _tell(session, finished, path, stands=best.revision == real_only.revision)
 
@@ -192,7 +192,8 @@ def _predictions(
 ) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
     """The best accepted model's best and worst test photos with targets."""
     shown = sorted(dice, key=lambda i: (dice[i], i))
-    worst, good = shown[:_PREDICTIONS], shown[-_PREDICTIONS:][::-1]
+    count = min(_PREDICTIONS, (len(shown) + 1) // 2)  # in a small split no photo is both among the best and the worst
+    worst, good = shown[:count], shown[count:][-count:][::-1]
     maps = crew.score(best.revision, sorted({*worst, *good}))
 
     def picture(sample_id: str) -> Picture:

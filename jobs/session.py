@@ -115,6 +115,9 @@ def open_session(arguments: list[str] | None = None) -> Iterator[Session | None]
     run = create_run(home, args.run or _name(args, config, manifest), dump_config(config), manifest)
     write_manifest(manifest, run.splits_path)
     print(f"run        {run.path}", flush=True)
+    ledger = Ledger(run.ledger_path)
+    if ledger.events():
+        print(f"resumed    with {len(ledger.rounds())} of {config.rounds} rounds committed", flush=True)
     for split in ("train", "validation", "test"):
         print(f"split      {manifest.count(split)}", flush=True)
     for note in manifest.notes:
@@ -128,7 +131,7 @@ def open_session(arguments: list[str] | None = None) -> Iterator[Session | None]
             home,
             Dataset(samples, config.data),
             manifest,
-            Ledger(run.ledger_path),
+            ledger,
             cluster,
             args.tracking_uri,
             command.strip(),

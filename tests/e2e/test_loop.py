@@ -95,6 +95,7 @@ def test_the_same_command_goes_on_instead_of_starting_again(done, home, tiny_loo
     assert again.returncode == 0, again.stderr[-3000:]
     assert [ledger.read_text().count(f'"kind": "{kind}"') for kind in ("round", "milestone")] == before
     assert before[0] == 2  # and no fit was done again
+    assert "with 2 of 2 rounds committed" in again.stdout
 
 
 def test_another_configuration_is_refused_by_name_and_difference(done, home, tiny_loop) -> None:
@@ -114,6 +115,7 @@ def test_mlflow_has_a_parent_with_one_child_per_round(done, home) -> None:
     assert len(parents) == 1 and len(children) == 2
     assert parents[0].info.status == "FINISHED"
     assert "test/loop/pixel_ap" in parents[0].data.metrics
+    assert "best/pixel_ap" in parents[0].data.metrics  # of the model that stands, not of the last round
     assert len(client.get_metric_history(parents[0].info.run_id, "validation/pixel_ap")) >= 2
     assert parents[0].data.params["generator.steps"] == "30"
 
