@@ -192,7 +192,7 @@ def _predictions(
 ) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
     """The best accepted model's best and worst test photos with targets."""
     shown = sorted(dice, key=lambda i: (dice[i], i))
-    count = min(_PREDICTIONS, (len(shown) + 1) // 2)  # in a small split no photo is both among the best and the worst
+    count = min(_PREDICTIONS, (len(shown) + 1) // 2)  # no photo is both among the best and the worst
     worst, good = shown[:count], shown[count:][-count:][::-1]
     maps = crew.score(best.revision, sorted({*worst, *good}))
 
