@@ -183,7 +183,7 @@ class DownstreamConfig(Settings):
         0.5,
         gt=0,
         le=4,
-        description="Crops of pairs beside each batch of real ones, in batches: they take no real crop's place.",
+        description="Crops beside each batch of real ones, in batches: of pairs, without pairs of real targets.",
     )
     synthetic_apart: bool = Field(
         True,
@@ -194,7 +194,7 @@ class DownstreamConfig(Settings):
         0.75,
         ge=0,
         le=1,
-        description="Share of `steps` in which pairs take part; the last are real alone.",
+        description="Share of `steps` in which crops stand beside the batch; the last have the batch alone.",
     )
     target_share: float = Field(
         0.7, ge=0, le=1, description="Share of crops centred on a target; the rest lie anywhere."

@@ -1,8 +1,8 @@
 """Fitting a segmenter on real photos and, beside them, synthetic ones.
 
 What must be comparable is comparable by construction: the real crops of every batch and their augmentation come from a
-generator of their own, so that a fit with pairs sees exactly the real batches of the fit without, and the crops of its
-pairs beside them.
+generator of their own, so that a fit with pairs sees exactly the real batches of the fit without. Beside them it has crops
+of its pairs; the fit without has as many further crops of real targets there, so that neither computes more.
 """
 
 from __future__ import annotations
@@ -101,11 +101,12 @@ def fit(
     """Train a segmenter in place for a fixed number of optimiser steps (AdamW, one cycle), leaving it in evaluation mode.
 
     `config.target_share` of each batch are crops on targets, with even parts for the types; the rest lie anywhere on real
-    photos, normals included. Synthetic items add crops of their own to each step, `config.synthetic_share` times as many
-    as the batch has, each item as often as any other: the budget has said already which slice gets how many. With
-    `config.synthetic_apart` they pass through the network by themselves, weigh as much as the real batch, and leave no
-    trace in running statistics: batch norm knows real photos alone. They take part in the first
-    `config.synthetic_until` of the steps; the last word have real photos.
+    photos, normals included. Beside the batch stand crops of the synthetic items, `config.synthetic_share` times as many as
+    it has, each item as often as any other: the budget has said already which slice gets how many. Without synthetic
+    items, real targets stand there, so that a gain is that of the pairs and not of more crops. With
+    `config.synthetic_apart` they pass through the network by themselves, weigh as much as the batch, and leave no trace in
+    running statistics: batch norm knows the batches of real photos alone. They take part in the first
+    `config.synthetic_until` of the steps.
     The same seed, items and number of threads give the same weights.
 
     Args:
@@ -129,9 +130,8 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a user's network may use dropout
         for step in range(steps):
-            pairs = bool(synthetic) and step < config.synthetic_until * steps
             optimiser.zero_grad(set_to_none=True)
-            losses.append(_gradient(model, batches, config, device, pairs))
+            losses.append(_gradient(model, batches, config, device, step < config.synthetic_until * steps))
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimiser.step()
             schedule.step()
@@ -142,18 +142,18 @@ def fit(
 
 
 def _gradient(
-    model: nn.Module, batches: Batches, config: DownstreamConfig, device: torch.device, pairs: bool
+    model: nn.Module, batches: Batches, config: DownstreamConfig, device: torch.device, more: bool
 ) -> float:
-    """The gradient of one step, with or without pairs; return the loss of the batch with the real photos."""
+    """The gradient of one step, with or without crops beside the batch; return the loss of what holds the batch."""
     real = batches.draw(device)
-    if not pairs:
+    beside = batches.draw_beside(device) if more else None
+    if beside is None:
         return _backward(model, *real, config)
-    made = batches.draw_pairs(device)
     if not config.synthetic_apart:
-        return _backward(model, torch.cat([real[0], made[0]]), torch.cat([real[1], made[1]]), config)
+        return _backward(model, torch.cat([real[0], beside[0]]), torch.cat([real[1], beside[1]]), config)
     loss = _backward(model, *real, config)
     with _statistics_kept(model):
-        _backward(model, *made, config)
+        _backward(model, *beside, config)
     return loss
 
 
@@ -209,7 +209,7 @@ class Batches:
         self._targets = _Balanced([item for item in real if item.boxes])
         self._anywhere = list(real)
         self._synthetic = list(synthetic)
-        self._real_rng, self._synthetic_rng = (np.random.default_rng([seed, stream]) for stream in (1, 2))
+        self._real_rng, self._beside_rng = (np.random.default_rng([seed, stream]) for stream in (1, 2))
         self._target_crops = round(config.batch * config.target_share) if self._targets else 0
 
     def draw(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,11 +222,17 @@ class Batches:
 
         return self._draw(self._real_rng, self._config.batch, pick, device)
 
-    def draw_pairs(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """As many synthetic crops as the configuration adds to a step, two at least, in the shapes of `draw`."""
+    def draw_beside(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Crops of pairs, without pairs of real targets, in the shapes of `draw`; None where there is neither."""
+
+        def pick(_: int, draws: NDArray[np.float64]) -> tuple[TrainingItem, Box | None]:
+            return _pick(self._synthetic, draws) if self._synthetic else self._targets.pick(draws)
+
+        if not (self._synthetic or self._targets):
+            return None
         # One alone could not be normalised by itself where the network has shrunk it to a pixel.
         count = max(2, round(self._config.batch * self._config.synthetic_share))
-        return self._draw(self._synthetic_rng, count, lambda _, draws: _pick(self._synthetic, draws), device)
+        return self._draw(self._beside_rng, count, pick, device)
 
     def _draw(
         self,

@@ -41,6 +41,12 @@ def items_of(count, config, type="dark", first=0):
     return [TrainingItem(i.image, i.mask, i.boxes, f"metal/{type}") for i in found]
 
 
+def beside(batches):
+    found = batches.draw_beside(CPU)
+    assert found is not None
+    return found
+
+
 @pytest.fixture
 def config():
     return DownstreamConfig(crop=32, batch=8, longest_side=64)
@@ -76,7 +82,7 @@ def test_real_batches_are_the_same_whatever_pairs_stand_beside_them(config):
     for _ in range(5):
         expected = without.draw(CPU)
         for batches in (few, many):
-            batches.draw_pairs(CPU)
+            batches.draw_beside(CPU)
             for ours, theirs in zip(batches.draw(CPU), expected, strict=True):
                 assert torch.equal(ours, theirs)
 
@@ -85,8 +91,19 @@ def test_pairs_add_the_configured_share_of_a_batch_to_each_step(config):
     pairs = items_of(2, config, "bright")
     for share, expected in ((0.01, 2), (0.5, 4), (1.0, 8)):
         changed = config.model_copy(update={"synthetic_share": share})
-        photos, masks = Batches(items_of(5, config), pairs, changed, seed=0).draw_pairs(CPU)
+        photos, masks = beside(Batches(items_of(5, config), pairs, changed, seed=0))
         assert photos.shape == (expected, 3, 32, 32) and masks.shape == (expected, 1, 32, 32)
+
+
+def test_without_pairs_as_many_further_crops_of_real_targets_stand_there(config):
+    """So a gain is that of the pairs, not of more crops per step."""
+    real = items_of(5, config)
+    normal = TrainingItem(blob(9)[0], np.zeros((64, 64), dtype=bool), (), "metal/")
+    without = beside(Batches([*real, normal], [], config, 3))
+    with_pairs = beside(Batches([*real, normal], items_of(2, config, "bright"), config, 3))
+    assert without[0].shape == with_pairs[0].shape
+    assert (without[1].sum(dim=(1, 2, 3)) > 0).all()  # targets, not crops from anywhere
+    assert Batches([normal], [], config, 3).draw_beside(CPU) is None
 
 
 def test_batch_norm_knows_real_photos_alone(config):
@@ -115,7 +132,7 @@ def test_the_last_steps_of_a_fit_are_on_real_photos_alone(config):
         return torch.cat([tensor.flatten().float() for tensor in model.state_dict().values()])
 
     pairs = items_of(3, config, "bright")
-    assert torch.equal(weights(pairs, 0.0), weights([], 0.5))
+    assert torch.equal(weights(pairs, 0.0), weights([], 0.0))
     assert not torch.equal(weights(pairs, 0.5), weights([], 0.5))
     assert not torch.equal(weights(pairs, 0.5), weights(pairs, 1.0))
 
@@ -136,9 +153,7 @@ def test_pairs_are_drawn_evenly_so_that_the_budget_decides_between_types(config)
         for level in (40, 40, 40, 215)
     ]
     batches = Batches(items_of(2, config), pairs, config, seed=0)
-    bright = np.mean(
-        [float((batches.draw_pairs(CPU)[0].mean(dim=(1, 2, 3)) > 0).float().mean()) for _ in range(5)]
-    )
+    bright = np.mean([float((beside(batches)[0].mean(dim=(1, 2, 3)) > 0).float().mean()) for _ in range(5)])
     assert 0.15 < bright < 0.35
 
 
