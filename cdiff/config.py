@@ -177,7 +177,7 @@ class DownstreamConfig(Settings):
     fold_share: float = Field(
         0.5, gt=0, le=1, description="Steps of a fold model as a share of `base_steps` + `steps`."
     )
-    batch: int = Field(16, ge=2, description="Crops per step.")
+    batch: int = Field(16, ge=2, description="Real crops per step; `synthetic_share` adds more.")
     lr: float = Field(1e-3, gt=0, description="Peak learning rate (AdamW, one cycle).")
     synthetic_share: float = Field(
         0.5,
@@ -187,8 +187,8 @@ class DownstreamConfig(Settings):
     )
     synthetic_apart: bool = Field(
         True,
-        description="Pairs are normalised by themselves, and batch norm's running statistics know real photos alone; "
-        "off: one batch with the real ones, where pairs are as good as these.",
+        description="Crops beside the batch are normalised by themselves, and batch norm's running statistics do not know "
+        "them; off: one batch with the real ones, where pairs are near enough to these.",
     )
     synthetic_until: float = Field(
         0.75,

@@ -3,8 +3,8 @@
     python jobs/benchmark.py --config configs/mvtec.yaml --data DIR --seeds 0 1 2 --out docs/benchmarks/loop-NAME.json
     python jobs/benchmark.py --seeds 0 1 2 3 4 --oracle --out docs/benchmarks/loop-demo.json
 
-Both arms of a seed share start weights, the real part of every batch, and the number of optimiser steps. A seed redraws
-start weights, batches, plans and pairs; the split and the generator stay (data.split_seed and generator.seed redraw
+Both arms of a seed share start weights, the real batch of every step, and the number of optimiser steps and of crops; where the loop
+has crops of pairs beside a batch, real-only has further ones of real targets. A seed redraws start weights, batches, plans and pairs; the split and the generator stay (data.split_seed and generator.seed redraw
 those). Runs that this code has completed already are read, not repeated. --oracle (demo data only) adds an arm that trains on as
 many fresh procedural samples as the loop accepted pairs: the share of its gain that the loop reaches is reported.
 """
