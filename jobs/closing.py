@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _SHOWN = 12  # pairs per grid
 _PREDICTIONS = 4  # best and worst ones
 _SIDE = 128
+_DECISION = ("gain", "low", "high", "chance", "accepted", "stands")  # as metrics
 _VALIDITY = ("out of band", "budget full", "slice stopped")  # turned away without being invalid
 
 
@@ -57,14 +58,13 @@ def log_round(
         )
     print(
         f"round={result.round} kept={result.kept} turned_away={len(pairs) - result.kept} ({told or 'none'}) "
-        f"gain={decision.gain:+.4f} [{decision.low:+.4f}, {decision.high:+.4f}] "
+        f"gain={decision.gain:+.4f} [{decision.low:+.4f}, {decision.high:+.4f}] chance={decision.chance:.2f} "
         f"{_verdict(decision)}",
         flush=True,
     )
     with tracker.round(result.round) as log:
         log.metrics({"validation": fitted.scores, "pairs": reasons, "seconds": dict(result.seconds)})
-        log.metrics({"decision": {"gain": decision.gain, "low": decision.low, "high": decision.high}})
-        log.metrics({"decision": {"accepted": float(decision.accepted), "better": float(decision.better)}})
+        log.metrics({"decision": {name: float(getattr(decision, name)) for name in _DECISION}})
         log.metrics({"fit": {"loss": fitted.losses[-1]}})
         log.table("weakness", _weakness_table(result))
         log.table("counts", pd.DataFrame(result.counts, columns=["slice", "verdict", "count"]))
@@ -77,7 +77,7 @@ def log_round(
 def _verdict(decision: Decision) -> str:
     if not decision.accepted:
         return f"rejected: {decision.reason}"
-    return "accepted" if decision.better else "accepted, but the best model stays"
+    return "accepted" if decision.stands else "accepted, but the best model stays"
 
 
 def log_start(tracker: Tracker, ledger: Ledger, real_only: Assessed) -> None:
@@ -87,7 +87,8 @@ def log_start(tracker: Tracker, ledger: Ledger, real_only: Assessed) -> None:
         tracker.metrics({"generator/loss": loss}, step=number)
     tracker.metrics({"validation": real_only.scores, "seconds/fit": real_only.seconds}, step=0)
     print(
-        "rounds     gain: validation pixel AP less that of the best model so far, with 95 % of a bootstrap",
+        "rounds     gain: validation pixel AP less that of the best model so far, with 95 % of a bootstrap; "
+        "chance: of being better",
         flush=True,
     )
 
@@ -144,7 +145,9 @@ def _tell(session: Session, finished: dict[str, Any], path: Any, stands: bool) -
         if before[name] is not None:
             print(f"  {name:20s}  {before[name]:17.4f}   {after[name]:21.4f}")
     if stands:
-        print("no round did better on validation: the model of real photos alone stands, in both columns")
+        print(
+            "no round's model was kept on validation: the model of real photos alone stands, in both columns"
+        )
     print(f"report     {path}")
     if session.demo:
         print("your data  python jobs/loop.py --config configs/mvtec.yaml --data FOLDER   (MVTec tree)")

@@ -52,7 +52,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
             seconds=seconds.all(),
         )
         ledger.commit_round(result, pairs)
-        best = candidate if decision.better else best
+        best = candidate if decision.stands else best
         log_round(session, tracker, result, pairs, candidate)
     close(session, crew, ledger, tracker, real_only, best)
 

@@ -130,7 +130,7 @@ class Ledger:
 
     def best_round(self) -> int:
         """The round whose candidate is the best model; 0: the model of real photos alone is."""
-        return max((result.round for result in self.rounds() if result.decision.better), default=0)
+        return max((result.round for result in self.rounds() if result.decision.stands), default=0)
 
     def kept_pairs(self, accepted_only: bool = True, until: int | None = None) -> list[Pair]:
         """The kept pairs of all committed rounds, by default of the accepted ones: what is trained on. Errors as `pairs`.

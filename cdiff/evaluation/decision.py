@@ -95,6 +95,7 @@ def tally(scored: Iterable[tuple[str, NDArray[np.floating]]], dataset: Dataset) 
 def decide(candidate: Tally, best: Tally, real_only: Tally, gain: float, seed: int) -> Decision:
     """Accept a candidate that is not significantly worse on validation than the best so far AND than real-only.
 
+    It then becomes the best model itself, unless that is improbable (`Decision.stands`).
     The interval holds percentiles over draws of source objects, the same draws for all models. With one or two objects of a
     type, a draw often misses the type: such intervals are wide, and hardly anything is refused.
 
@@ -112,21 +113,21 @@ def decide(candidate: Tally, best: Tally, real_only: Tally, gain: float, seed: i
     drawer = np.random.default_rng([seed, 7])
     draws = drawer.multinomial(count, np.full(count, 1 / count), size=REPLICATES).astype(np.float32)
     drawn = candidate.pixel_ap(draws)
-    low, high = _interval(drawn - best.pixel_ap(draws))
-    beaten = high if real_only is best else _interval(drawn - real_only.pixel_ap(draws))[1]
+    low, high, chance = found = _interval(drawn - best.pixel_ap(draws))
+    _, beaten, over_real = found if real_only is best else _interval(drawn - real_only.pixel_ap(draws))
     worse = ["the best model so far"] * (high < 0) + ["the model of real photos alone"] * (beaten < 0)
     reason = (
         "significantly worse than " + " and ".join(worse)
         if worse
         else "not significantly worse than the best model so far and the model of real photos alone"
     )
-    return Decision(not worse, reason, gain, low, high)
+    return Decision(not worse, reason, gain, low, high, min(chance, over_real))
 
 
-def _interval(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % of the draws that show a target."""
+def _interval(differences: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Where 95 % of the draws that show a target lie, and the share of them above zero; ties are half above."""
     low, high = np.nanpercentile(differences, [2.5, 97.5])
-    return float(low), float(high)
+    return float(low), float(high), float(np.nanmean((np.sign(differences) + 1) / 2))
 
 
 def _average_precision(

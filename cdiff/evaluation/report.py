@@ -107,18 +107,18 @@ def render(content: ReportContent) -> str:
 
 
 def _verdict(content: ReportContent) -> str:
-    better = [result.round for result in content.rounds if result.decision.better]
+    stood = [result.round for result in content.rounds if result.decision.stands]
     before, after = content.before.get("pixel_ap"), content.after.get("pixel_ap")
-    if not better:
-        return "No round did better on validation: the model of real photos alone stands."
+    if not stood:
+        return "No round's model was kept on validation: the model of real photos alone stands."
     accepted = [
         str(result.round)
         for result in content.rounds
-        if result.decision.accepted and result.round <= better[-1]
+        if result.decision.accepted and result.round <= stood[-1]
     ]
     which = f"round{'s' if len(accepted) > 1 else ''} {', '.join(accepted)} of {len(content.rounds)}"
     if before is None or after is None:
-        return f"Best on validation: {which}. Pixel AP is undefined on this test split."
+        return f"Kept on validation: {which}. Pixel AP is undefined on this test split."
     verb = "rose" if after > before else "fell" if after < before else "stayed"
     return (
         f"On the test split, read once at the end, pixel AP {verb} from {before:.3f} to {after:.3f} with the pairs of {which}. "
@@ -200,7 +200,7 @@ def _rounds(content: ReportContent) -> str:
     if name:
         drawn = charts.rounds(
             content.real_only.get(name),
-            [(r.round, v[name], d.better) for r, v, d in found],
+            [(r.round, v[name], d.stands) for r, v, d in found],
             f"validation {label} by round",
         )
         first = page.chart(
@@ -209,12 +209,13 @@ def _rounds(content: ReportContent) -> str:
             "Filled: the best model from then on. Dashed: real photos alone.",
         )
     drawn = charts.intervals(
-        [(r.round, d.gain, d.low, d.high, d.better) for r, _, d in found], "gain by round"
+        [(r.round, d.gain, d.low, d.high, d.stands) for r, _, d in found], "gain by round"
     )
     second = page.chart(
         "Gain that decided",
         drawn,
-        "Change of validation pixel AP against the best model before, 95 % interval over source objects.",
+        "Change of validation pixel AP against the best model before, 95 % interval over source objects. "
+        "Chance: of being better than that model and than real photos alone; below 0.25 a model is not kept.",
     )
     rows = [
         (
@@ -223,13 +224,23 @@ def _rounds(content: ReportContent) -> str:
             _number(v.get(name)) if name else "–",
             page.signed(d.gain),
             f"{d.low:+.3f} to {d.high:+.3f}",
+            f"{d.chance:.2f}",
             _badge(d),
             d.reason,
         )
         for r, v, d in found
     ]
-    header = ("round", "pairs kept", f"validation {label}", "gain", "95 % interval", "decision", "why")
-    return page.section("Round by round", page.columns(first, second), page.table(header, rows, prose=(6,)))
+    header = (
+        "round",
+        "pairs kept",
+        f"validation {label}",
+        "gain",
+        "95 % interval",
+        "chance",
+        "decision",
+        "why",
+    )
+    return page.section("Round by round", page.columns(first, second), page.table(header, rows, prose=(7,)))
 
 
 def _gallery(title: str, pictures: Sequence[Picture]) -> str:
@@ -328,7 +339,7 @@ def _run(content: ReportContent) -> str:
 def _badge(decision: Decision) -> page.Markup:
     """A rejected round's pairs are not trained on; an accepted one's are, whether its own model is the best or not."""
     told, kind = (
-        ("best", "up") if decision.better else ("accepted", "") if decision.accepted else ("rejected", "down")
+        ("best", "up") if decision.stands else ("accepted", "") if decision.accepted else ("rejected", "down")
     )
     return page.Markup(f'<span class="badge {kind}">{told}</span>')
 

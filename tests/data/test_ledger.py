@@ -66,7 +66,7 @@ def store(run: Run, found: list[Attempt]) -> None:
 
 def result(number: int, accepted: bool = True, gain: float = 0.1) -> RoundResult:
     weakness = Weakness(Slice("c", "t", "small"), ("c/t/1#0",), 0.7, 0.3, 0.9, 0.8)
-    decision = Decision(accepted, "because", gain, -0.1, 0.3)
+    decision = Decision(accepted, "because", gain, -0.1, 0.3, 0.6 if gain > 0 else 0.2)
     counts = (("c/t", "kept", 2), ("c/t", "blurred", 1))
     return RoundResult(
         number, (weakness,), (), 2, counts, "rev", (("pixel_ap", 0.4),), decision, (("fit", 1.5),)

@@ -54,7 +54,7 @@ def test_the_loop_runs_to_its_report_on_the_demo_data(done, home) -> None:
         assert [name for name, _ in result.seconds] == ["decide", "fit", "generate", "outcomes", "rank"]
     assert str(run.report_dir) in done.stdout
     assert "split      train: " in done.stdout
-    nothing_won = not any(result.decision.better for result in ledger.rounds())
+    nothing_won = not any(result.decision.stands for result in ledger.rounds())
     assert ("the model of real photos alone stands" in done.stdout) == nothing_won
     page = next(run.report_dir.glob("*.html")).read_text(encoding="utf-8")
     assert "<html" in page and "data:image/" in page

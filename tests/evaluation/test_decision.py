@@ -93,7 +93,7 @@ def test_a_type_that_a_draw_misses_is_left_out_of_its_mean(dataset):
 
 def test_a_candidate_is_refused_only_when_significantly_worse_than_either_rival(dataset):
     weak, strong, jitter = tally_of(dataset, 0.5), tally_of(dataset, 3.0), tally_of(dataset, 0.5, seed=1)
-    assert decided(strong, weak, weak).better
+    assert decided(strong, weak, weak).stands
     assert decided(jitter, weak, weak).accepted
     worse_than_best, worse_than_real = decided(weak, strong, weak), decided(weak, weak, strong)
     assert not worse_than_best.accepted
@@ -103,12 +103,25 @@ def test_a_candidate_is_refused_only_when_significantly_worse_than_either_rival(
     assert worse_than_best.low <= worse_than_best.gain <= worse_than_best.high < 0
 
 
-def test_what_is_accepted_is_the_best_only_if_it_gained(dataset):
+def test_what_is_accepted_becomes_the_best_unless_that_is_improbable(dataset):
     one, other = tally_of(dataset, 0.5), tally_of(dataset, 0.5, seed=1)
     there, back = decided(one, other, other), decided(other, one, one)
     assert there.accepted
     assert back.accepted
-    assert there.better != back.better
+    assert there.chance + back.chance == pytest.approx(1)
+    assert (there.stands, back.stands) == (there.chance >= 0.25, back.chance >= 0.25)
+    assert decided(one, one, one).chance == 0.5
+    assert decided(one, one, one).stands
+    doubtful = dataclasses.replace(there, chance=0.2)
+    assert doubtful.accepted
+    assert not doubtful.stands
+
+
+def test_the_best_model_does_not_drift_below_real_photos_alone(dataset):
+    """Each step down may be within chance; the chance counts against real photos alone too."""
+    low, real_only = tally_of(dataset, 0.5), tally_of(dataset, 2.0)
+    assert decided(low, low, low).chance == 0.5
+    assert decided(low, low, real_only).chance < 0.25
 
 
 def test_photos_of_one_object_do_not_count_as_independent_evidence(dataset):

@@ -41,7 +41,9 @@ def result(number: int, accepted: bool, gain: float = 0.012) -> RoundResult:
         for kind, score in (("pit", 0.25), ("crack", 0.75), (EVIL, 0.5))
     )
     counts = (("metal/crack", "kept", 5), ("metal/crack", "blurred", 2), ("metal/pit", "kept", 1))
-    decision = Decision(accepted, "the reason", gain if accepted else -0.012, -0.05, 0.034)
+    decision = Decision(
+        accepted, "the reason", gain if accepted else -0.012, -0.05, 0.034, 0.6 if gain > 0 else 0.1
+    )
     alarms = (Weakness(Slice("metal"), ("n1", "n2", "n3"), 0.7, 0.3, 0.0, 0.625),)
     scores = (("pixel_ap", 0.3),)
     return RoundResult(number, weakness, alarms, 6, counts, "rev", scores, decision, (("fit", 2.0),))
@@ -134,7 +136,7 @@ def test_the_headline_says_what_the_numbers_say(content):
     assert "-0.250" in words
     none = dataclasses.replace(content, rounds=(result(1, False), result(2, True, -0.01)))
     words = Page(render(none)).words
-    assert "No round did better" in words
+    assert "No round's model was kept" in words
     assert "accepted" in words  # its pairs are trained on, though its own model is not the best
     later = dataclasses.replace(content, rounds=(result(1, True), result(2, True, -0.01)))
     assert "with the pairs of round 1 of 2" in Page(render(later)).words
@@ -191,7 +193,7 @@ def test_charts_bear_equal_many_and_extreme_values(content):
         dataclasses.replace(
             result(number, True),
             validation=(("pixel_ap", value),),
-            decision=Decision(True, "", value, value, value),
+            decision=Decision(True, "", value, value, value, 0.5),
         )
         for number, value in enumerate([0.0, 0.0, 1e-9, 1.0] * 10, start=1)
     )

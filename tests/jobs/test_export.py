@@ -72,7 +72,7 @@ def finished(tmp_path) -> tuple[Run, list[ShardRow]]:
         part = made(run, number, ["pit", "../scratch", "pit"], "L" if number == 1 else "RGB")
         reasons = ["", "", "blurred"] if accepted else ["blurred", "blurred", ""]
         pairs = [Pair(row.attempt, reason) for row, reason in zip(part, reasons, strict=True)]
-        decision = Decision(accepted, "", 0.0, 0.0, 0.0)
+        decision = Decision(accepted, "", 0.0, 0.0, 0.0, 0.5)
         ledger.commit_round(RoundResult(number, (), (), 1, (), "rev", (), decision, ()), pairs)
         rows += part
     ledger.close()

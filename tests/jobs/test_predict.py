@@ -22,9 +22,9 @@ def test_the_best_model_predicts_and_not_the_last_accepted_one(tmp_path):
     real_only = Assessed("rev-0", {"pixel_ap": 0.5}, 0.3, (), 1.0)
     ledger.record("real_only", assessed=real_only)
     assert best_segmenter(run) == ("rev-0", 0.3)
-    for number, gain in ((1, 0.02), (2, -0.01)):
+    for number, gain, chance in ((1, 0.02, 0.7), (2, -0.01, 0.2)):
         ledger.record(f"round-{number}", assessed=dataclasses.replace(real_only, revision=f"rev-{number}"))
-        decision = Decision(True, "", gain, -0.1, 0.1)
+        decision = Decision(True, "", gain, -0.1, 0.1, chance)
         ledger.commit_round(RoundResult(number, (), (), 0, (), f"rev-{number}", (), decision, ()), [])
     ledger.close()
     assert best_segmenter(run) == ("rev-1", 0.3)
