@@ -194,9 +194,7 @@ def _predictions(
     session: Session, crew: Crew, best: Assessed, dice: dict[str, float]
 ) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
     """The best accepted model's best and worst test photos with targets."""
-    shown = sorted(dice, key=lambda i: (dice[i], i))
-    count = min(_PREDICTIONS, (len(shown) + 1) // 2)  # no photo is both among the best and the worst
-    worst, good = shown[:count], shown[count:][-count:][::-1]
+    good, worst = best_and_worst(dice)
     maps = crew.score(best.revision, sorted({*worst, *good}))
 
     def picture(sample_id: str) -> Picture:
@@ -207,6 +205,13 @@ def _predictions(
         )
 
     return tuple(map(picture, good)), tuple(map(picture, worst))
+
+
+def best_and_worst(dice: dict[str, float]) -> tuple[list[str], list[str]]:
+    """The photos of highest and of lowest Dice, the extreme ones first; none is in both, a photo alone counts as worst."""
+    shown = sorted(dice, key=lambda i: (dice[i], i))
+    count = min(_PREDICTIONS, (len(shown) + 1) // 2)
+    return shown[count:][-count:][::-1], shown[:count]
 
 
 def _grids(run: Run, session: Session, pairs: Sequence[Pair]) -> tuple[np.ndarray | None, np.ndarray | None]:
