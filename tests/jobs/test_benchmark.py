@@ -45,6 +45,27 @@ def test_gains_are_paired_by_seed_with_mean_and_spread():
     assert (out["seeds"], out["command"], out["pairs"]) == ([3, 4], "command", [10, 10])
 
 
+def test_each_seed_may_draw_a_split_of_its_own(monkeypatch):
+    """A type that a split's test photos lack has no value for that seed."""
+    told = []
+
+    def run_loop(own):
+        told.append(own)
+        return 1
+
+    monkeypatch.setattr(benchmark, "run_loop", run_loop)
+    for redraw in (False, True):
+        with pytest.raises(RunError, match="exit code 1"):
+            run_seed(["rounds=1"], 4, oracle=False, redraw_splits=redraw)
+    assert told == [["rounds=1", "seed=4"], ["rounds=1", "seed=4", "data.split_seed=4"]]
+    lacking = _finished(0.1, 0.2)
+    for scores in lacking["test"].values():
+        scores["per_type"] = {}
+    out = summary([_finished(0.1, 0.2), lacking], [3, 4], "", redraw_splits=True)
+    assert out["test"]["loop"]["per_type"]["metal/pit"]["pixel_ap"] == [0.1, None]
+    assert "split" in out["a_seed_redraws"]
+
+
 def test_one_seed_has_no_spread():
     assert summary([_finished(0.1, 0.2)], [0], "")["gain"]["pixel_ap"]["sd"] is None
 
