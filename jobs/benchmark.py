@@ -181,10 +181,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _generic(arguments: list[str]) -> list[str]:
     """The command without this machine's folders: the last part of a data path says which set it is."""
+    folders = {"--data": "DATA/", "--home": "DATA/", "--groups": "DATA/", "--out": ""}
     out, after = [], ""
     for argument in arguments:
-        local = after in ("--data", "--home", "--groups") and Path(argument).is_absolute()
-        out.append(f"DATA/{Path(argument).name}" if local else argument)
+        local = after in folders and Path(argument).is_absolute()
+        out.append(folders[after] + Path(argument).name if local else argument)
         after = argument
     return out
 

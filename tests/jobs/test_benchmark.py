@@ -91,6 +91,6 @@ def test_a_run_that_other_code_completed_is_refused(monkeypatch, code, refused):
 
 def test_the_told_command_names_no_folder_of_this_machine():
     told = benchmark._generic(
-        ["rounds=1", "--data", "/photos/of/screw", "--config", "configs/mvtec.yaml", "--home", "/h/x"]
+        ["rounds=1", "--data", "/photos/of/screw", "--config", "configs/mvtec.yaml", "--out", "/h/x.json"]
     )
-    assert told == ["rounds=1", "--data", "DATA/screw", "--config", "configs/mvtec.yaml", "--home", "DATA/x"]
+    assert told == ["rounds=1", "--data", "DATA/screw", "--config", "configs/mvtec.yaml", "--out", "x.json"]
