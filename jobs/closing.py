@@ -58,7 +58,7 @@ def log_round(
         )
     print(
         f"round={result.round} kept={result.kept} turned_away={len(pairs) - result.kept} ({told or 'none'}) "
-        f"gain={decision.gain:+.4f} [{decision.low:+.4f}, {decision.high:+.4f}] chance={decision.chance:.2f} "
+        f"gain={decision.gain:+.4f} [{decision.low:+.4f}, {decision.high:+.4f}] chance={decision.chance:.3f} "
         f"{_verdict(decision)}",
         flush=True,
     )
@@ -77,7 +77,7 @@ def log_round(
 def _verdict(decision: Decision) -> str:
     if not decision.accepted:
         return f"rejected: {decision.reason}"
-    return "accepted" if decision.stands else "accepted, but the best model stays"
+    return "kept" if decision.stands else "pairs accepted, but the model before stays"
 
 
 def log_start(tracker: Tracker, ledger: Ledger, real_only: Assessed) -> None:

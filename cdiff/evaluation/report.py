@@ -206,7 +206,7 @@ def _rounds(content: ReportContent) -> str:
         first = page.chart(
             f"Validation {label} by round",
             drawn,
-            "Filled: the best model from then on. Dashed: real photos alone.",
+            "Filled: a model that was kept. Dashed: real photos alone.",
         )
     drawn = charts.intervals(
         [(r.round, d.gain, d.low, d.high, d.stands) for r, _, d in found], "gain by round"
@@ -224,7 +224,7 @@ def _rounds(content: ReportContent) -> str:
             _number(v.get(name)) if name else "–",
             page.signed(d.gain),
             f"{d.low:+.3f} to {d.high:+.3f}",
-            f"{d.chance:.2f}",
+            f"{d.chance:.3f}",
             _badge(d),
             d.reason,
         )
@@ -337,9 +337,9 @@ def _run(content: ReportContent) -> str:
 
 
 def _badge(decision: Decision) -> page.Markup:
-    """A rejected round's pairs are not trained on; an accepted one's are, whether its own model is the best or not."""
+    """A rejected round's pairs are not trained on; an accepted one's are, whether its own model was kept or not."""
     told, kind = (
-        ("best", "up") if decision.stands else ("accepted", "") if decision.accepted else ("rejected", "down")
+        ("kept", "up") if decision.stands else ("accepted", "") if decision.accepted else ("rejected", "down")
     )
     return page.Markup(f'<span class="badge {kind}">{told}</span>')
 
