@@ -249,15 +249,13 @@ class Decision:
     gain: float  # validation pixel AP minus that of the best model so far
     low: float
     high: float
-    chance: float  # that it is better than the best model so far and real-only, the smaller of the two
+    chance: (
+        float  # share of the bootstrap in which it is better than the best so far; than real-only, if smaller
+    )
 
     @property
     def stands(self) -> bool:
-        """Whether the candidate is the best model so far from now on.
-
-        Further pairs have the benefit of the doubt: where validation is small, it measures a true gain of 0.02 as a loss in
-        one round of three, and to ask for a measured gain would throw that third away.
-        """
+        """Whether the candidate is the best model so far from now on: it has the benefit of the doubt (docs/decisions.md)."""
         return self.accepted and self.chance >= LEAST_CHANCE
 
 

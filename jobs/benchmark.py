@@ -3,10 +3,11 @@
     python jobs/benchmark.py --config configs/mvtec.yaml --data DIR --seeds 0 1 2 --out docs/benchmarks/loop-NAME.json
     python jobs/benchmark.py --seeds 0 1 2 3 4 --oracle --out docs/benchmarks/loop-demo.json
 
-Both arms of a seed share start weights, the real batch of every step, and the number of optimiser steps and of crops; where the loop
-has crops of pairs beside a batch, real-only has further ones of real targets. A seed redraws start weights, batches, plans and pairs; the split and the generator stay, unless --redraw-splits draws a
-split of its own for each seed and trains a generator on it: dearer, and the gain is then not that of one lucky split. Runs that this code has completed already are read, not repeated. --oracle (demo data only) adds an arm that trains on as
-many fresh procedural samples as the loop accepted pairs: the share of its gain that the loop reaches is reported.
+Both arms of a seed share start weights, the real batch of every step, and the number of optimiser steps and of crops;
+where the loop has crops of pairs beside a batch, real-only has further ones of real targets. A seed redraws start
+weights, batches, plans and pairs; the split and the generator stay (data.split_seed and generator.seed redraw those).
+Runs that this code has completed already are read, not repeated. --oracle (demo data only) adds an arm that trains on
+as many fresh procedural samples as the loop accepted pairs: the share of its gain that the loop reaches is reported.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ from jobs.session import Session, open_session
 METRICS = ("pixel_ap", "f1_max", "auroc", "aupro", "iou", "mdice", "miou", "image_auroc")
 
 
-def run_seed(arguments: list[str], seed: int, oracle: bool, redraw_splits: bool = False) -> dict[str, Any]:
+def run_seed(arguments: list[str], seed: int, oracle: bool) -> dict[str, Any]:
     """One run of the loop to its end; its closing event, with the oracle arm where asked for.
 
     Raises:
         RunError: the loop ended early, or was run to its end by other code.
     """
-    own = [*arguments, f"seed={seed}", *([f"data.split_seed={seed}"] if redraw_splits else [])]
+    own = [*arguments, f"seed={seed}"]
     code = run_loop(own)
     if code:
         raise RunError(f"the loop of seed {seed} ended with exit code {code}; its message stands above.")
@@ -85,10 +86,8 @@ def _oracle(session: Session, count: int) -> dict[str, Any]:
     return {"scores": scores}
 
 
-def summary(
-    finished: list[dict[str, Any]], seeds: list[int], command: str, redraw_splits: bool = False
-) -> dict[str, Any]:
-    """One object over all seeds: values per seed, and mean and spread of the gain. A type may be missing on a split."""
+def summary(finished: list[dict[str, Any]], seeds: list[int], command: str) -> dict[str, Any]:
+    """One object over all seeds: values per seed, and mean and spread of the gain."""
     arms = list(finished[0]["test"])
     test: dict[str, Any] = {}
     for arm in arms:
@@ -96,18 +95,17 @@ def summary(
         test[arm] = {metric: [score[metric] for score in scores] for metric in METRICS}
         test[arm]["per_type"] = {
             key: {
-                metric: [s["per_type"].get(key, {}).get(metric) for s in scores]
+                metric: [s["per_type"][key].get(metric) for s in scores]
                 for metric in ("pixel_ap", "f1_max", "iou", "mdice")
             }
-            for key in sorted({key for s in scores for key in s["per_type"]})
+            for key in scores[0]["per_type"]
         }
     out = {
         "command": command,
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
         "seeds": seeds,
-        "a_seed_redraws": "start weights, batches, plans and pairs; "
-        + ("the split and the generator too" if redraw_splits else "split and generator are the same"),
+        "a_seed_redraws": "start weights, batches, plans and pairs; split and generator are the same",
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -158,20 +156,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--oracle", action="store_true", help="add the oracle arm (demo data only)")
-    parser.add_argument(
-        "--redraw-splits",
-        action="store_true",
-        help="each seed draws a split (data.split_seed) and a generator",
-    )
     args, rest = parser.parse_known_args(arguments)
     told = sys.argv[1:] if arguments is None else arguments
     try:
-        finished = [run_seed(rest, seed, args.oracle, args.redraw_splits) for seed in args.seeds]
+        finished = [run_seed(rest, seed, args.oracle) for seed in args.seeds]
     except CdiffError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    command = "python jobs/benchmark.py " + " ".join(_generic(told))
-    result = summary(finished, args.seeds, command, args.redraw_splits)
+    result = summary(finished, args.seeds, "python jobs/benchmark.py " + " ".join(_generic(told)))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     gain = result["gain"]["pixel_ap"]

@@ -77,7 +77,7 @@ def log_round(
 def _verdict(decision: Decision) -> str:
     if not decision.accepted:
         return f"rejected: {decision.reason}"
-    return "kept" if decision.stands else "pairs accepted, but the model before stays"
+    return "accepted, its model is kept" if decision.stands else "accepted, but the model before stays"
 
 
 def log_start(tracker: Tracker, ledger: Ledger, real_only: Assessed) -> None:
@@ -88,7 +88,7 @@ def log_start(tracker: Tracker, ledger: Ledger, real_only: Assessed) -> None:
     tracker.metrics({"validation": real_only.scores, "seconds/fit": real_only.seconds}, step=0)
     print(
         "rounds     gain: validation pixel AP less that of the best model so far, with 95 % of a bootstrap; "
-        "chance: of being better",
+        "chance: share of it in which the round is better",
         flush=True,
     )
 
@@ -122,7 +122,7 @@ def close(
     )
     tracker.metrics({"test": finished["test"], "best": best.scores})
     tracker.artifact(path, "report")
-    _tell(session, finished, path, stands=best.revision == real_only.revision)
+    _tell(session, finished, path, real_only_stands=best.revision == real_only.revision)
 
 
 def peak_memory_gb() -> float:
@@ -138,13 +138,13 @@ def peak_memory_gb() -> float:
     return round(total / 1e9, 3)
 
 
-def _tell(session: Session, finished: dict[str, Any], path: Any, stands: bool) -> None:
+def _tell(session: Session, finished: dict[str, Any], path: Any, real_only_stands: bool) -> None:
     before, after = finished["test"]["real_only"], finished["test"]["loop"]
     print("\ntest split, read once   real photos alone   with the loop's pairs")
     for name in ("pixel_ap", "f1_max", "iou", "mdice"):
         if before[name] is not None:
             print(f"  {name:20s}  {before[name]:17.4f}   {after[name]:21.4f}")
-    if stands:
+    if real_only_stands:
         print(
             "no round's model was kept on validation: the model of real photos alone stands, in both columns"
         )
@@ -193,7 +193,7 @@ def _content(
 def _predictions(
     session: Session, crew: Crew, best: Assessed, dice: dict[str, float]
 ) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
-    """The best accepted model's best and worst test photos with targets."""
+    """The kept model's best and worst test photos with targets."""
     good, worst = best_and_worst(dice)
     maps = crew.score(best.revision, sorted({*worst, *good}))
 

@@ -107,8 +107,18 @@ class Ledger:
         )
 
     def rounds(self) -> list[RoundResult]:
-        """Results of the committed rounds, in order."""
-        return [from_json(RoundResult, event["result"]) for event in self._rounds()]
+        """Results of the committed rounds, in order.
+
+        Raises:
+            RunError: another version of cdiff wrote them.
+        """
+        try:
+            return [from_json(RoundResult, event["result"]) for event in self._rounds()]
+        except ValueError as error:
+            raise RunError(
+                f"{self.run.ledger_path} was written by another version of cdiff ({error}). "
+                "Read it with that version, or start a new run."
+            ) from None
 
     def remaining(self, rounds: int) -> list[int]:
         """Numbers of the rounds that are still to do; the first round is 1."""

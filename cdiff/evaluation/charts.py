@@ -49,7 +49,7 @@ def dumbbells(rows: Sequence[tuple[str, float | None, float | None]], label: str
 
 
 def rounds(baseline: float | None, points: Sequence[tuple[int, float, bool]], label: str) -> str:
-    """A value by round, with the baseline as round 0; rejected rounds are hollow."""
+    """A value by round, with the baseline as round 0; rounds whose model was not kept are hollow."""
     values = [value for _, value, _ in points] + ([baseline] if baseline is not None else [])
     axis = _Axis(values, [0, *(number for number, _, _ in points)])
     parts = axis.frame()
@@ -62,9 +62,9 @@ def rounds(baseline: float | None, points: Sequence[tuple[int, float, bool]], la
     path = " ".join(f"{axis.x(number):.1f},{axis.y(value):.1f}" for number, value, _ in points)
     start = f"{axis.x(0):.1f},{axis.y(baseline):.1f} " if baseline is not None else ""
     parts.append(f'<polyline points="{start}{path}" class="line"/>')
-    for number, value, best in points:
-        kind = "after" if best else "hollow"
-        title = f"round {number}: {value:.3f}{', the best model' if best else ''}"
+    for number, value, kept in points:
+        kind = "after" if kept else "hollow"
+        title = f"round {number}: {value:.3f}{', kept' if kept else ''}"
         parts.append(
             f'<circle cx="{axis.x(number):.1f}" cy="{axis.y(value):.1f}" r="4.5" class="{kind}"><title>{title}</title></circle>'
             f'<text x="{axis.x(number):.1f}" y="{axis.y(value) - 9:.1f}" text-anchor="middle">{value:.3f}</text>'
@@ -73,15 +73,15 @@ def rounds(baseline: float | None, points: Sequence[tuple[int, float, bool]], la
 
 
 def intervals(points: Sequence[tuple[int, float, float, float, bool]], label: str) -> str:
-    """Differences by round with their intervals (round, mean, low, high, accepted), against a line at zero."""
+    """Differences by round with their intervals (round, mean, low, high, kept), against a line at zero."""
     axis = _Axis(
         [0.0, *(value for point in points for value in point[1:4])], [number for number, *_ in points]
     )
     parts = axis.frame()
     zero = axis.y(0)
     parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{zero:.1f}" y2="{zero:.1f}" class="base"/>')
-    for number, mean, low, high, accepted in points:
-        x, kind = axis.x(number), "after" if accepted else "hollow"
+    for number, mean, low, high, kept in points:
+        x, kind = axis.x(number), "after" if kept else "hollow"
         parts.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{axis.y(low):.1f}" y2="{axis.y(high):.1f}" class="whisker"/>'
         )

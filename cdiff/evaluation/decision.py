@@ -113,8 +113,9 @@ def decide(candidate: Tally, best: Tally, real_only: Tally, gain: float, seed: i
     drawer = np.random.default_rng([seed, 7])
     draws = drawer.multinomial(count, np.full(count, 1 / count), size=REPLICATES).astype(np.float32)
     drawn = candidate.pixel_ap(draws)
-    low, high, chance = found = _interval(drawn - best.pixel_ap(draws))
-    _, beaten, over_real = found if real_only is best else _interval(drawn - real_only.pixel_ap(draws))
+    found = _spread(drawn - best.pixel_ap(draws))
+    low, high, chance = found
+    _, beaten, over_real = found if real_only is best else _spread(drawn - real_only.pixel_ap(draws))
     worse = ["the best model so far"] * (high < 0) + ["the model of real photos alone"] * (beaten < 0)
     reason = (
         "significantly worse than " + " and ".join(worse)
@@ -124,10 +125,10 @@ def decide(candidate: Tally, best: Tally, real_only: Tally, gain: float, seed: i
     return Decision(not worse, reason, gain, low, high, min(chance, over_real))
 
 
-def _interval(differences: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Where 95 % of the draws that show a target lie, and the share of them above zero; ties are half above."""
+def _spread(differences: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Of the draws that show a target: the bounds of their middle 95 %, and the share above zero."""
     low, high = np.nanpercentile(differences, [2.5, 97.5])
-    return float(low), float(high), float(np.nanmean((np.sign(differences) + 1) / 2))
+    return float(low), float(high), float(np.mean(differences[~np.isnan(differences)] > 0))
 
 
 def _average_precision(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cdiff.data.run import write_durably
 from cdiff.evaluation import charts, page
-from cdiff.types import Decision, RoundResult
+from cdiff.types import LEAST_CHANCE, Decision, RoundResult
 
 METRICS = {
     "pixel_ap": ("Pixel AP", "mean over types of the average precision of pixels, at native size"),
@@ -50,7 +50,7 @@ class ReportContent:
     """Everything that the report shows; it computes nothing of its own.
 
     Args:
-        before, after: `protocol.evaluate` on the test split, of the model of real photos alone and of the accepted one.
+        before, after: `protocol.evaluate` on the test split, of the model of real photos alone and of the one kept last.
         real_only: validation metrics of the model of real photos alone: round 0 of the chart.
         rounds: as in the ledger: weaknesses, counts, decisions and seconds are read from them.
         seconds: phase, seconds, for the whole run.
@@ -150,7 +150,7 @@ def _metrics(content: ReportContent) -> str:
     return page.section(
         "Before and after",
         page.paragraph(
-            "Before: the segmenter fitted on the real photos alone. After: the best accepted one, same start weights, same steps.",
+            "Before: the segmenter fitted on the real photos alone. After: the one kept last, same start weights, same steps.",
             True,
         ),
         page.table(("metric", "before", "after", "change", "what it is"), rows, prose=(4,)),
@@ -215,7 +215,8 @@ def _rounds(content: ReportContent) -> str:
         "Gain that decided",
         drawn,
         "Change of validation pixel AP against the best model before, 95 % interval over source objects. "
-        "Chance: of being better than that model and than real photos alone; below 0.25 a model is not kept.",
+        "Chance: share of the bootstrap in which it is better than that model, or than real photos alone if that share is "
+        f"smaller; a model below {LEAST_CHANCE} is not kept.",
     )
     rows = [
         (

@@ -211,6 +211,16 @@ def test_every_prefix_of_the_file_is_a_ledger(run):
         assert len(Ledger(run.ledger_path).events()) == whole[:length].count(b"\n")
 
 
+def test_rounds_of_another_version_are_refused_by_name(run):
+    ledger = Ledger(run.ledger_path)
+    ledger.commit_round(result(1), [])
+    ledger.close()
+    text = run.ledger_path.read_text(encoding="utf-8")
+    run.ledger_path.write_text(text.replace('"chance":', '"luck":'), encoding="utf-8")
+    with pytest.raises(RunError, match=r"ledger\.jsonl was written by another version of cdiff .*chance"):
+        Ledger(run.ledger_path).rounds()
+
+
 def test_damage_before_the_last_line_stops(run):
     ledger = Ledger(run.ledger_path)
     ledger.append("started")

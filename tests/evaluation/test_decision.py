@@ -110,18 +110,24 @@ def test_what_is_accepted_becomes_the_best_unless_that_is_improbable(dataset):
     assert back.accepted
     assert there.chance + back.chance == pytest.approx(1)
     assert (there.stands, back.stands) == (there.chance >= 0.25, back.chance >= 0.25)
-    assert decided(one, one, one).chance == 0.5
-    assert decided(one, one, one).stands
     doubtful = dataclasses.replace(there, chance=0.2)
     assert doubtful.accepted
     assert not doubtful.stands
 
 
-def test_the_best_model_does_not_drift_below_real_photos_alone(dataset):
-    """Each step down may be within chance; the chance counts against real photos alone too."""
-    low, real_only = tally_of(dataset, 0.5), tally_of(dataset, 2.0)
-    assert decided(low, low, low).chance == 0.5
-    assert decided(low, low, real_only).chance < 0.25
+def test_a_round_without_pairs_leaves_the_model_that_it_equals(dataset):
+    one = tally_of(dataset, 0.5)
+    assert decided(one, one, one).accepted
+    assert not decided(one, one, one).stands
+
+
+def test_the_chance_counts_against_real_photos_alone_too(dataset):
+    low, candidate, real_only = (tally_of(dataset, skill) for skill in (0.5, 1.0, 1.1))
+    alone = decided(candidate, low, low)
+    assert alone.stands
+    beside = decided(candidate, low, real_only)
+    assert beside.chance < alone.chance
+    assert beside.chance == decided(candidate, real_only, real_only).chance
 
 
 def test_photos_of_one_object_do_not_count_as_independent_evidence(dataset):

@@ -137,7 +137,9 @@ def test_the_headline_says_what_the_numbers_say(content):
     none = dataclasses.replace(content, rounds=(result(1, False), result(2, True, -0.01)))
     words = Page(render(none)).words
     assert "No round's model was kept" in words
-    assert "accepted" in words  # its pairs are trained on, though its own model is not the best
+    assert '<span class="badge ">accepted</span>' in render(
+        none
+    )  # its pairs are trained on, its own model is not kept
     later = dataclasses.replace(content, rounds=(result(1, True), result(2, True, -0.01)))
     assert "with the pairs of round 1 of 2" in Page(render(later)).words
     undefined = dataclasses.replace(content, after=scores(None))
@@ -153,7 +155,9 @@ def test_undefined_values_are_dashes_with_their_reason(content):
 
 def test_rounds_show_decision_interval_and_reason(content):
     words = Page(render(content)).words
-    for text in ("accepted", "rejected", "-0.050 to +0.034", "the reason", "real only"):
+    for badge in ('<span class="badge up">kept</span>', '<span class="badge down">rejected</span>'):
+        assert badge in render(content)
+    for text in ("0.600", "-0.050 to +0.034", "the reason", "real only"):
         assert text in words
 
 

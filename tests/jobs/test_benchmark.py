@@ -45,27 +45,6 @@ def test_gains_are_paired_by_seed_with_mean_and_spread():
     assert (out["seeds"], out["command"], out["pairs"]) == ([3, 4], "command", [10, 10])
 
 
-def test_each_seed_may_draw_a_split_of_its_own(monkeypatch):
-    """A type that a split's test photos lack has no value for that seed."""
-    told = []
-
-    def run_loop(own):
-        told.append(own)
-        return 1
-
-    monkeypatch.setattr(benchmark, "run_loop", run_loop)
-    for redraw in (False, True):
-        with pytest.raises(RunError, match="exit code 1"):
-            run_seed(["rounds=1"], 4, oracle=False, redraw_splits=redraw)
-    assert told == [["rounds=1", "seed=4"], ["rounds=1", "seed=4", "data.split_seed=4"]]
-    lacking = _finished(0.1, 0.2)
-    for scores in lacking["test"].values():
-        scores["per_type"] = {}
-    out = summary([_finished(0.1, 0.2), lacking], [3, 4], "", redraw_splits=True)
-    assert out["test"]["loop"]["per_type"]["metal/pit"]["pixel_ap"] == [0.1, None]
-    assert "split" in out["a_seed_redraws"]
-
-
 def test_one_seed_has_no_spread():
     assert summary([_finished(0.1, 0.2)], [0], "")["gain"]["pixel_ap"]["sd"] is None
 
@@ -91,6 +70,26 @@ def test_a_run_that_other_code_completed_is_refused(monkeypatch, code, refused):
 
 def test_the_told_command_names_no_folder_of_this_machine():
     told = benchmark._generic(
-        ["rounds=1", "--data", "/photos/of/screw", "--config", "configs/mvtec.yaml", "--out", "/h/x.json"]
+        [
+            "rounds=1",
+            "--data",
+            "/photos/of/screw",
+            "--home",
+            "/h/x",
+            "--out",
+            "/h/x.json",
+            "--groups",
+            "g.json",
+        ]
     )
-    assert told == ["rounds=1", "--data", "DATA/screw", "--config", "configs/mvtec.yaml", "--out", "x.json"]
+    assert told == [
+        "rounds=1",
+        "--data",
+        "DATA/screw",
+        "--home",
+        "DATA/x",
+        "--out",
+        "x.json",
+        "--groups",
+        "g.json",
+    ]
