@@ -185,6 +185,12 @@ class DownstreamConfig(Settings):
         le=4,
         description="Crops beside each batch of real ones, in batches: of pairs, without pairs of real targets.",
     )
+    synthetic_mix: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of the crops beside a batch that show pairs, where there are any; the rest show real targets.",
+    )
     synthetic_apart: bool = Field(
         True,
         description="Crops beside the batch are normalised by themselves, and batch norm's running statistics do not know "

@@ -102,8 +102,9 @@ def fit(
 
     `config.target_share` of each batch are crops on targets, with even parts for the types; the rest lie anywhere on real
     photos, normals included. Beside the batch stand crops of the synthetic items, `config.synthetic_share` times as many as
-    it has, each item as often as any other: the budget has said already which slice gets how many. Without synthetic
-    items, real targets stand there, so that a gain is that of the pairs and not of more crops. With
+    it has, each item as often as any other: the budget has said already which slice gets how many. Where
+    `config.synthetic_mix` leaves room, and without synthetic items everywhere, real targets stand there, so that a gain is
+    that of the pairs and not of more crops. With
     `config.synthetic_apart` they pass through the network by themselves, weigh as much as the batch, and leave no trace in
     running statistics: batch norm knows the batches of real photos alone. They take part in the first
     `config.synthetic_until` of the steps.
@@ -224,14 +225,16 @@ class Batches:
 
     def draw_beside(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Crops of pairs, without pairs of real targets, in the shapes of `draw`; None where there is neither."""
-
-        def pick(_: int, draws: NDArray[np.float64]) -> tuple[TrainingItem, Box | None]:
-            return _pick(self._synthetic, draws) if self._synthetic else self._targets.pick(draws)
-
         if not (self._synthetic or self._targets):
             return None
         # One alone could not be normalised by itself where the network has shrunk it to a pixel.
         count = max(2, round(self._config.batch * self._config.synthetic_share))
+        mix = self._config.synthetic_mix if self._targets else 1.0
+        pairs = max(1, round(count * mix)) if self._synthetic else 0
+
+        def pick(row: int, draws: NDArray[np.float64]) -> tuple[TrainingItem, Box | None]:
+            return _pick(self._synthetic, draws) if row < pairs else self._targets.pick(draws)
+
         return self._draw(self._beside_rng, count, pick, device)
 
     def _draw(

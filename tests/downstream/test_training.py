@@ -95,6 +95,16 @@ def test_pairs_add_the_configured_share_of_a_batch_to_each_step(config):
         assert photos.shape == (expected, 3, 32, 32) and masks.shape == (expected, 1, 32, 32)
 
 
+def test_pairs_may_share_their_place_with_real_targets(config):
+    """The first rows show pairs, here white ones, the others what a fit without pairs has."""
+    white = synthetic_item(np.full((64, 64, 3), 255, np.uint8), np.zeros((64, 64), dtype=bool), config)
+    for mix, expected in ((1.0, 4), (0.5, 2), (0.01, 1)):
+        changed = config.model_copy(update={"synthetic_mix": mix})
+        masks = beside(Batches(items_of(5, config), [white], changed, seed=0))[1]
+        assert (masks.sum(dim=(1, 2, 3)) > 0).tolist() == [False] * expected + [True] * (4 - expected)
+        assert len(beside(Batches([white], [white], changed, seed=0))[1]) == 4
+
+
 def test_without_pairs_as_many_further_crops_of_real_targets_stand_there(config):
     """So a gain is that of the pairs, not of more crops per step."""
     real = items_of(5, config)
