@@ -249,9 +249,7 @@ class Decision:
     gain: float  # validation pixel AP minus that of the best model so far
     low: float
     high: float
-    chance: (
-        float  # share of the bootstrap in which it is better than the best so far; than real-only, if smaller
-    )
+    chance: float  # share of the bootstrap in which it is better: than the best so far or real-only, the smaller
 
     @property
     def stands(self) -> bool:
