@@ -249,7 +249,8 @@ class Decision:
     gain: float  # validation pixel AP minus that of the best model so far
     low: float
     high: float
-    chance: float  # share of the bootstrap in which it is better: than the best so far or real-only, the smaller
+    # Of being better than the best so far and than real-only, the smaller: a share of the bootstrap.
+    chance: float
 
     @property
     def stands(self) -> bool:
