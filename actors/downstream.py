@@ -18,8 +18,9 @@ from cdiff.data.store import Run, read_pair
 from cdiff.downstream.scoring import outcomes, score_photo, score_photos
 from cdiff.downstream.segmenter import build_segmenter, load_segmenter, save_segmenter
 from cdiff.downstream.training import TrainingItem, batch_seed, fit, real_items, synthetic_item
-from cdiff.evaluation.decision import Tally, decide, tally
+from cdiff.evaluation.decision import decide
 from cdiff.evaluation.protocol import best_iou_threshold, evaluate, photo_dice
+from cdiff.evaluation.tally import Tally, tally
 from cdiff.types import Decision, Outcome, Pair
 
 

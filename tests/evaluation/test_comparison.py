@@ -1,0 +1,114 @@
+"""Intervals of paired differences over seeds and source objects."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import average_precision_score
+
+from cdiff.evaluation.comparison import resample, smallest_detectable
+from cdiff.evaluation.protocol import evaluate
+from cdiff.evaluation.tally import Tally, tally
+
+
+@pytest.fixture(scope="module")
+def arms(tally_of):
+    skills = {"weak": (1.0, range(5)), "again": (1.0, range(10, 15)), "strong": (3.0, range(5))}
+    return {arm: [tally_of(skill, seed) for seed in seeds] for arm, (skill, seeds) in skills.items()}
+
+
+def test_a_better_arm_is_found_and_chance_alone_is_not(arms):
+    found = resample(arms, [0] * 5, seed=0, replicates=300)
+    better = found.compare("pixel_ap", "strong", "weak")
+    assert better.low > 0.05 and better.low < better.mean < better.high and better.excludes_zero
+    chance = found.compare("pixel_ap", "again", "weak")
+    assert chance.low < 0 < chance.high and not chance.excludes_zero
+    assert found.compare("type:metal/pit", "strong", "weak").low > 0
+
+
+def test_the_mean_is_that_of_the_exact_pixel_ap_to_a_thousandth(arms, dataset, ids, maps_of):
+    exact = [
+        evaluate(maps_of(3.0, s), dataset, ids, 0.5)["pixel_ap"]
+        - evaluate(maps_of(1.0, s), dataset, ids, 0.5)["pixel_ap"]
+        for s in range(5)
+    ]
+    found = resample(arms, [0] * 5, seed=0, replicates=10).compare("pixel_ap", "strong", "weak")
+    assert found.per_seed == pytest.approx(exact, abs=1e-3)
+    assert found.mean == pytest.approx(np.mean(exact), abs=1e-3)
+
+
+def test_a_replicate_pools_pixel_ap_anew_within_a_thousandth_of_the_exact_one(dataset, ids, maps_of):
+    maps, rng = maps_of(2.0, 0), np.random.default_rng(3)
+    counted = tally(((name, maps[name]) for name in ids), dataset)
+    objects = list(counted.objects)
+    for _ in range(5):
+        draw = rng.multinomial(len(objects), np.full(len(objects), 1 / len(objects)))
+        scores: dict[str, list] = {}
+        labels: dict[str, list] = {}
+        for name in ids:
+            sample = dataset.sample(name)
+            times = draw[objects.index(sample.group)]
+            for key in sample.types or ("dent", "pit"):
+                scores.setdefault(key, []).extend([maps[name].ravel()] * times)
+                labels.setdefault(key, []).extend([dataset.mask(name).ravel()] * times)
+        exact = np.mean(
+            [
+                average_precision_score(np.concatenate(labels[key]), np.concatenate(scores[key]))
+                for key in scores
+                if np.concatenate(labels[key]).any()
+            ]
+        )
+        assert counted.pixel_ap(draw[None].astype(np.float32))[0] == pytest.approx(exact, abs=1e-3)
+
+
+def test_seeds_count_as_a_level_of_their_own(tally_of):
+    """Five equal seeds say no more about seeds, but a spread between seeds widens the interval."""
+    steady = {
+        "a": [tally_of(3.0)] * 4,
+        "b": [tally_of(2.0)] * 4,
+    }
+    mixed = [tally_of(skill) for skill in (1.0, 2.0, 4.0, 6.0)]
+    one = resample(steady, [0] * 4, seed=0, replicates=300).compare("pixel_ap", "a", "b")
+    two = resample({"a": mixed, "b": steady["b"]}, [0] * 4, seed=0, replicates=300).compare(
+        "pixel_ap", "a", "b"
+    )
+    assert two.high - two.low > 2 * (one.high - one.low)
+
+
+def test_seeds_of_two_splits_draw_their_own_objects(ids, tally_of):
+    def half(skill, seed, part):
+        return tally_of(skill, seed, only_ids=ids[part::2])
+
+    arms = {arm: [half(skill, s, s % 2) for s in range(4)] for arm, skill in (("a", 3.0), ("b", 1.0))}
+    assert resample(arms, [0, 1, 0, 1], seed=0, replicates=100).compare("pixel_ap", "a", "b").low > 0
+    with pytest.raises(ValueError, match="other photos of split 0"):
+        resample(arms, [0, 0, 0, 0], seed=0, replicates=10)
+    with pytest.raises(ValueError, match="arm a has 4 tallies, the seeds are 3"):
+        resample(arms, [0, 1, 0], seed=0, replicates=10)
+
+
+def test_a_tally_is_read_as_it_was_written(arms, tmp_path, ids):
+    written = arms["weak"][0]
+    written.save(tmp_path / "deep" / "one.npz")
+    read = Tally.load(tmp_path / "deep" / "one.npz")
+    assert read.ids == written.ids and read.objects == written.objects
+    draw = np.random.default_rng(0).integers(0, 3, (4, len(read.objects))).astype(float)
+    assert np.array_equal(read.pixel_ap(draw), written.pixel_ap(draw), equal_nan=True)
+    assert np.array_equal(read.mdice(draw), written.mdice(draw), equal_nan=True)
+
+
+def test_mean_dice_is_that_of_the_protocol(arms, dataset, ids, maps_of):
+    told = evaluate(maps_of(3.0, 2), dataset, ids, 0.5)["mdice"]
+    assert arms["strong"][2].mdice()[0] == pytest.approx(told)
+
+
+def test_the_smallest_detectable_difference_is_found_with_the_power_it_promises():
+    rng, sd, seeds = np.random.default_rng(0), 0.03, 8
+    nothing = rng.normal(0, sd, 400)
+    smallest = smallest_detectable(nothing.tolist(), seeds)
+    tried = rng.normal(smallest, sd, (2000, seeds))
+    found = np.mean([stats.ttest_1samp(row, 0).pvalue < 0.05 for row in tried])
+    assert found == pytest.approx(0.8, abs=0.05)
+    assert smallest_detectable(nothing.tolist(), 32) < smallest / 1.8
+    assert math.isnan(smallest_detectable([0.1], 8)) and math.isnan(smallest_detectable(nothing.tolist(), 1))
