@@ -12,6 +12,7 @@ from cdiff.config import Config
 from cdiff.generator.placement import Frame, draw_pose, repaint_pose
 from cdiff.types import Assignment, Attempt, Outcome, Pair, Pose, Revisions, Target, Weakness
 from cdiff.wasm.budget import Stock, plan, quotas, top_up
+from cdiff.wasm.pool import plan_pool
 from cdiff.wasm.quality import Thresholds, judge, shortfall
 from cdiff.wasm.weakness import rank
 
@@ -43,6 +44,10 @@ class CoordinatorActor:
     def plan(self, weaknesses: list[Weakness], number: int, revisions: Revisions) -> list[Assignment]:
         """The round's ordered tasks."""
         return plan(weaknesses, self.stock, self.config, round=number, revisions=revisions)
+
+    def plan_pool(self, config: Config, per_type: int, revisions: Revisions) -> list[Assignment]:
+        """Candidates for every type, that several arms choose from."""
+        return plan_pool(self.stock, config, per_type, revisions)
 
     def judge(
         self,

@@ -9,10 +9,11 @@ assess       downstream actor fits a segmenter and scores it on validation
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ import ray
 from tqdm import tqdm
 
 from actors.coordinator import CoordinatorActor
-from actors.downstream import DownstreamActor, Evaluation, Fit
+from actors.downstream import DownstreamActor, Evaluation, Fit, FitRequest
 from actors.extractor import ExtractorActor
 from actors.generator import GeneratorActor
 from actors.group import ActorGroup
@@ -131,16 +132,23 @@ class Crew:
 
     def outcomes(self, pairs: Sequence[Pair]) -> list[Outcome]:
         """Outcomes of all training photos under models that saw neither them nor pairs made from their groups."""
-        share = self.config.downstream.fold_share
-        work = []
+        work = [(f"fold {fold[-1]}", fold) for fold in self.folds(pairs, self._seed())]
+        with self._bar(f"fitting {len(work)} folds", self.downstream) as watch:
+            return [row for rows in self.downstream.run("fold", work, watch=watch) for row in rows]
+
+    def folds(self, pairs: Sequence[Pair], seed: int) -> list[tuple[FitRequest, int, list[str], int]]:
+        """What `DownstreamActor.fold` is asked for, fold by fold."""
+        config = self.config.downstream
+        steps = max(1, round(config.steps * config.fold_share))
+        out = []
         for fold in range(self.config.wasm.folds):
             held = [sample_id for sample_id in self.train if self.manifest.fold(sample_id) == fold]
             groups = {self.dataset.sample(sample_id).group for sample_id in held}
-            rest = [sample_id for sample_id in self.train if self.manifest.fold(sample_id) != fold]
-            allowed = [pair for pair in pairs if not self._sources(pair) & groups]
-            work.append((f"fold {fold}", (rest, allowed, share, held, fold)))
-        with self._bar(f"fitting {len(work)} folds", self.downstream) as watch:
-            return [row for rows in self.downstream.run("fold", work, watch=watch) for row in rows]
+            rest = tuple(sample_id for sample_id in self.train if self.manifest.fold(sample_id) != fold)
+            allowed = tuple(pair for pair in pairs if not self._sources(pair) & groups)
+            request = FitRequest(rest, steps, seed, pairs=allowed)
+            out.append((request, round(config.base_steps * config.fold_share), held, fold))
+        return out
 
     def rank(self, outcomes: Sequence[Outcome]) -> list[Weakness]:
         return self._coordinator().call("rank", list(outcomes))
@@ -179,20 +187,44 @@ class Crew:
             (revision,) = (folder.name for folder in shelf.glob("generator-*"))
             if not self.run.checkpoint(revision).exists():
                 shutil.copytree(shelf / revision, self.run.checkpoint(revision))
-            return {"revision": revision, "reused": True, "losses": [], "seconds": 0.0}
+            taken = json.loads((shelf / "seconds.json").read_text())
+            return {"revision": revision, "reused": True, "losses": [], "seconds": 0.0, "trained_in": taken}
         began = time.perf_counter()
         with self._bar("training the generator", self.generators) as watch:
             result = self.generators.call("train", targets, photos, watch=watch)
         temporary = shelf.with_name(f".{shelf.name}.{os.getpid()}")
         shutil.copytree(self.run.checkpoint(result.revision), temporary / result.revision)
-        temporary.rename(shelf)
         seconds = time.perf_counter() - began
+        (temporary / "seconds.json").write_text(json.dumps(seconds))
+        temporary.rename(shelf)
         return {
             "revision": result.revision,
             "reused": False,
             "losses": list(result.losses),
             "seconds": seconds,
+            "trained_in": seconds,
         }
+
+    def each(
+        self, ledger: Ledger, method: str, work: Mapping[str, tuple[Any, ...]], kind: Any, label: str
+    ) -> dict[str, Any]:
+        """One call of the downstream actors per name, side by side. What the ledger has is not done again; each result is
+        recorded as it comes.
+
+        Args:
+            kind: type of a result, as `cdiff.data.carriers.from_json` takes it.
+        """
+        missing = [(name, arguments) for name, arguments in work.items() if ledger.milestone(name) is None]
+        with tqdm(total=len(work), initial=len(work) - len(missing), desc=label, unit="call") as bar:
+            for name, result in self.downstream.stream(method, missing):
+                ledger.record(name, result=result)
+                bar.update()
+        return {name: from_json(kind, (ledger.milestone(name) or {})["result"]) for name in work}
+
+    def pool(self, per_type: int, revisions: Revisions, config: Config, label: str) -> list[Attempt]:
+        """Candidates for every type, made as the given configuration says; shards that are there are only read."""
+        plan = self._coordinator().call("plan_pool", config, per_type, revisions)
+        return self._generate(plan, label)
 
     def _generate(self, plan: Sequence[Assignment], label: str) -> list[Attempt]:
         size = self.config.wasm.shard
@@ -217,8 +249,12 @@ class Crew:
         return str(found["revision"])
 
     def _fit(self, name: str, pairs: Sequence[Pair], steps: int, start: str) -> Fit:
+        request = FitRequest(tuple(self.train), steps, self._seed(), start, tuple(pairs))
         with self._bar(f"fitting {name}", self.downstream) as watch:
-            return self.downstream.call("fit", self.train, list(pairs), steps, start, watch=watch)
+            return self.downstream.call("fit", request, watch=watch)
+
+    def _seed(self) -> int:
+        return self.config.downstream.seed + self.config.seed
 
     def _sources(self, pair: Pair) -> set[str]:
         """Groups of the photos that a pair is made of."""

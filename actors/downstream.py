@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,23 @@ from cdiff.downstream.segmenter import build_segmenter, load_segmenter, save_seg
 from cdiff.downstream.training import TrainingItem, batch_seed, fit, real_items, synthetic_item
 from cdiff.evaluation.decision import decide
 from cdiff.evaluation.protocol import best_iou_threshold, evaluate, photo_dice
-from cdiff.evaluation.tally import Tally, tally
-from cdiff.types import Decision, Outcome, Pair
+from cdiff.evaluation.tally import Tally, swapped_masks, tally
+from cdiff.generator.perlin import perlin_pairs
+from cdiff.types import Attempt, Decision, Outcome, Pair
+from cdiff.wasm.production import local_loss
+
+
+@dataclass(frozen=True, slots=True)
+class FitRequest:
+    """One fit: everything that decides its weights, beside the configuration."""
+
+    sample_ids: tuple[str, ...]  # the real photos
+    steps: int
+    seed: int  # of start weights, where nothing is gone on from, and of batches
+    start: str = ""  # revision of the segmenter that is gone on from
+    pairs: tuple[Pair, ...] = ()
+    perlin: int = 0  # pairs of Perlin noise: they are made on the spot, from the seed
+    again: int = 0  # fits that differ in this alone see other crops beside the same real batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,42 +67,40 @@ class DownstreamActor:
         self.done = (0, 0)
         self.tallies: dict[tuple[str, tuple[str, ...]], Tally] = {}
 
-    def fit(self, sample_ids: list[str], pairs: list[Pair], steps: int, start: str = "") -> Fit:
-        """Fit on the given real photos and kept pairs for a fixed number of steps.
-
-        All fits start from the same weights: the segmenter of revision `start`, or without it the seeded ones.
-        """
+    def fit(self, request: FitRequest) -> Fit:
+        """Fit a segmenter as requested and store it. Equal requests give equal weights."""
         began = time.perf_counter()
         config = self.config.downstream
-        seed = config.seed + self.config.seed
+        start, seed = request.start, request.seed
         model = self._load(start) if start else build_segmenter(config, seed)
-        real = real_items(self.dataset, sample_ids, config)
-        ordered = sorted(pairs, key=lambda pair: pair.task_id)
-        synthetic = [self._item(pair) for pair in ordered]
+        real = real_items(self.dataset, request.sample_ids, config)
+        ordered = sorted(request.pairs, key=lambda pair: pair.task_id)
+        synthetic = [self._item(pair) for pair in ordered] + self._perlin(request)
         history = fit(
             model,
             real,
             synthetic,
             config,
-            steps=steps,
+            steps=request.steps,
             seed=batch_seed(seed, bool(start)),
+            again=request.again,
             progress=self._progress,
         )
-        revision = save_segmenter(model, self.run.checkpoints, config, {"steps": steps, "pairs": len(pairs)})
+        note = {"steps": request.steps, "pairs": len(synthetic)}
+        revision = save_segmenter(model, self.run.checkpoints, config, note)
         parts = np.array_split(history["loss"], min(10, len(history["loss"])))
         return Fit(revision, tuple(float(part.mean()) for part in parts), time.perf_counter() - began)
 
-    def fold(
-        self, sample_ids: list[str], pairs: list[Pair], share: float, held: list[str], fold: int
-    ) -> list[Outcome]:
+    def fold(self, request: FitRequest, base: int, held: list[str], fold: int) -> list[Outcome]:
         """Fit a fold's model without the photos of its fold, and say how it does on them.
 
-        It is fitted as the models that it stands for, with a share of their steps: a base of real photos, then with pairs.
+        Args:
+            base: steps on the request's real photos alone that come first, as with the models that it stands for.
         """
-        config = self.config.downstream
-        base = round(config.base_steps * share)
-        start = self.fit(sample_ids, [], base).revision if base else ""
-        fitted = self.fit(sample_ids, pairs, max(1, round(config.steps * share)), start)
+        if base:
+            start = self.fit(replace(request, pairs=(), steps=base)).revision
+            request = replace(request, start=start)
+        fitted = self.fit(request)
         return outcomes(self._load(fitted.revision), self.dataset, held, self.config.downstream, fold)
 
     def evaluate(self, revision: str, sample_ids: list[str], threshold: float | None = None) -> Evaluation:
@@ -98,6 +111,25 @@ class DownstreamActor:
         chosen = best_iou_threshold(maps, self.dataset, sample_ids) if threshold is None else threshold
         scores = evaluate(maps, self.dataset, sample_ids, chosen)
         return Evaluation(scores, photo_dice(maps, self.dataset, sample_ids), chosen)
+
+    def weigh(self, revision: str, sample_ids: list[str], threshold: float, name: str) -> Evaluation:
+        """All metrics on a split, with the pixel counts that intervals are computed from stored as `Run.tally(name)`.
+
+        Beside them, as name-swapped, those against the masks of other photos: the negative control.
+        """
+        maps = score_photos(
+            self._load(revision), self.dataset, sample_ids, self.config.downstream, self._progress
+        )
+        tally(maps.items(), self.dataset).save(self.run.tally(name))
+        swapped = swapped_masks(self.dataset, sample_ids, self.config.seed)
+        tally(maps.items(), self.dataset, swapped).save(self.run.tally(f"{name}-swapped"))
+        scores = evaluate(maps, self.dataset, sample_ids, threshold)
+        return Evaluation(scores, photo_dice(maps, self.dataset, sample_ids), threshold)
+
+    def losses(self, revision: str, attempts: list[Attempt]) -> list[float]:
+        """The loss of a segmenter around the new target of each stored attempt, nats."""
+        model = self._load(revision)
+        return [self._loss(model, attempt) for attempt in attempts]
 
     def decide(
         self, candidate: str, best: str, real_only: str, sample_ids: list[str], gain: float, seed: int
@@ -132,9 +164,25 @@ class DownstreamActor:
 
     def _item(self, pair: Pair) -> TrainingItem:
         """A kept pair as training photo; its crops are centred on the painted target alone."""
+        image, mask = self._pixels(pair.attempt)
+        return synthetic_item(image, mask, self.config.downstream, pair.attempt.box)
+
+    def _perlin(self, request: FitRequest) -> list[TrainingItem]:
+        if not request.perlin:
+            return []
+        ids = request.sample_ids
+        normals = [i for i in ids if self.dataset.sample(i).is_normal] or list(ids)
+        pairs = perlin_pairs(self.dataset, normals, ids, request.perlin, request.seed)
+        return [synthetic_item(image, mask, self.config.downstream) for image, mask in pairs]
+
+    def _loss(self, model: torch.nn.Module, attempt: Attempt) -> float:
+        image, mask = self._pixels(attempt)
+        left, top, right, bottom = attempt.box
+        target = np.zeros_like(mask)
+        target[top:bottom, left:right] = mask[top:bottom, left:right]
+        return local_loss(model, image, mask, target, self.config)
+
+    def _pixels(self, attempt: Attempt) -> tuple[np.ndarray, np.ndarray]:
         limits = Limits.of(self.config.data)
-        attempt = pair.attempt
         image, mask = read_pair(self.run, attempt)
-        return synthetic_item(
-            decode_png(image, limits), decode_mask_png(mask, limits), self.config.downstream, attempt.box
-        )
+        return decode_png(image, limits), decode_mask_png(mask, limits)

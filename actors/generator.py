@@ -44,7 +44,7 @@ class GeneratorActor:
         device = self.config.resources.device
         generator = self._load(revisions.generator, lambda path: Generator.load(path, device))
         bank = self._load(revisions.bank, lambda path: TokenBank.load(path.with_suffix(".safetensors")))
-        segmenter = self._load(revisions.segmenter, load_segmenter)
+        segmenter = self._load(revisions.segmenter, load_segmenter) if revisions.segmenter else None
         return produce_shard(shard, self.run, generator, bank, segmenter, self.dataset, self.config)
 
     @ray.method(concurrency_group="status")

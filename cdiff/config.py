@@ -238,6 +238,7 @@ class WasmConfig(Settings):
         description="Cap of the loss that counts as difficulty: beyond it a mask is likelier wrong than hard.",
     )
     oversample: float = Field(1.5, ge=1, description="Tasks planned per wanted pair.")
+    pool: int = Field(200, ge=1, description="Candidates per type that a benchmark's arms choose from.")
     shard: int = Field(16, ge=1, description="Tasks per generator call, and per Parquet shard.")
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """MLflow, the only place that knows it. The driver alone logs.
 
     Tracker                 the parent run: parameters, tags, final metrics, report
+      with arm(a, seed)     a nested run per control arm and seed of a benchmark
       with round(n) as log  a nested run per round; what it logs per round stands on the parent too, with step = n,
                             so that parents compare side by side as curves
 
@@ -52,7 +53,7 @@ COLOURS = (
     "#7a9e00",
     "#3d3dd8",
 )
-ROUND_TAG = "cdiff.round"
+ROUND_TAG, ARM_TAG = "cdiff.round", "cdiff.arm"
 TABLES_TAG = "mlflow.loggedArtifacts"  # tells the UI which files are tables
 
 
@@ -158,10 +159,26 @@ class Tracker(Log):
     @contextmanager
     def round(self, number: int) -> Iterator[Log]:
         """The nested run of one round; a round that is done again after a crash goes on in its run."""
-        with _explained():
-            run_id = self._round_run(number)
-        try:
+        with self._nested(f"round {number}", {ROUND_TAG: str(number)}) as run_id:
             yield Log(self._client, run_id, step=number, parent=self)
+
+    @contextmanager
+    def arm(self, arm: str, seed: int) -> Iterator[Log]:
+        """The nested run of one control arm and seed, with both as parameters; told again, it is overwritten."""
+        from mlflow.entities import Param
+
+        with self._nested(f"{arm} seed {seed}", {ARM_TAG: f"{arm}:{seed}"}) as run_id:
+            with _explained():
+                params = [Param("arm", arm), Param("seed", str(seed))]
+                self._client.log_batch(run_id, params=params)
+            yield Log(self._client, run_id)
+
+    @contextmanager
+    def _nested(self, name: str, tags: dict[str, str]) -> Iterator[str]:
+        with _explained():
+            run_id = self._child_run(name, tags)
+        try:
+            yield run_id
         except BaseException as error:
             self._end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
@@ -171,14 +188,15 @@ class Tracker(Log):
         """End the parent run."""
         self._end(self.run_id, status)
 
-    def _round_run(self, number: int) -> str:
-        wanted = f"tags.mlflow.parentRunId = '{self.run_id}' and tags.`{ROUND_TAG}` = '{number}'"
+    def _child_run(self, name: str, tags: dict[str, str]) -> str:
+        own = "".join(f" and tags.`{key}` = '{value}'" for key, value in tags.items())
+        wanted = f"tags.mlflow.parentRunId = '{self.run_id}'{own}"
         found = self._client.search_runs([self.experiment_id], wanted, max_results=1)
         if found:
             self._client.update_run(found[0].info.run_id, status="RUNNING")
             return found[0].info.run_id
-        tags = {"mlflow.parentRunId": self.run_id, ROUND_TAG: str(number)}
-        return self._client.create_run(self.experiment_id, tags=tags, run_name=f"round {number}").info.run_id
+        tags = {"mlflow.parentRunId": self.run_id, **tags}
+        return self._client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
 
     def _end(self, run_id: str, status: Status) -> None:
         with _explained():

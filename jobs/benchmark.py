@@ -1,13 +1,13 @@
-"""Repeat the loop over seeds and write one JSON object of its test metrics against real-only.
+"""Measure what pairs are worth, over seeds, and write one JSON object.
 
-    python jobs/benchmark.py --config configs/mvtec.yaml --data DIR --seeds 0 1 2 --out docs/benchmarks/loop-NAME.json
-    python jobs/benchmark.py --seeds 0 1 2 3 4 --oracle --out docs/benchmarks/loop-demo.json
+    python jobs/benchmark.py quality --config configs/mvtec.yaml --data DIR --seeds 0 1 2 3 4 --splits 0 1 --out FILE
+    python jobs/benchmark.py loop --config configs/mvtec.yaml --data DIR --seeds 0 1 2 --out FILE
 
-Both arms of a seed share start weights, the real batch of every step, and the number of optimiser steps and of crops;
-where the loop has crops of pairs beside a batch, real-only has further ones of real targets. A seed redraws start
-weights, batches, plans and pairs; the split and the generator stay (data.split_seed and generator.seed redraw those).
-Runs that this code has completed already are read, not repeated. --oracle (demo data only) adds an arm that trains on
-as many fresh procedural samples as the loop accepted pairs: the share of its gain that the loop reaches is reported.
+quality   control arms (real only, copy-paste, Perlin, undirected, aimed) at equal pairs and steps, with intervals and a page
+loop      the whole loop against real photos alone; --oracle adds fresh samples (demo data only)
+
+Everything else is as for jobs/loop.py: --config, --data, --groups, --home, settings. The same command goes on where it was
+stopped. While anything is still being chosen, `quality --look validation` leaves the test split unread.
 """
 
 from __future__ import annotations
@@ -17,127 +17,73 @@ import datetime
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from actors.resources import code_hash
-from cdiff.data.demo import fresh_samples
-from cdiff.downstream.scoring import score_photos
-from cdiff.downstream.segmenter import build_segmenter, load_segmenter
-from cdiff.downstream.training import batch_seed, fit, real_items, synthetic_item
-from cdiff.errors import CdiffError, RunError
-from cdiff.evaluation.protocol import best_iou_threshold, evaluate
-from jobs.loop import main as run_loop
-from jobs.session import Session, open_session
-
-METRICS = ("pixel_ap", "f1_max", "auroc", "aupro", "iou", "mdice", "miou", "image_auroc")
+from cdiff.errors import CdiffError
+from jobs import loop_gain, quality, quality_report
 
 
-def run_seed(arguments: list[str], seed: int, oracle: bool) -> dict[str, Any]:
-    """One run of the loop to its end; its closing event, with the oracle arm where asked for.
-
-    Raises:
-        RunError: the loop ended early, or was run to its end by other code.
-    """
-    own = [*arguments, f"seed={seed}"]
-    code = run_loop(own)
-    if code:
-        raise RunError(f"the loop of seed {seed} ended with exit code {code}; its message stands above.")
-    with open_session(own) as session:
-        assert session is not None
-        finished = session.ledger.last("finished")
-        if finished is None:
-            raise RunError(f"{session.run.path} has no closing event. Run the loop again to finish it.")
-        if finished["code"] != code_hash():  # a run that was complete already
-            raise RunError(
-                f"{session.run.path} was made by other code than this. Give another --home, or go back to its commit."
-            )
-        if oracle:
-            found = session.ledger.milestone("oracle") or _oracle(session, finished["pairs_accepted"])
-            finished["test"]["oracle"] = found["scores"]
-    return finished
-
-
-def _oracle(session: Session, count: int) -> dict[str, Any]:
-    """Fit on the real photos and as many fresh procedural samples as the loop kept pairs."""
-    config, settings = session.config, session.config.downstream
-    torch.set_num_threads(config.resources.threads)  # as in the actors that fitted the other arms
-    side = config.data.demo_side
-    drawn = fresh_samples(count, config.seed, side)
-    synthetic = [synthetic_item(sample.image, sample.mask, settings) for sample in drawn]
-    seed = settings.seed + config.seed
-    base = session.ledger.milestone("base")
-    model = (
-        load_segmenter(session.run.checkpoint(base["revision"])) if base else build_segmenter(settings, seed)
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        prog="python jobs/benchmark.py",
+        description=__doc__.split("\n", 1)[0],
+        epilog="All other options and settings are those of jobs/loop.py.",
     )
-    real = real_items(session.dataset, session.manifest.ids("train"), settings)
-    fit(model, real, synthetic, settings, steps=settings.steps, seed=batch_seed(seed, bool(base)))
-    validation, test = session.manifest.ids("validation"), session.manifest.ids("test")
-    maps = score_photos(model, session.dataset, validation, settings)
-    threshold = best_iou_threshold(maps, session.dataset, validation)
-    scores = evaluate(score_photos(model, session.dataset, test, settings), session.dataset, test, threshold)
-    session.ledger.record("oracle", scores=scores, count=count)
-    return {"scores": scores}
+    kinds = out.add_subparsers(dest="kind", required=True)
+    loop = kinds.add_parser("loop", help="the whole loop against real photos alone")
+    loop.add_argument("--oracle", action="store_true", help="add the oracle arm (demo data only)")
+    pays = kinds.add_parser("quality", help="control arms at equal pairs and steps")
+    pays.add_argument(
+        "--splits", type=int, nargs="+", default=[0, 1], help="split seeds; seeds take turns on them"
+    )
+    pays.add_argument("--arms", nargs="+", choices=quality.ARMS, default=list(quality.ARMS))
+    pays.add_argument("--look", choices=["test", "validation"], default="test", help="photos that are scored")
+    for kind in (loop, pays):
+        kind.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+        kind.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    return out
 
 
-def summary(finished: list[dict[str, Any]], seeds: list[int], command: str) -> dict[str, Any]:
-    """One object over all seeds: values per seed, and mean and spread of the gain."""
-    arms = list(finished[0]["test"])
-    test: dict[str, Any] = {}
-    for arm in arms:
-        scores = [result["test"][arm] for result in finished]
-        test[arm] = {metric: [score[metric] for score in scores] for metric in METRICS}
-        test[arm]["per_type"] = {
-            key: {
-                metric: [s["per_type"][key].get(metric) for s in scores]
-                for metric in ("pixel_ap", "f1_max", "iou", "mdice")
-            }
-            for key in scores[0]["per_type"]
-        }
-    out = {
-        "command": command,
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 0 when the file is written, 2 on an error that the user can mend, 130 on Ctrl-C."""
+    told = sys.argv[1:] if arguments is None else arguments
+    args, rest = parser().parse_known_args(told)
+    try:
+        about = _about(told)
+        if args.kind == "loop":
+            found, line = loop_gain.run(rest, args.seeds, args.oracle)
+            result = about | found
+        else:
+            result, line = quality_report.run(rest, args, about)
+    except CdiffError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from what is measured", file=sys.stderr)
+        return 130
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"{line}\nwritten    {args.out}")
+    return 0
+
+
+def _about(told: list[str]) -> dict[str, Any]:
+    """How, where and when it was measured."""
+    return {
+        "command": "python jobs/benchmark.py " + " ".join(generic(told)),
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
-        "seeds": seeds,
-        "a_seed_redraws": "start weights, batches, plans and pairs; split and generator are the same",
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
             "device": "cpu",
         },
         "versions": {name: version(name) for name in ("torch", "diffusers", "ray", "monai", "numpy")},
-        "test": test,
-        "gain": {metric: _gain(test, "loop", metric) for metric in ("pixel_ap", "mdice", "f1_max", "iou")},
-        "pairs": [result["pairs"] for result in finished],
-        "pairs_accepted": [result["pairs_accepted"] for result in finished],
-        "valid_share": [result["valid_share"] for result in finished],
-        "accepted_rounds": [result["accepted_rounds"] for result in finished],
-        "best_round": [result["best_round"] for result in finished],
-        "seconds": [result["seconds"] for result in finished],
-        "peak_memory_gb": max(result["peak_memory_gb"] for result in finished),
     }
-    if "oracle" in arms:
-        oracle = _gain(test, "oracle", "pixel_ap")
-        out["gain_oracle"] = {metric: _gain(test, "oracle", metric) for metric in ("pixel_ap", "mdice")}
-        out["share_of_oracle_gain"] = (
-            out["gain"]["pixel_ap"]["mean"] / oracle["mean"] if oracle["mean"] else None
-        )
-    return out
-
-
-def _gain(test: dict[str, Any], arm: str, metric: str) -> dict[str, Any]:
-    pairs = zip(test[arm][metric], test["real_only"][metric], strict=True)
-    differences = [a - b for a, b in pairs if a is not None and b is not None]
-    if not differences:
-        return {"mean": None, "sd": None, "per_seed": []}
-    spread = statistics.stdev(differences) if len(differences) > 1 else None
-    return {"mean": statistics.mean(differences), "sd": spread, "per_seed": differences}
 
 
 def _commit() -> str:
@@ -151,27 +97,7 @@ def _commit() -> str:
     return told.stdout.strip() or "unknown"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python jobs/benchmark.py", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--oracle", action="store_true", help="add the oracle arm (demo data only)")
-    args, rest = parser.parse_known_args(arguments)
-    told = sys.argv[1:] if arguments is None else arguments
-    try:
-        finished = [run_seed(rest, seed, args.oracle) for seed in args.seeds]
-    except CdiffError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    result = summary(finished, args.seeds, "python jobs/benchmark.py " + " ".join(_generic(told)))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    gain = result["gain"]["pixel_ap"]
-    print(f"pixel AP, loop minus real-only: {gain['mean']:+.4f} (per seed {gain['per_seed']}); {args.out}")
-    return 0
-
-
-def _generic(arguments: list[str]) -> list[str]:
+def generic(arguments: list[str]) -> list[str]:
     """The command without this machine's folders: the last part of a data path says which set it is."""
     folders = {"--data": "DATA/", "--home": "DATA/", "--groups": "DATA/", "--out": ""}
     out, after = [], ""

@@ -29,6 +29,7 @@ from cdiff.evaluation.report import Picture, ReportContent, write_report
 from cdiff.generator.paste import cut
 from cdiff.tracking import Tracker
 from cdiff.types import Decision, Pair, RoundResult
+from cdiff.wasm.quality import VALID
 
 if TYPE_CHECKING:
     from jobs.session import Session
@@ -37,7 +38,6 @@ _SHOWN = 12  # pairs per grid
 _PREDICTIONS = 4  # best and worst ones
 _SIDE = 128
 _DECISION = ("gain", "low", "high", "chance", "accepted", "stands")  # as metrics
-_VALIDITY = ("out of band", "budget full", "slice stopped")  # turned away without being invalid
 
 
 def log_round(
@@ -217,8 +217,8 @@ def best_and_worst(dice: dict[str, float]) -> tuple[list[str], list[str]]:
 def _grids(run: Run, session: Session, pairs: Sequence[Pair]) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Grids of kept and of turned-away pairs, spread evenly over slices and reasons."""
     kept = [pair for pair in pairs if pair.kept]
-    invalid = [pair for pair in pairs if not pair.kept and pair.reason not in _VALIDITY]
-    selected = [pair for pair in pairs if pair.reason in _VALIDITY]
+    invalid = [pair for pair in pairs if not pair.kept and pair.reason not in VALID]
+    selected = [pair for pair in pairs if pair.reason in VALID]
     away = _spread(invalid, _SHOWN) or _spread(selected, _SHOWN)
     return _grid(run, session, _spread(kept, _SHOWN)), _grid(run, session, away)
 
@@ -229,6 +229,11 @@ def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
     )
     places = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int))
     return [ordered[i] for i in places]
+
+
+def pair_grid(session: Session, pairs: Sequence[Pair]) -> np.ndarray | None:
+    """Some of the pairs as tiles, spread evenly over types; None without any."""
+    return _grid(session.run, session, _spread(pairs, _SHOWN))
 
 
 def _grid(run: Run, session: Session, pairs: Iterable[Pair]) -> np.ndarray | None:
@@ -244,10 +249,9 @@ def _grid(run: Run, session: Session, pairs: Iterable[Pair]) -> np.ndarray | Non
         rows.append(
             pair_tiles(decode_png(reference, limits), background, inside, result, cut(mask, box), _SIDE)
         )
-        loss = pair.attempt.measure("loss")
-        captions.append(
-            f"{pair.attempt.category}/{pair.attempt.type}  loss {loss:.2f}  {pair.reason or 'kept'}"
-        )
+        loss = dict(pair.attempt.measures).get("loss")
+        told = "" if loss is None else f"loss {loss:.2f}  "
+        captions.append(f"{pair.attempt.category}/{pair.attempt.type}  {told}{pair.reason or 'kept'}")
     return folded(rows, captions, PAIR_HEADER) if rows else None
 
 
@@ -273,7 +277,7 @@ def _by_reason(pairs: Sequence[Pair]) -> dict[str, int]:
 def _valid_share(ledger: Ledger) -> float | None:
     """Share of all candidates that passed every validity check, whether they were needed or not."""
     pairs = [pair for result in ledger.rounds() for pair in ledger.pairs(result.round)]
-    valid = [pair for pair in pairs if pair.kept or pair.reason in _VALIDITY]
+    valid = [pair for pair in pairs if pair.kept or pair.reason in VALID]
     return len(valid) / len(pairs) if pairs else None
 
 

@@ -92,9 +92,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def open_session(arguments: list[str] | None = None) -> Iterator[Session | None]:
+def open_session(arguments: list[str] | None = None, purpose: str = "") -> Iterator[Session | None]:
     """Open everything that a run needs; None after --dry-run.
 
+    Args:
+        purpose: begins the name of the run folder where it is no loop's.
     Raises:
         CdiffError: of the kind that fits: configuration, data, resources, run folder.
     """
@@ -112,7 +114,9 @@ def open_session(arguments: list[str] | None = None) -> Iterator[Session | None]
         read_sources(sources, args.groups, config.data), config.data, config.wasm.folds
     )
     _demand_targets(samples, manifest)
-    run = create_run(home, args.run or _name(args, config, manifest), dump_config(config), manifest)
+    run = create_run(
+        home, purpose + (args.run or _name(args, config, manifest)), dump_config(config), manifest
+    )
     write_manifest(manifest, run.splits_path)
     print(f"run        {run.path}", flush=True)
     ledger = Ledger(run.ledger_path)

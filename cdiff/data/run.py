@@ -73,6 +73,10 @@ class Run:
     def report_dir(self) -> Path:
         return self.path / "report"
 
+    def tally(self, name: str) -> Path:
+        """File of one model's pixel counts."""
+        return self.path / "tallies" / f"{name}.npz"
+
     def checkpoint(self, revision: str) -> Path:
         """Folder of one revision's weights."""
         if not NAME.fullmatch(revision):

@@ -96,6 +96,7 @@ def fit(
     *,
     steps: int,
     seed: int,
+    again: int = 0,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> dict[str, list[float]]:
     """Train a segmenter in place for a fixed number of optimiser steps (AdamW, one cycle), leaving it in evaluation mode.
@@ -111,6 +112,7 @@ def fit(
     The same seed, items and number of threads give the same weights.
 
     Args:
+        again: fits that differ in this alone have the same real batches and other crops beside them.
         progress: called with (step, steps, loss) after each step.
     Returns:
         {"loss": one value per step}.
@@ -126,7 +128,7 @@ def fit(
     # fused: the plain loop over small tensors took a tenth of a step on CPUs
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _one_cycle(step, steps))
-    batches = Batches(real, synthetic, config, seed)
+    batches = Batches(real, synthetic, config, seed, again)
     losses: list[float] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a user's network may use dropout
@@ -205,12 +207,15 @@ class Batches:
         synthetic: Sequence[TrainingItem],
         config: DownstreamConfig,
         seed: int,
+        again: int = 0,
     ) -> None:
         self._config = config
         self._targets = _Balanced([item for item in real if item.boxes])
         self._anywhere = list(real)
         self._synthetic = list(synthetic)
-        self._real_rng, self._beside_rng = (np.random.default_rng([seed, stream]) for stream in (1, 2))
+        self._real_rng, self._beside_rng = (
+            np.random.default_rng([seed, stream]) for stream in (1, 2 + again)
+        )
         self._target_crops = round(config.batch * config.target_share) if self._targets else 0
 
     def draw(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

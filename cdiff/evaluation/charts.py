@@ -98,6 +98,31 @@ def intervals(points: Sequence[tuple[int, float, float, float, bool]], label: st
     return _svg(axis.height, parts, label)
 
 
+def forest(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:
+    """Differences by name with their intervals (name, mean, low, high), lying, against a line at zero; sure ones filled."""
+    ends = [0.0, *(value for row in rows for value in row[1:])]
+    low, high = min(ends), max(ends)
+    room = max(high - low, 1e-3)
+
+    def x(value: float) -> float:
+        return 10 + (WIDTH - 20) * (value - low) / room
+
+    bottom = 8 + len(rows) * 38
+    parts = [f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="0" y2="{bottom}" class="base"/>']
+    for number, (name, mean, least, most) in enumerate(rows):
+        y = 27 + number * 38
+        sure = least > 0 or most < 0
+        kind = "hollow" if not sure else "after" if mean > 0 else "before"
+        parts.append(f'<text x="4" y="{y - 12}">{escape(_short(name))}</text>')
+        parts.append(
+            f'<text x="{WIDTH - 4}" y="{y - 12}" text-anchor="end" class="soft">'
+            f"{mean:+.3f} [{least:+.3f}, {most:+.3f}]</text>"
+        )
+        parts.append(f'<line x1="{x(least):.1f}" x2="{x(most):.1f}" y1="{y}" y2="{y}" class="whisker"/>')
+        parts.append(f'<circle cx="{x(mean):.1f}" cy="{y}" r="4.5" class="{kind}"/>')
+    return _svg(bottom, parts, label)
+
+
 class _Axis:
     """Maps rounds and values to the drawing: rounds evenly, values over a range of round numbers."""
 

@@ -8,7 +8,7 @@ mean over photos: of each object its sum and its number are kept.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,18 +117,25 @@ class Tally:
 _PARTS = ("objects", "positives", "negatives")
 
 
-def tally(scored: Iterable[tuple[str, NDArray[np.floating]]], dataset: Dataset) -> Tally:
+def tally(
+    scored: Iterable[tuple[str, NDArray[np.floating]]],
+    dataset: Dataset,
+    swapped: Mapping[str, str] | None = None,
+) -> Tally:
     """Count the pixels of a split photo by photo, so that one score map at a time need be in memory.
 
     Args:
         scored: sample_id and score map [H, W] in [0, 1] at native size, each photo once.
+        swapped: for a negative control, whose masks a photo is scored against (`swapped_masks`); else its own.
     """
     types: dict[str, list[tuple[str, Counts, Counts]]] = {}
     normals: dict[str, list[tuple[str, Counts, Counts]]] = {}
     found: dict[str, list[float]] = {}
     ids = []
     for sample_id, scores in scored:
-        sample, bins, mask = dataset.sample(sample_id), _bins(scores), dataset.mask(sample_id)
+        sample, bins = dataset.sample(sample_id), _bins(scores)
+        owner = (swapped or {}).get(sample_id, sample_id)
+        mask = _fitted(dataset.mask(owner), scores.shape)
         ids.append(sample_id)
         found.setdefault(sample.group, [])
         negatives = _count(bins[~mask])
@@ -137,7 +144,7 @@ def tally(scored: Iterable[tuple[str, NDArray[np.floating]]], dataset: Dataset) 
                 (sample.group, np.zeros_like(negatives), negatives)
             )
         for type in sample.types:
-            positives = _count(bins[dataset.type_mask(sample_id, type)])
+            positives = _count(bins[_fitted(dataset.type_mask(owner, type), scores.shape)])
             types.setdefault(f"{sample.category}/{type}", []).append((sample.group, positives, negatives))
         if mask.any():
             found[sample.group].append(dice(scores >= MASK_THRESHOLD, mask) or 0.0)
@@ -149,6 +156,31 @@ def tally(scored: Iterable[tuple[str, NDArray[np.floating]]], dataset: Dataset) 
         {key: _pool(normals[key], objects) for key in sorted(normals)},
         np.array([(sum(found[name]), len(found[name])) for name in objects], np.float64).reshape(-1, 2),
     )
+
+
+def swapped_masks(dataset: Dataset, ids: Iterable[str], seed: int) -> dict[str, str]:
+    """Whose masks each photo with targets gets: those of another photo of the same types, where there is one.
+
+    What a model gains against such masks it gains by where and how large targets are, not by finding them.
+    """
+    rng = np.random.default_rng([seed, 29])
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for sample in (dataset.sample(sample_id) for sample_id in sorted(ids)):
+        if not sample.is_normal:
+            alike.setdefault((sample.category, sample.types), []).append(sample.sample_id)
+    out: dict[str, str] = {}
+    for members in alike.values():
+        order = [members[i] for i in rng.permutation(len(members))]
+        out |= dict(zip(order, order[1:] + order[:1], strict=True))
+    return out
+
+
+def _fitted(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """A mask at another photo's size, nearest pixel."""
+    if mask.shape == shape:
+        return mask
+    rows, columns = (np.arange(n) * side // n for n, side in zip(shape, mask.shape, strict=True))
+    return mask[rows][:, columns]
 
 
 def _average_precision(

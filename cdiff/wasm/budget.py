@@ -66,7 +66,7 @@ def plan(
         ValueError: no slices, or a category without a photo to paint on.
     """
     wanted = _oversampled(quotas(config, weaknesses), config)
-    return _Planner(weaknesses, stock, config, round, revisions).assign(wanted, ())
+    return deal(wanted, weaknesses, stock, config, round=round, revisions=revisions)
 
 
 def top_up(
@@ -87,6 +87,19 @@ def top_up(
     """
     wanted = _oversampled(lacking, config)
     return _Planner(weaknesses, stock, config, round, revisions).assign(wanted, assignments)
+
+
+def deal(
+    wanted: Mapping[tuple[str, Purpose], int],
+    weaknesses: Sequence[Weakness],
+    stock: Stock,
+    config: Config,
+    *,
+    round: int,
+    revisions: Revisions,
+) -> list[Assignment]:
+    """Exactly the wanted number of tasks by slice and purpose, in an interleaved order."""
+    return _Planner(weaknesses, stock, config, round, revisions).assign(wanted, ())
 
 
 def quotas(config: Config, weaknesses: Sequence[Weakness]) -> Quotas:
@@ -186,7 +199,7 @@ class _Planner:
         first = 1 + max((assignment.index for assignment in earlier), default=-1)
         decks: dict[str, list[str]] = {}
         out = []
-        for index, (name, purpose) in zip(count(first), _interleaved(wanted), strict=False):
+        for index, (name, purpose) in zip(count(first), interleaved(wanted), strict=False):
             cycle = references[name]
             reference = self.stock.targets[cycle[used[name] % len(cycle)]]
             used[name] += 1
@@ -244,7 +257,7 @@ def _oversampled(wanted: Mapping[tuple[str, Purpose], int], config: Config) -> Q
     }
 
 
-def _interleaved(wanted: Mapping[tuple[str, Purpose], int]) -> Iterable[tuple[str, Purpose]]:
+def interleaved(wanted: Mapping[tuple[str, Purpose], int]) -> Iterable[tuple[str, Purpose]]:
     """Spread each slice's tasks evenly over the whole list, so that every stretch of it serves all slices."""
     placed = [
         ((i + 0.5) / number, order, key)

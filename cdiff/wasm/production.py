@@ -26,14 +26,18 @@ def produce_shard(
     run: Run,
     generator: Generator,
     bank: TokenBank,
-    segmenter: torch.nn.Module,
+    segmenter: torch.nn.Module | None,
     dataset: Dataset,
     config: Config,
 ) -> list[Attempt]:
-    """Make, measure and store one shard's pairs; a shard that is committed already is read, not made again."""
+    """Make, measure and store one shard's pairs; a shard that is committed already is read, not made again.
+
+    Args:
+        segmenter: judges candidates and measures the loss of pairs; None where no one judges: pairs have no loss then.
+    """
     name = shard_name(assignments)
     if not shard_committed(run, name):
-        judge = loss_judge(segmenter, config)
+        judge = loss_judge(segmenter, config) if segmenter is not None else None
         tasks = [assignment.task for assignment in assignments]
         produced = make_pairs(generator, bank, tasks, dataset, config, judge)
         rows = [
@@ -84,7 +88,7 @@ def _row(
     name: str,
     number: int,
     pair: Produced,
-    segmenter: torch.nn.Module,
+    segmenter: torch.nn.Module | None,
     dataset: Dataset,
     config: Config,
 ) -> ShardRow:
@@ -99,7 +103,8 @@ def _row(
     measures |= {"crop_left": layout.box[0], "crop_top": layout.box[1]}
     measures["label_iou"] = pair.label_iou
     measures["own_mask"] = float(pair.own_mask)
-    measures["loss"] = local_loss(segmenter, pair.image, pair.mask, pair.target, config)
+    if segmenter is not None:
+        measures["loss"] = local_loss(segmenter, pair.image, pair.mask, pair.target, config)
     measures["reference_distance"] = _distance(
         fingerprint(crop), fingerprint(np.clip(own, 0, 255).astype(np.uint8))
     )

@@ -26,6 +26,7 @@ from cdiff.wasm.budget import band
 # In order of precedence. The first six say that the pair is not true; they count towards stopping a slice.
 INVALID = ("changed outside", "not visible", "off object", "blurred", "label disagrees", "near-duplicate")
 STOPPED, OUT_OF_BAND, FULL = "slice stopped", "out of band", "budget full"
+VALID = ("kept", OUT_OF_BAND, FULL, STOPPED)  # verdicts of pairs that nothing is said against
 THUMBNAIL = 24  # side of a fingerprint
 
 _BOUNDED = ("visible", "on_object", "sharpness", "label_iou")

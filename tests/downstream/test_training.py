@@ -87,6 +87,14 @@ def test_real_batches_are_the_same_whatever_pairs_stand_beside_them(config):
                 assert torch.equal(ours, theirs)
 
 
+def test_a_repetition_has_the_same_real_batches_and_other_crops_beside_them(config):
+    real = items_of(5, config)
+    first, again = (Batches(real, [], config, seed=3, again=again) for again in (0, 1))
+    ours, theirs = first.draw(CPU)[0], again.draw(CPU)[0]
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(beside(first)[0], beside(again)[0])
+
+
 def test_pairs_add_the_configured_share_of_a_batch_to_each_step(config):
     pairs = items_of(2, config, "bright")
     for share, expected in ((0.01, 2), (0.5, 4), (1.0, 8)):

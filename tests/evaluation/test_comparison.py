@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 
 from cdiff.evaluation.comparison import resample, smallest_detectable
 from cdiff.evaluation.protocol import evaluate
-from cdiff.evaluation.tally import Tally, tally
+from cdiff.evaluation.tally import Tally, swapped_masks, tally
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +112,18 @@ def test_the_smallest_detectable_difference_is_found_with_the_power_it_promises(
     assert found == pytest.approx(0.8, abs=0.05)
     assert smallest_detectable(nothing.tolist(), 32) < smallest / 1.8
     assert math.isnan(smallest_detectable([0.1], 8)) and math.isnan(smallest_detectable(nothing.tolist(), 1))
+
+
+def test_a_gain_vanishes_against_the_masks_of_other_photos(dataset, ids, maps_of, arms):
+    """Skill that finds targets is worth nothing where the masks are another photo's: the negative control."""
+    swapped = swapped_masks(dataset, ids, seed=0)
+    assert sorted(swapped) == sorted(swapped.values()) and all(a != b for a, b in swapped.items())
+    assert all(dataset.sample(a).types == dataset.sample(b).types for a, b in swapped.items())
+
+    def against(skill, seeds):
+        return [tally(maps_of(skill, s).items(), dataset, swapped) for s in seeds]
+
+    control = resample({"a": against(3.0, range(5)), "b": against(1.0, range(5, 10))}, [0] * 5, 0, 300)
+    lost = control.compare("pixel_ap", "a", "b")
+    kept = resample(arms, [0] * 5, 0, 300).compare("pixel_ap", "strong", "weak")
+    assert abs(lost.mean) < 0.25 * kept.mean

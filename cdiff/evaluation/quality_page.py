@@ -1,0 +1,214 @@
+"""The page of a quality benchmark: arms at equal pairs and steps, and which differences can be told."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cdiff.data.run import write_durably
+from cdiff.evaluation import charts, page
+from cdiff.evaluation.comparison import TYPE
+from cdiff.evaluation.report import Picture
+
+WHAT = {
+    "real_only": "further crops of real targets where the other arms see pairs",
+    "again": "the same with other such crops: what chance does",
+    "copy_paste": "real targets pasted on other photos",
+    "perlin": "textures blended in by Perlin noise",
+    "undirected": "generated pairs in proportion to the real targets",
+    "wasm": "generated pairs aimed at weaknesses",
+}
+NAMES = {
+    "pixel_ap": "pixel AP",
+    "mdice": "mean Dice",
+    "f1_max": "F1-max",
+    "iou": "IoU",
+    "image_auroc": "image AUROC",
+}
+
+
+def write_page(path: Path, title: str, result: Mapping[str, Any], pictures: Sequence[Picture]) -> Path:
+    """Write the page, whole or not at all; returns where it is.
+
+    Args:
+        result: the object that the benchmark writes as JSON.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, render(title, result, pictures).encode())
+    return path
+
+
+def render(title: str, result: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> str:
+    """The page as HTML; it needs no other file, no script and no network."""
+    figures = "".join(page.figure(picture.pixels, picture.caption) for picture in pictures)
+    body = [
+        f"<header><h1>{page.text(title)}</h1>{page.paragraph(verdict(result))}</header>",
+        page.section("Arms", _arms(result), page.paragraph(_setting(result), soft=True)),
+        page.section("Differences", _differences(result), page.details("By type", _types(result))),
+        page.section("What can be told", _power(result), _negative(result)),
+        page.section("Pairs", _fidelity(result), f'<div class="pictures">{figures}</div>' if figures else ""),
+        page.section(
+            "How to do it again", f"<pre>{page.text(result['command'])}</pre>", page.facts(_facts(result))
+        )
+        if "command" in result
+        else "",
+    ]
+    return page.document(title, body)
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """Which rivals the aimed pairs beat, in sentences."""
+    found = [c for c in result["comparisons"] if c["arm"] == "wasm" and c["metric"] == "pixel_ap"]
+    if not found:
+        return "No aimed arm was measured."
+    beaten = [_said(c["minus"]) for c in found if c["low"] > 0]
+    worse = [_said(c["minus"]) for c in found if c["high"] < 0]
+    open_ = [_said(c["minus"]) for c in found if c["low"] <= 0 <= c["high"]]
+    where = "test" if result["looked_at"] == "test" else "validation"
+    parts = [
+        f"better than {', '.join(beaten)}" if beaten else "",
+        f"worse than {', '.join(worse)}" if worse else "",
+        f"not told apart from {', '.join(open_)}" if open_ else "",
+    ]
+    told = "; ".join(part for part in parts if part)
+    return (
+        f"In pixel AP on {where} photos, over {len(result['seeds'])} seeds, aimed pairs are {told} "
+        "(95 % intervals over seeds and source objects)."
+    )
+
+
+def _arms(result: Mapping[str, Any]) -> str:
+    known = result["arms"].values()
+    names = {n: said for n, said in NAMES.items() if any(v is not None for arm in known for v in arm[n])}
+    rows = []
+    for arm, values in result["arms"].items():
+        numbers = [_mean(values[name]) for name in names]
+        gain = _find(result, "pixel_ap", arm, "real_only")
+        pairs = result["pairs"][arm]
+        shown = page.Markup(
+            f"<b>{page.text(_said(arm))}</b><br><small>{page.text(WHAT.get(arm, ''))}</small>"
+        )
+        rows.append(
+            (shown, round(statistics.mean(pairs)), *numbers, page.signed(gain["mean"] if gain else None))
+        )
+    header = ("arm", "pairs", *names.values(), "gain, pixel AP")
+    return page.table(header, rows)
+
+
+def _setting(result: Mapping[str, Any]) -> str:
+    splits = sorted(set(result["splits"]))
+    return (
+        f"Means over seeds {_listed(result['seeds'])} on split{'s' if len(splits) > 1 else ''} {_listed(splits)}, "
+        f"± their standard deviation. A seed redraws {result['a_seed_redraws']}. "
+        f"All arms go on from the seed's {result.get('base_steps', '')} steps on real photos for {result.get('steps', '')} more."
+    )
+
+
+def _differences(result: Mapping[str, Any]) -> str:
+    parts = []
+    for metric in ("pixel_ap", "mdice"):
+        own = [c for c in result["comparisons"] if c["metric"] == metric]
+        rows = [(f"{_said(c['arm'])} − {_said(c['minus'])}", c["mean"], c["low"], c["high"]) for c in own]
+        if rows:
+            parts.append(page.chart(f"Difference in {NAMES[metric]}", charts.forest(rows, metric)))
+    note = "Filled: the interval excludes zero."
+    if result.get("gain_ratio") is not None:
+        note += f" Aimed pairs gain {result['gain_ratio']:.1f} times what undirected ones gain."
+    return page.columns(*parts) + page.paragraph(note, soft=True)
+
+
+def _types(result: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            c["metric"].removeprefix(TYPE),
+            f"{_said(c['arm'])} − {_said(c['minus'])}",
+            page.signed(c["mean"]),
+            f"[{c['low']:+.3f}, {c['high']:+.3f}]",
+        )
+        for c in result["comparisons"]
+        if c["metric"].startswith(TYPE)
+    ]
+    return page.table(("type", "arms", "difference in pixel AP", "95 %"), rows, prose=(1,))
+
+
+def _power(result: Mapping[str, Any]) -> str:
+    if not result.get("power"):
+        return ""
+    rows = []
+    for metric, found in result["power"].items():
+        smallest = found["smallest_detectable"]
+        rows.append(
+            (NAMES[metric], _number(found["sd_of_real_only"]), *(_number(smallest[n]) for n in smallest))
+        )
+    counts = list(next(iter(result["power"].values()))["smallest_detectable"])
+    table = page.table(("metric", "sd of real only", *(f"{n} seeds" for n in counts)), rows)
+    return (
+        page.paragraph(
+            "Two fits on real photos alone that differ in nothing but the crops beside their batches: from their differences follows "
+            "the smallest true difference between two arms that so many seeds find with a chance of 80 % (level 5 %)."
+        )
+        + table
+    )
+
+
+def _negative(result: Mapping[str, Any]) -> str:
+    found = result.get("negative_control")
+    if not found:
+        return ""
+    end = (
+        "holds zero, as it must"
+        if found["holds_zero"]
+        else "does not hold zero: part of the gain is guessing"
+    )
+    return page.paragraph(
+        f"Negative control: against the masks of other photos of the same types, aimed pairs gain {found['mean']:+.3f} "
+        f"[{found['low']:+.3f}, {found['high']:+.3f}]. The interval {end}."
+    )
+
+
+def _fidelity(result: Mapping[str, Any]) -> str:
+    known = {
+        arm: values
+        for arm, values in result["fidelity"].items()
+        if any(v is not None for v in values.values())
+    }
+    if not known:
+        return ""
+    names = [name for name in next(iter(known.values())) if any(v[name] is not None for v in known.values())]
+    rows = [(_said(arm), *(_number(values[name]) for name in names)) for arm, values in known.items()]
+    return page.table(("arm", *(name.replace("_", " ") for name in names)), rows)
+
+
+def _facts(result: Mapping[str, Any]) -> dict[str, object]:
+    told = {key: result[key] for key in ("commit", "date") if key in result}
+    told |= {f"split {split}": found for split, found in result["split_hashes"].items()}
+    return told | dict(result.get("versions", {}))
+
+
+def _find(result: Mapping[str, Any], metric: str, arm: str, minus: str) -> Mapping[str, Any] | None:
+    return next(
+        (c for c in result["comparisons"] if (c["metric"], c["arm"], c["minus"]) == (metric, arm, minus)),
+        None,
+    )
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    spread = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.3f}{spread}"
+
+
+def _said(arm: str) -> str:
+    return arm.replace("_", " ")
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{value:.3f}"

@@ -1,0 +1,234 @@
+"""Do aimed pairs pay? Control arms at equal pairs and equal optimiser steps; called by `jobs/benchmark.py quality`.
+
+Per split: one generator, one pool of candidates for all arms and seeds. Per seed: a base of real photos, cross-fitted fold
+models that rank weaknesses, the base's loss on every candidate, and one further fit of every arm from the base:
+
+    real_only    further crops of real targets where the other arms see pairs
+    again        real_only with other such crops: what chance alone does (its difference to real_only must hold zero)
+    copy_paste   real targets pasted on other photos, as undirected, through the same gate
+    perlin       textures blended in by Perlin noise (DRAEM)
+    undirected   generated pairs in proportion to the real targets, any difficulty
+    wasm         generated pairs for the ranked slices, within the difficulty bands
+
+All start from the same weights and see the same real batches, for equally many steps and crops. Everything is a call of
+some minutes whose result the ledger of the split's run keeps: the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.crew import Crew
+from actors.downstream import Evaluation, Fit, FitRequest
+from cdiff.config import Config
+from cdiff.data.carriers import from_json
+from cdiff.data.ledger import Ledger
+from cdiff.data.run import Run
+from cdiff.errors import ConfigError
+from cdiff.evaluation.tally import Tally
+from cdiff.types import Attempt, Outcome, Pair, Purpose, Revisions, Weakness
+from cdiff.wasm.budget import quotas
+from cdiff.wasm.pool import dealt, types_of, undirected_quotas
+from cdiff.wasm.quality import Thresholds, counts, judge
+from cdiff.wasm.weakness import rank
+
+ARMS = ("real_only", "again", "copy_paste", "perlin", "undirected", "wasm")
+CHANCE = "again"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one arm of one seed trains on beside the real photos."""
+
+    pairs: tuple[Pair, ...] = ()  # kept ones
+    perlin: int = 0
+    again: int = 0
+    counts: tuple[tuple[str, str, int], ...] = ()  # (slice, reason or "kept", how many)
+
+
+@dataclass
+class SplitResult:
+    """All that was measured on one split."""
+
+    run: Run
+    split: int
+    split_hash: str
+    seeds: tuple[int, ...]
+    base_steps: int
+    steps: int
+    choices: dict[tuple[str, int], Choice] = field(default_factory=dict)
+    validation: dict[tuple[str, int], Evaluation] = field(default_factory=dict)
+    scores: dict[tuple[str, int], Evaluation] = field(
+        default_factory=dict
+    )  # on the photos that were asked for
+    weaknesses: dict[int, list[Weakness]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    look: str = "test"
+
+    def tally(self, arm: str, seed: int, swapped: bool = False) -> Tally:
+        """Pixel counts of an arm's model."""
+        return Tally.load(self.run.tally(_tally_name(self.look, arm, seed) + "-swapped" * swapped))
+
+
+def measure_split(
+    crew: Crew, ledger: Ledger, split: int, seeds: Sequence[int], arms: Sequence[str], look: str
+) -> SplitResult:
+    """Fit and score all arms of all seeds of one split.
+
+    Args:
+        look: "test", or "validation" while anything is still being chosen.
+    Raises:
+        ConfigError: the profile has no base of real photos to go on from.
+    """
+    config = crew.config
+    if not config.downstream.base_steps:
+        raise ConfigError(
+            "the arms go on from one base of real photos per seed: set downstream.base_steps, best where real photos "
+            "alone gain no more (the page of a first benchmark shows their curve)."
+        )
+    downstream = config.downstream
+    result = SplitResult(
+        crew.run, split, crew.manifest.hash, tuple(seeds), downstream.base_steps, downstream.steps, look=look
+    )
+    revisions = crew.prepare(ledger)
+    base = _bases(crew, ledger, seeds)
+    result.choices, result.weaknesses = _choices(crew, ledger, revisions, base, arms)
+    fits = crew.each(
+        ledger,
+        "fit",
+        {f"fit:{arm}:{seed}": (_request(crew, seed, base, c),) for (arm, seed), c in result.choices.items()},
+        Fit,
+        f"split {split}: fitting arms",
+    )
+    _score(crew, ledger, result, fits)
+    result.seconds = _seconds(ledger, fits)
+    return result
+
+
+def _bases(crew: Crew, ledger: Ledger, seeds: Sequence[int]) -> dict[int, str]:
+    """Revision of the model of real photos alone that all arms of a seed go on from."""
+    steps = crew.config.downstream.base_steps
+    work = {f"base:{seed}": (FitRequest(tuple(crew.train), steps, seed),) for seed in seeds}
+    fits = crew.each(ledger, "fit", work, Fit, "fitting bases")
+    return {seed: fits[f"base:{seed}"].revision for seed in seeds}
+
+
+def _choices(
+    crew: Crew, ledger: Ledger, revisions: Revisions, base: Mapping[int, str], arms: Sequence[str]
+) -> tuple[dict[tuple[str, int], Choice], dict[int, list[Weakness]]]:
+    config, pairs = crew.config, crew.config.wasm.pairs
+    found = ledger.milestone("extractor") or {}
+    thresholds = from_json(Thresholds, found["thresholds"])
+    types = types_of(crew.dataset.all_targets(crew.train))
+    uniform = undirected_quotas(types, pairs)
+    chosen: dict[tuple[str, int], Choice] = {}
+    ranked: dict[int, list[Weakness]] = {}
+    for arm in arms:
+        for seed in base:
+            chosen[arm, seed] = Choice(again=int(arm == CHANCE), perlin=pairs if arm == "perlin" else 0)
+    if "copy_paste" in arms:
+        copies = crew.pool(2 * max(uniform.values()), revisions, copying(config), "pasting copies")
+        for seed in base:
+            chosen["copy_paste", seed] = choose(copies, types, uniform, {}, thresholds, config, seed)
+    if {"undirected", "wasm"} & set(arms):
+        pool = crew.pool(config.wasm.pool, revisions, unjudged(config), "making candidates")
+        for seed in base if "undirected" in arms else ():
+            chosen["undirected", seed] = choose(pool, types, uniform, {}, thresholds, config, seed)
+        if "wasm" in arms:
+            ranked = _weaknesses(crew, ledger, list(base))
+            losses = _losses(crew, ledger, base, pool)
+            for seed, slices in ranked.items():
+                wanted = quotas(config, slices)
+                chosen["wasm", seed] = choose(pool, slices, wanted, losses[seed], thresholds, config, seed)
+    return chosen, ranked
+
+
+def choose(
+    pool: Sequence[Attempt],
+    slices: Sequence[Weakness],
+    wanted: Mapping[tuple[str, Purpose], int],
+    losses: Mapping[str, float],
+    thresholds: Thresholds,
+    config: Config,
+    seed: int,
+) -> Choice:
+    """The pool's candidates that the gate keeps for the quotas of one arm and seed."""
+    pairs = judge(dealt(pool, slices, wanted, losses, seed), wanted, thresholds, config, last=True)
+    return Choice(tuple(pair for pair in pairs if pair.kept), counts=counts(pairs))
+
+
+def copying(config: Config) -> Config:
+    """The configuration under which a task pastes the real target and its mask as they are."""
+    sampling = config.sampling.model_copy(update={"start_strength": 0.0, "mode": "given_mask"})
+    return unjudged(config).model_copy(update={"sampling": sampling})
+
+
+def unjudged(config: Config) -> Config:
+    """The configuration under which candidates are random: the pool is the same for all seeds and arms."""
+    return config.model_copy(update={"wasm": config.wasm.model_copy(update={"arm": "B0"})})
+
+
+def _weaknesses(crew: Crew, ledger: Ledger, seeds: Sequence[int]) -> dict[int, list[Weakness]]:
+    """Each seed's slices, weakest first, from its own fold models."""
+    work = {f"fold:{seed}:{fold[-1]}": fold for seed in seeds for fold in crew.folds((), seed)}
+    found = crew.each(ledger, "fold", work, list[Outcome], "fitting folds")
+    out = {}
+    for seed in seeds:
+        rows = [row for name in work if name.split(":")[1] == str(seed) for row in found[name]]
+        out[seed] = rank(rows, crew.config.wasm.min_targets)
+    return out
+
+
+def _losses(
+    crew: Crew, ledger: Ledger, base: Mapping[int, str], pool: list[Attempt]
+) -> dict[int, dict[str, float]]:
+    work = {f"losses:{seed}": (revision, pool) for seed, revision in base.items()}
+    found = crew.each(ledger, "losses", work, list[float], "judging candidates")
+    ids = [attempt.task_id for attempt in pool]
+    return {seed: dict(zip(ids, found[f"losses:{seed}"], strict=True)) for seed in base}
+
+
+def _request(crew: Crew, seed: int, base: Mapping[int, str], choice: Choice) -> FitRequest:
+    steps = crew.config.downstream.steps
+    return FitRequest(
+        tuple(crew.train), steps, seed, base[seed], choice.pairs, choice.perlin, again=choice.again
+    )
+
+
+def _score(crew: Crew, ledger: Ledger, result: SplitResult, fits: Mapping[str, Fit]) -> None:
+    """Score on validation, which gives the threshold of IoU; then read the test split, once per model."""
+    label = f"split {result.split}: scoring on"
+    keys = list(result.choices)
+    work: dict[str, tuple[Any, ...]] = {
+        f"validation:{arm}:{seed}": (fits[f"fit:{arm}:{seed}"].revision, list(crew.validation), None)
+        for arm, seed in keys
+    }
+    found = crew.each(ledger, "evaluate", work, Evaluation, f"{label} validation")
+    result.validation = {key: found[f"validation:{key[0]}:{key[1]}"] for key in keys}
+    ids = list(crew.manifest.ids(result.look))
+    work = {
+        f"{result.look}-scores:{arm}:{seed}": (
+            fits[f"fit:{arm}:{seed}"].revision,
+            ids,
+            result.validation[arm, seed].threshold,
+            _tally_name(result.look, arm, seed),
+        )
+        for arm, seed in keys
+    }
+    found = crew.each(ledger, "weigh", work, Evaluation, f"{label} {result.look}")
+    result.scores = {key: found[f"{result.look}-scores:{key[0]}:{key[1]}"] for key in keys}
+
+
+def _seconds(ledger: Ledger, fits: Mapping[str, Fit]) -> dict[str, float]:
+    """Seconds by step: the generator's training, and means per fit."""
+    trained = ledger.milestone("generator") or {}
+    return {
+        "generator": round(float(trained.get("trained_in", 0.0)), 1),
+        "longest_fit": round(max(fit.seconds for fit in fits.values()), 1),
+    }
+
+
+def _tally_name(look: str, arm: str, seed: int) -> str:
+    return f"{look}-{arm}-{seed}"

@@ -1,0 +1,103 @@
+"""What a quality benchmark leaves: the JSON object, a page, and an MLflow run for every arm and seed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.resources import code_hash
+from cdiff.errors import ConfigError, RunError
+from cdiff.evaluation.quality_page import verdict, write_page
+from cdiff.evaluation.report import Picture
+from jobs.closing import pair_grid
+from jobs.quality import SplitResult, measure_split
+from jobs.quality_summary import summary
+from jobs.session import Session, open_session
+
+
+def run(arguments: list[str], args: argparse.Namespace, about: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """All splits and seeds, as one object and some lines for a person.
+
+    Args:
+        arguments: those of jobs/loop.py. args: seeds, splits, arms, look and out of `jobs/benchmark.py quality`.
+        about: how, where and when, for the object and the page.
+    Raises:
+        CdiffError: of the kind that fits; what is measured stays in the runs.
+    """
+    results, pictures = [], []
+    splits = list(dict.fromkeys(args.splits))
+    for number, split in enumerate(splits):
+        seeds = args.seeds[number :: len(splits)]
+        if seeds:
+            result, shown = _run_split(arguments, split, seeds, args)
+            results.append(result)
+            pictures += shown
+    return publish(results, pictures, about, args.seeds, args.out)
+
+
+def _run_split(
+    arguments: list[str], split: int, seeds: list[int], args: Any
+) -> tuple[SplitResult, list[Picture]]:
+    """Open the split's run, measure, and track it in MLflow."""
+    with open_session([*arguments, f"data.split_seed={split}"], purpose="quality-") as session:
+        if session is None:
+            raise ConfigError("--dry-run is of jobs/loop.py: it prints the same configuration.")
+        _demand_same_code(session)
+        with session.crew() as crew:
+            result = measure_split(crew, session.ledger, split, seeds, args.arms, args.look)
+        return result, track(session, result)
+
+
+def _demand_same_code(session: Session) -> None:
+    """What is measured in one run is measured by one state of the code."""
+    known = session.ledger.milestone("code")
+    if known is None:
+        session.ledger.record("code", code=code_hash())
+    elif known["code"] != code_hash():
+        raise RunError(
+            f"{session.run.path} was measured by other code than this. Give another --home, or go back to its commit."
+        )
+
+
+def track(session: Session, result: SplitResult) -> list[Picture]:
+    """Log every arm and seed as a run of its own; return pictures of kept pairs, arm by arm."""
+    with session.tracker() as tracker:
+        for (arm, seed), evaluation in result.scores.items():
+            with tracker.arm(arm, seed) as log:
+                log.metrics(
+                    {result.look: evaluation.scores, "validation": result.validation[arm, seed].scores}
+                )
+                log.metrics({"pairs": {"kept": len(result.choices[arm, seed].pairs)}})
+        pictures = []
+        for (arm, seed), choice in result.choices.items():
+            grid = pair_grid(session, choice.pairs) if seed == result.seeds[0] else None
+            if grid is not None:
+                tracker.picture(f"pairs {arm}", grid)
+                pictures.append(Picture(grid, f"split {result.split}, {arm.replace('_', ' ')}, seed {seed}"))
+    return pictures
+
+
+def publish(
+    results: Sequence[SplitResult],
+    pictures: Sequence[Picture],
+    about: dict[str, Any],
+    seeds: Sequence[int],
+    out: Path,
+) -> tuple[dict[str, Any], str]:
+    """Sum up and write the page, under the home; returns the object and lines for a person."""
+    result = about | summary(results, [s for s in seeds if any(s in r.seeds for r in results)], seed=0)
+    path = write_page(results[0].run.home / "reports" / f"{out.stem}.html", out.stem, result, pictures)
+    return result, "\n".join([*_lines(result), f"page       {path}"])
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    lines = [verdict(result)]
+    for found in result["comparisons"]:
+        if found["metric"] in ("pixel_ap", "mdice"):
+            lines.append(
+                f"{found['metric']:8s}  {found['arm']:10s} - {found['minus']:10s}  {found['mean']:+.4f} "
+                f"[{found['low']:+.4f}, {found['high']:+.4f}]"
+            )
+    return lines

@@ -1,0 +1,156 @@
+"""The one JSON object of a quality benchmark: arms, paired differences with intervals, fidelity, what can be told at all."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cdiff.evaluation.comparison import TYPE, Comparison, Resampled, resample, smallest_detectable
+from cdiff.wasm.quality import VALID
+from jobs.quality import CHANCE, Choice, SplitResult
+
+METRICS = ("pixel_ap", "mdice", "f1_max", "auroc", "aupro", "iou", "miou", "image_auroc")
+BASELINE, AIMED = "real_only", "wasm"
+_MEASURES = ("label_iou", "visible", "sharpness", "own_mask", "reference_distance")
+
+
+def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> dict[str, Any]:
+    """All that was measured, in the order of the seeds; the caller adds where and how.
+
+    Args:
+        results: one per split; each seed belongs to one of them.
+        seed: of the bootstrap.
+    """
+    home = {s: result for result in results for s in result.seeds}
+    arms = list(dict.fromkeys(arm for result in results for arm, _ in result.choices))
+    drawn = _resampled(home, arms, seeds, seed)
+    swapped = _resampled(home, [a for a in (AIMED, BASELINE) if a in arms], seeds, seed, swapped=True)
+    first = results[0].run
+    return {
+        "seeds": list(seeds),
+        "splits": [home[s].split for s in seeds],
+        "split_hashes": {str(r.split): r.split_hash for r in results},
+        "looked_at": results[0].look,
+        "a_seed_redraws": "start weights, batches, fold models, and which candidates of the split's pool are chosen; "
+        "split, generator and pool are the split's",
+        "runs": first.name if len(results) == 1 else [r.run.name for r in results],
+        "base_steps": results[0].base_steps,
+        "steps": results[0].steps,
+        "arms": {arm: _arm(home, arm, seeds) for arm in arms},
+        "comparisons": [_plain(c) for c in _comparisons(drawn, arms)],
+        "negative_control": _negative(swapped),
+        "power": _power(drawn, len(seeds)),
+        "gain_ratio": _ratio(drawn, arms),
+        "fidelity": {arm: fidelity([home[s].choices[arm, s] for s in seeds]) for arm in arms},
+        "pairs": {arm: [_pairs(home[s].choices[arm, s]) for s in seeds] for arm in arms},
+        "seconds": {str(r.split): r.seconds for r in results},
+    }
+
+
+def fidelity(choices: Sequence[Choice]) -> dict[str, float | None]:
+    """Share of judged candidates that are valid, and means over kept pairs of what the gate measured; None without any."""
+    judged: dict[str, int] = {}
+    for choice in choices:
+        for _, reason, number in choice.counts:
+            judged[reason] = judged.get(reason, 0) + number
+    total = sum(judged.values())
+    kept = [dict(pair.attempt.measures) for choice in choices for pair in choice.pairs]
+    out: dict[str, float | None] = {
+        "valid_share": sum(judged.get(reason, 0) for reason in VALID) / total if total else None
+    }
+    for name in _MEASURES:
+        values = [measures[name] for measures in kept if name in measures]
+        out[name] = float(np.mean(values)) if values else None
+    return out
+
+
+def _resampled(
+    home: Mapping[int, SplitResult],
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    seed: int,
+    swapped: bool = False,
+) -> Resampled:
+    tallies = {arm: [home[s].tally(arm, s, swapped) for s in seeds] for arm in arms}
+    return resample(tallies, [home[s].split for s in seeds], seed)
+
+
+def _arm(home: Mapping[int, SplitResult], arm: str, seeds: Sequence[int]) -> dict[str, Any]:
+    rows = [home[s].scores[arm, s].scores for s in seeds]
+    out: dict[str, Any] = {name: [row[name] for row in rows] for name in METRICS}
+    keys = sorted({key for row in rows for key in row["per_type"]})
+    out["per_type"] = {
+        key: {
+            name: [row["per_type"].get(key, {}).get(name) for row in rows]
+            for name in ("pixel_ap", "f1_max", "mdice")
+        }
+        for key in keys
+    }
+    out["validation_pixel_ap"] = [home[s].validation[arm, s].scores["pixel_ap"] for s in seeds]
+    return out
+
+
+def _comparisons(drawn: Resampled, arms: Sequence[str]) -> list[Comparison]:
+    """The aimed arm against every other one, and every arm against real photos alone."""
+    wanted = [(AIMED, other) for other in arms if other not in (AIMED, CHANCE)] if AIMED in arms else []
+    wanted += [(arm, BASELINE) for arm in arms if arm not in (AIMED, BASELINE) and BASELINE in arms]
+    metrics = ["pixel_ap", "mdice", *(m for m in drawn.metrics if m.startswith(TYPE))]
+    return [drawn.compare(metric, arm, minus) for arm, minus in wanted for metric in metrics]
+
+
+def _negative(swapped: Resampled) -> dict[str, Any] | None:
+    """The gain against the masks of other photos: what is left of it is not found but guessed by place and size."""
+    if len(swapped.exact) < 2:
+        return None
+    found = swapped.compare("pixel_ap", AIMED, BASELINE)
+    return {
+        **_plain(found),
+        "masks": "those of another photo of the same types",
+        "holds_zero": not found.excludes_zero,
+    }
+
+
+def _power(drawn: Resampled, seeds: int) -> dict[str, Any] | None:
+    """What differences of real-only fits say about the smallest gain that can be told."""
+    if not {CHANCE, BASELINE} <= set(drawn.exact):
+        return None
+    out: dict[str, Any] = {}
+    for metric in ("pixel_ap", "mdice"):
+        found = drawn.compare(metric, CHANCE, BASELINE)
+        differences = [value for value in found.per_seed if value is not None]
+        values = [float(v) for v in drawn.exact[BASELINE][metric]]
+        out[metric] = {
+            "sd_of_real_only": statistics.stdev(values) if len(values) > 1 else None,
+            "differences_of_two_real_only_fits": differences,
+            "smallest_detectable": {
+                str(n): smallest_detectable(differences, n) for n in sorted({seeds, 5, 8, 16})
+            },
+        }
+    return out
+
+
+def _ratio(drawn: Resampled, arms: Sequence[str]) -> float | None:
+    """Gain of aimed pairs over that of undirected ones; None where the latter gain nothing."""
+    if not {AIMED, BASELINE, "undirected"} <= set(arms):
+        return None
+    aimed, plain = (drawn.compare("pixel_ap", arm, BASELINE).mean for arm in (AIMED, "undirected"))
+    return aimed / plain if plain > 0 else None
+
+
+def _pairs(choice: Choice) -> int:
+    return len(choice.pairs) + choice.perlin
+
+
+def _plain(found: Comparison) -> dict[str, Any]:
+    return {
+        "metric": found.metric,
+        "arm": found.arm,
+        "minus": found.minus,
+        "mean": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "per_seed": list(found.per_seed),
+    }

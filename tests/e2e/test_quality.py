@@ -1,0 +1,117 @@
+"""The quality benchmark from photos to page, on real actors, with a tiny generator and tiny fits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cdiff.data.ledger import Ledger
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+ROOT = Path(__file__).resolve().parents[2]
+ARMS = ("real_only", "again", "copy_paste", "perlin", "undirected", "wasm")
+
+
+def _benchmark(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "CDIFF_"))}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "benchmark.py"), "quality", "--home", str(home), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=350,
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def arguments(home, tiny_loop) -> list[str]:
+    seeds = ["--seeds", "0", "1", "2", "--splits", "0", "1"]
+    return [*seeds, "--out", str(home / "quality-tiny.json"), *tiny_loop, "wasm.pool=8"]
+
+
+@pytest.fixture(scope="module")
+def done(home, arguments) -> subprocess.CompletedProcess[str]:
+    return _benchmark(home, *arguments)
+
+
+@pytest.fixture(scope="module")
+def result(done, home) -> dict:
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((home / "quality-tiny.json").read_text())
+
+
+def test_every_arm_has_a_value_per_seed_and_as_many_pairs(result):
+    assert tuple(result["arms"]) == ARMS
+    assert result["seeds"] == [0, 1, 2] and result["splits"] == [0, 1, 0]
+    for arm in ARMS:
+        assert len(result["arms"][arm]["pixel_ap"]) == 3
+        assert all(0 <= value <= 1 for value in result["arms"][arm]["pixel_ap"])
+    for arm in ("copy_paste", "perlin", "undirected", "wasm"):
+        assert result["pairs"][arm] == [8, 8, 8]
+    assert result["pairs"]["real_only"] == [0, 0, 0]
+
+
+def test_differences_are_those_of_the_arms(result):
+    found = {(c["arm"], c["minus"]): c for c in result["comparisons"] if c["metric"] == "pixel_ap"}
+    assert {minus for arm, minus in found if arm == "wasm"} == {
+        "real_only",
+        "copy_paste",
+        "perlin",
+        "undirected",
+    }
+    for (arm, minus), comparison in found.items():
+        mine, theirs = (result["arms"][name]["pixel_ap"] for name in (arm, minus))
+        expected = [a - b for a, b in zip(mine, theirs, strict=True)]
+        assert comparison["per_seed"] == pytest.approx(expected, abs=2e-3)
+        assert comparison["low"] <= comparison["high"]
+    assert result["power"]["pixel_ap"]["smallest_detectable"]["8"] > 0
+    assert result["negative_control"]["masks"]
+
+
+def test_all_arms_of_a_seed_go_on_from_one_base(result, home):
+    ledger = Ledger(home / "runs" / result["runs"][0] / "ledger.jsonl")
+    names = [event.get("name", "") for event in ledger.events()]
+    assert sum(name.startswith("base:") for name in names) == 2  # seeds 0 and 2 are on this split
+    assert sum(name.startswith("fit:") for name in names) == 2 * len(ARMS)
+    assert sum(name.startswith("fold:") for name in names) == 4
+    assert sum(name.startswith("test-scores:") for name in names) == 2 * len(ARMS)  # each model reads it once
+
+
+def test_the_page_and_mlflow_show_every_arm(result, done, home):
+    html = (home / "reports" / "quality-tiny.html").read_text()
+    assert "copy paste" in html and "data:image/" in html and str(home / "reports") in done.stdout
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "cdiff")
+    runs = client.search_runs([experiment.experiment_id])
+    told = {(r.data.params["arm"], r.data.params["seed"]): r for r in runs if "arm" in r.data.params}
+    assert set(told) == {(arm, str(seed)) for arm in ARMS for seed in range(3)}
+    value = told["wasm", "1"].data.metrics["test/pixel_ap"]
+    assert value == pytest.approx(result["arms"]["wasm"]["pixel_ap"][1])
+
+
+def test_the_same_command_measures_nothing_again(result, home, arguments):
+    ledgers = [home / "runs" / name / "ledger.jsonl" for name in result["runs"]]
+    before = [path.read_text().count('"name": "') for path in ledgers]
+    again = _benchmark(home, *arguments)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert [path.read_text().count('"name": "') for path in ledgers] == before
+    repeated = json.loads((home / "quality-tiny.json").read_text())
+    assert repeated["arms"] == result["arms"] and repeated["comparisons"] == result["comparisons"]
+
+
+def test_without_a_base_the_remedy_is_named(home, arguments):
+    told = _benchmark(home, *arguments, "downstream.base_steps=0")
+    assert told.returncode == 2
+    assert "downstream.base_steps" in told.stderr and "Traceback" not in told.stderr

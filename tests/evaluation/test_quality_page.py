@@ -1,0 +1,72 @@
+"""The page of a quality benchmark."""
+
+import numpy as np
+import pytest
+
+from cdiff.evaluation.quality_page import render, verdict
+from cdiff.evaluation.report import Picture
+
+
+def _difference(arm, minus, mean, low, high, metric="pixel_ap"):
+    return {"metric": metric, "arm": arm, "minus": minus, "mean": mean, "low": low, "high": high}
+
+
+def _arm(value):
+    names = ("pixel_ap", "mdice", "f1_max", "iou")
+    return {key: [value, value + 0.02] for key in names} | {"image_auroc": [None, None]}
+
+
+@pytest.fixture
+def result():
+    return {
+        "looked_at": "test",
+        "seeds": [0, 1],
+        "splits": [0, 1],
+        "split_hashes": {"0": "abc"},
+        "a_seed_redraws": "start weights",
+        "arms": {"real_only": _arm(0.1), "undirected": _arm(0.2), "wasm": _arm(0.3)},
+        "pairs": {"real_only": [0, 0], "undirected": [50, 50], "wasm": [50, 48]},
+        "comparisons": [
+            _difference("wasm", "real_only", 0.2, 0.1, 0.3),
+            _difference("wasm", "undirected", 0.1, -0.02, 0.2),
+            _difference("undirected", "real_only", 0.1, -0.02, 0.2),
+            _difference("wasm", "real_only", 0.1, 0.02, 0.2, "type:metal/<pit>"),
+        ],
+        "gain_ratio": 2.0,
+        "power": {
+            "pixel_ap": {"sd_of_real_only": 0.01, "smallest_detectable": {"5": 0.02, "8": float("nan")}}
+        },
+        "negative_control": {"mean": 0.0, "low": -0.1, "high": 0.1, "holds_zero": True},
+        "fidelity": {"real_only": {"label_iou": None}, "wasm": {"label_iou": 0.8}},
+        "command": "python jobs/benchmark.py quality",
+    }
+
+
+def test_the_verdict_names_whom_the_aimed_pairs_beat_and_from_whom_they_cannot_be_told(result):
+    told = verdict(result)
+    assert (
+        "better than real only" in told and "not told apart from undirected" in told and "worse" not in told
+    )
+    result["comparisons"][0] |= {"low": -0.3, "high": -0.1}
+    assert "worse than real only" in verdict(result)
+
+
+def test_the_page_shows_arms_differences_and_what_can_be_told(result):
+    html = render("quality-x", result, [Picture(np.zeros((4, 4, 3), np.uint8), "pairs of one arm")])
+    for text in (
+        "0.310 ± 0.014",
+        "+0.200 [+0.100, +0.300]",
+        "2.0 times",
+        "holds zero",
+        "pairs of one arm",
+        "0.020",
+    ):
+        assert text in html, text
+    assert "metal/&lt;pit&gt;" in html and "<pit>" not in html  # names of folders are no markup
+    assert "image AUROC" not in html  # undefined everywhere
+    assert "nan" not in html
+
+
+def test_a_page_of_real_photos_alone_says_that_nothing_was_aimed(result):
+    result |= {"comparisons": [], "power": None, "negative_control": None, "gain_ratio": None}
+    assert "No aimed arm was measured" in render("quality-x", result)

@@ -1,0 +1,50 @@
+"""Pairs of Perlin noise, the control arm without a generator."""
+
+import numpy as np
+import pytest
+
+from cdiff.generator.perlin import perlin_noise, perlin_pairs
+
+
+def _normals(photos):
+    return [sample.sample_id for sample in photos.samples if sample.is_normal]
+
+
+def test_a_pair_changes_its_background_inside_its_mask_alone(photos):
+    names = _normals(photos)
+    pairs = perlin_pairs(photos, names[:1], names, 8, seed=0)
+    background = photos.image(names[0])
+    assert len(pairs) == 8
+    for image, mask in pairs:
+        assert 4 <= mask.sum() < mask.size
+        assert np.array_equal(image[~mask], background[~mask])
+        assert (image[mask] != background[mask]).any()
+
+
+def test_targets_of_the_background_stay_as_they_are_and_stay_marked(photos):
+    shown = next(s.sample_id for s in photos.samples if not s.is_normal)
+    own = photos.mask(shown)
+    for image, mask in perlin_pairs(photos, [shown], _normals(photos), 4, seed=1):
+        assert np.array_equal(image[own], photos.image(shown)[own])
+        assert mask[own].all() and mask.sum() > own.sum()
+
+
+def test_a_seed_repeats_and_another_gives_other_pairs(photos):
+    names = _normals(photos)
+    one, again, other = (perlin_pairs(photos, names, names, 3, seed=s) for s in (0, 0, 1))
+    assert all(
+        np.array_equal(a, b) and np.array_equal(m, n) for (a, m), (b, n) in zip(one, again, strict=True)
+    )
+    assert any(not np.array_equal(a, b) for (a, _), (b, _) in zip(one, other, strict=True))
+
+
+def test_noise_is_smooth_zero_at_its_grid_points_and_bounded():
+    noise = perlin_noise((64, 96), (4, 8), np.random.default_rng(0))
+    assert np.abs(noise[::16, ::12]).max() < 1e-9
+    assert 0.3 < np.abs(noise).max() <= 1.001
+    assert np.abs(np.diff(noise, axis=0)).max() < 0.25
+
+
+def test_without_photos_it_says_so(photos):
+    with pytest.raises(ValueError, match="photos to paint on"):
+        perlin_pairs(photos, [], _normals(photos), 1, seed=0)
