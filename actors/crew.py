@@ -3,6 +3,7 @@
 prepare      generator actor trains; extractor builds frames, token bank, thresholds
 outcomes     downstream actor: cross-fitted fold models on the training photos
 rank         coordinator
+adapt        generator actor fits noise miner or difficulty token, where the mining arm has them
 make_pairs   coordinator plans, generator actors make shards, coordinator judges, once more for what is missing
 assess       downstream actor fits a segmenter and scores it on validation
 """
@@ -15,7 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -37,6 +38,8 @@ from cdiff.errors import RunError
 from cdiff.generator.placement import Frame
 from cdiff.types import Assignment, Attempt, Decision, Outcome, Pair, Revisions, Weakness, content_hash
 from cdiff.wasm.quality import Thresholds
+
+_MINED = 64  # of a round's tasks, that a noise miner learns from
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +156,27 @@ class Crew:
     def rank(self, outcomes: Sequence[Outcome]) -> list[Weakness]:
         return self._coordinator().call("rank", list(outcomes))
 
-    def make_pairs(
-        self, weaknesses: Sequence[Weakness], number: int, generator: Revisions, segmenter: str
-    ) -> list[Pair]:
+    def adapt(
+        self,
+        weaknesses: Sequence[Weakness],
+        outcomes: Sequence[Outcome],
+        number: int,
+        generator: Revisions,
+        segmenter: str,
+    ) -> Revisions:
+        """Fit what the mining arm learns anew each round (B2, B3); the revisions that the round's tasks depend on."""
+        revisions = replace(generator, segmenter=segmenter)
+        arm = self.config.wasm.arm
+        if not (arm.startswith("B3") or arm.endswith("B2")):
+            return revisions
+        plan = self._coordinator().call("plan", list(weaknesses), number, revisions)
+        tasks = [assignment.task for assignment in plan[:_MINED]]
+        with self._bar(f"round {number}: adapting {arm}", self.generators) as watch:
+            seed = self._seed() + number
+            return self.generators.call("adapt", tasks, list(outcomes), seed, watch=watch)
+
+    def make_pairs(self, weaknesses: Sequence[Weakness], number: int, revisions: Revisions) -> list[Pair]:
         """Plan, generate and judge; one more wave for what a slice still lacks."""
-        revisions = Revisions(generator.generator, generator.bank, segmenter)
         coordinator = self._coordinator()
         plan = coordinator.call("plan", list(weaknesses), number, revisions)
         attempts = self._generate(plan, f"round {number}: making pairs")

@@ -14,6 +14,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cdiff.errors import ConfigError
+from cdiff.types import Arm
 
 
 class Settings(BaseModel):
@@ -142,6 +143,13 @@ class SamplingConfig(Settings):
     start_strength: float = Field(
         0.4, ge=0, le=1, description="Noise on the pasted real target: 0 copy-paste, 1 pure noise."
     )
+    weakness_strength: float = Field(1.0, ge=0, le=10, description="Weight of the difficulty token (arm B3).")
+    gradient_strength: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Root mean square by which each step moves the expected image uphill (arm B4), of [-1, 1].",
+    )
     angle: float = Field(10.0, ge=0, le=180, description="Largest turn of a reference, degrees.")
     scale: Range = Field((0.8, 1.25), description="Range of a reference's scaling.")
     flip: bool = Field(True, description="References may be mirrored.")
@@ -225,8 +233,10 @@ class WasmConfig(Settings):
     easy: float = Field(0.2, ge=0, le=1, description="Share below the difficulty band.")
     band: Range = Field((0.4, 0.85), description="Wanted difficulty: rank among the valid pairs of a type.")
     min_targets: int = Field(8, ge=1, description="Smaller slices merge into their parent.")
-    arm: Literal["B0", "B1"] = Field(
-        "B1", description="How hard samples are mined: random seeds, or best of K."
+    arm: Arm = Field(
+        "B1",
+        description="How hard samples are mined: B0 random seeds, B1 best of K, B2 noise miner, B3 difficulty token, "
+        "B4 gradient; B3 also with B1 or B2.",
     )
     candidates: int = Field(3, ge=1, description="K of best-of-K.")
     fraction: float = Field(
@@ -237,6 +247,17 @@ class WasmConfig(Settings):
         gt=0,
         description="Cap of the loss that counts as difficulty: beyond it a mask is likelier wrong than hard.",
     )
+    miner_steps: int = Field(60, ge=1, description="Optimiser steps of the noise miner (B2), each round.")
+    miner_lr: float = Field(2e-3, gt=0, description="Its learning rate (AdamW).")
+    miner_beta: float = Field(
+        0.2,
+        ge=0,
+        description="Weight of its divergence from plain noise, per pixel of the region, against nats of loss.",
+    )
+    token_steps: int = Field(
+        100, ge=1, description="Optimiser steps of the difficulty token (B3), each round."
+    )
+    token_lr: float = Field(3e-3, gt=0, description="Its learning rate (AdamW).")
     oversample: float = Field(1.5, ge=1, description="Tasks planned per wanted pair.")
     pool: int = Field(200, ge=1, description="Candidates per type that a benchmark's arms choose from.")
     shard: int = Field(16, ge=1, description="Tasks per generator call, and per Parquet shard.")
@@ -311,9 +332,10 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _candidates_share_a_mask(self) -> Config:
-        if self.sampling.mode == "joint" and self.wasm.arm == "B1":
+        if self.sampling.mode == "joint" and self.wasm.arm not in ("B0", "B3"):
             raise ValueError(
-                "sampling.mode=joint draws a mask per candidate, arm B1 compares candidates of one mask: use B0"
+                f"sampling.mode=joint draws a mask per candidate, arm {self.wasm.arm} compares or moves images of one mask: "
+                "use B0 or B3"
             )
         return self
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 Box = tuple[int, int, int, int]
 Split = Literal["train", "validation", "test"]
 Mode = Literal["joint", "mask_first", "given_mask"]
-Arm = Literal["B0", "B1"]
+Arm = Literal["B0", "B1", "B2", "B3", "B4", "B3+B1", "B3+B2"]
 Purpose = Literal["uniform", "easy", "weak"]
 
 
@@ -130,6 +130,10 @@ class Strengths:
 
     safe_strength: float  # classifier-free guidance on the SAFE tokens; 1 is no guidance
     start_strength: float  # tau in [0, 1]: 0 keeps the pasted real target, 1 starts from pure noise
+    weakness_strength: float = 0.0  # weight of the difficulty token (arm B3)
+    gradient_strength: float = (
+        0.0  # root mean square by which a step moves the expected image, in [-1, 1] (arm B4)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,8 @@ class Revisions:
     generator: str
     bank: str
     segmenter: str = ""
+    miner: str = ""  # arm B2
+    token: str = ""  # arm B3
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +186,7 @@ class GenerationTask:
     strengths: Strengths
     seed: int
     revisions: Revisions
+    difficulty: float = 0.5  # wanted rank in [0, 1]: what arm B3 asks for
 
     @property
     def task_id(self) -> str:

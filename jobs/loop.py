@@ -25,7 +25,7 @@ from jobs.session import Session, open_session
 
 
 def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None:
-    """Rounds of rank, plan, generate, gate, fit, commit. The ledger alone knows what is done; a restart goes on from it."""
+    """Rounds of rank, adapt, plan, generate, gate, fit, commit. The ledger alone knows what is done; a restart goes on from it."""
     config = session.config
     generator = crew.prepare(ledger)  # trained once: SAFE, joint denoiser, token bank, the gate's thresholds
     real_only = crew.assess(ledger, "real_only", pairs=[])
@@ -36,7 +36,8 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
         accepted = ledger.kept_pairs()
         outcomes = seconds("outcomes", crew.outcomes, accepted)
         weaknesses = seconds("rank", crew.rank, outcomes)
-        pairs = seconds("generate", crew.make_pairs, weaknesses, number, generator, best.revision)
+        revisions = seconds("adapt", crew.adapt, weaknesses, outcomes, number, generator, best.revision)
+        pairs = seconds("generate", crew.make_pairs, weaknesses, number, revisions)
         kept = [pair for pair in pairs if pair.kept]
         candidate = seconds("fit", crew.assess, ledger, f"round-{number}", accepted + kept)
         decision = seconds("decide", crew.decide, candidate, best, real_only, config.seed + number)

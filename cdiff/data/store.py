@@ -63,6 +63,7 @@ _SCHEMA = pa.schema(
         ("reference", pa.string()),
         ("background", pa.string()),
         ("seed", pa.uint64()),
+        ("difficulty", pa.float64()),
         ("recipe", pa.string()),  # JSON, as are pose, box and measures
         *((field.name, pa.float64()) for field in dataclasses.fields(Strengths)),
         ("pose", pa.string()),
@@ -217,6 +218,7 @@ def _record(row: ShardRow) -> dict[str, Any]:
         "reference": task.reference,
         "background": task.background,
         "seed": task.seed,
+        "difficulty": task.difficulty,
         "recipe": json.dumps(to_json(task.recipe)),
         **to_json(task.strengths),
         "pose": json.dumps(to_json(task.pose)),
@@ -236,6 +238,7 @@ def _attempt(row: Mapping[str, Any], shard: str, number: int) -> Attempt:
         pose=from_json(Pose, json.loads(row["pose"])),
         strengths=Strengths(**{field.name: row[field.name] for field in dataclasses.fields(Strengths)}),
         seed=row["seed"],
+        difficulty=row["difficulty"],
         revisions=Revisions(**{f.name: row[f"revision_{f.name}"] for f in dataclasses.fields(Revisions)}),
     )
     if task.task_id != row["task_id"]:

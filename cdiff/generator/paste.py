@@ -235,7 +235,8 @@ def paste_back(
     colours = (generated.clamp(-1, 1) + 1) * 127.5
     colours = colours - detail * _tint(colours - to_resolution(canvas.pasted, resolution))
     residual = colours - to_resolution(canvas.background, resolution)
-    residual = residual + detail * _faded(residual, canvas, resolution)
+    paste = to_resolution(canvas.pasted, resolution) - to_resolution(canvas.background, resolution)
+    residual = residual + detail * given_back(residual, paste, to_resolution(canvas.mask, resolution))
     coverage = to_side((mask + 1) / 2, side)
     lost = canvas.pasted - canvas.background
     lost = lost - _coarse(to_resolution(lost, resolution), side)
@@ -264,14 +265,17 @@ def _tint(difference: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.stack([ndimage.gaussian_filter(channel, sigma) for channel in colour]))
 
 
-def _faded(residual: torch.Tensor, canvas: Canvas, resolution: int) -> torch.Tensor:
-    """What a [3, R, R] change of the background has lost of the paste's: small generators take faint targets for noise.
+def given_back(residual: torch.Tensor, paste: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What a change of the background has lost of the paste's: small generators take faint targets for noise.
 
     The change is projected on the paste's inside the mask; what that share lacks of one is given back.
+
+    Args:
+        residual, paste: [..., 3, R, R], differences to the background; mask: [..., 1, R, R] coverage.
     """
-    paste = to_resolution(canvas.pasted, resolution) - to_resolution(canvas.background, resolution)
-    inside = paste * (to_resolution(canvas.mask, resolution) > 0.5)
-    kept = (residual * inside).sum() / (inside * inside).sum().clamp(min=1e-6)
+    inside = paste * (mask > 0.5)
+    overlap = (residual * inside).sum(dim=(-3, -2, -1), keepdim=True)
+    kept = overlap / (inside * inside).sum(dim=(-3, -2, -1), keepdim=True).clamp(min=1e-6)
     return (1 - kept.clamp(0, 1)) * paste
 
 

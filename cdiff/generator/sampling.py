@@ -6,7 +6,7 @@ noise from its own generator: what a candidate becomes does not depend on its ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,6 +40,10 @@ class State:
     noise_3RR: torch.Tensor  # of the image: the known surroundings are noised with it at every step
 
 
+# Maps states and their expected images [B, 3, R, R] to moved ones.
+Guide = Callable[[Sequence[State], torch.Tensor], torch.Tensor]
+
+
 class Sampler:
     """Euler steps on the straight path, with classifier-free guidance on the SAFE tokens (2207.12598)."""
 
@@ -65,9 +69,14 @@ class Sampler:
 
     def start_image(self, condition: Condition, mask_1RR: torch.Tensor, generator: torch.Generator) -> State:
         """The image for a given clean mask, from tau."""
-        noise, _ = self._noise(condition, generator)
-        image = (1 - condition.tau) * condition.start_image_3RR + condition.tau * noise
-        return State(condition, image, mask_1RR, condition.tau, 0.0, noise)
+        return self.start_image_from(condition, mask_1RR, self._noise(condition, generator)[0])
+
+    def start_image_from(
+        self, condition: Condition, mask_1RR: torch.Tensor, noise_3RR: torch.Tensor
+    ) -> State:
+        """The image for a given clean mask, from tau, with a given noise."""
+        image = (1 - condition.tau) * condition.start_image_3RR + condition.tau * noise_3RR
+        return State(condition, image, mask_1RR, condition.tau, 0.0, noise_3RR)
 
     def start_mask_from_image(
         self, condition: Condition, image_3RR: torch.Tensor, generator: torch.Generator
@@ -76,18 +85,25 @@ class Sampler:
         _, noise_mask = self._noise(condition, generator)
         return State(condition, image_3RR, noise_mask, 0.0, 1.0, image_3RR)
 
-    def run(self, states: Sequence[State], share: float = 1.0, move_image: bool = True) -> list[State]:
+    def run(
+        self,
+        states: Sequence[State],
+        share: float = 1.0,
+        move_image: bool = True,
+        guide: Guide | None = None,
+    ) -> list[State]:
         """Denoise the given share of each state's remaining path.
 
         Args:
             share: in (0, 1]; 1 finishes.
             move_image: False keeps the image's time (the mask is drawn first, or from the image).
+            guide: moves the expected images of every step.
         """
         out: list[State] = []
         for first in range(0, len(states), self.micro_batch):
             chunk = list(states[first : first + self.micro_batch])
             padded = chunk + [chunk[-1]] * (self.micro_batch - len(chunk))
-            out += self._run_chunk(padded, share, move_image)[: len(chunk)]
+            out += self._run_chunk(padded, share, move_image, guide)[: len(chunk)]
         return out
 
     def expected_images(self, states: Sequence[State]) -> list[torch.Tensor]:
@@ -103,13 +119,16 @@ class Sampler:
         return out
 
     @torch.inference_mode()
-    def _run_chunk(self, states: list[State], share: float, move_image: bool) -> list[State]:
+    def _run_chunk(
+        self, states: list[State], share: float, move_image: bool, guide: Guide | None
+    ) -> list[State]:
         # Each state counts its own steps and rests when done: neighbours with another tau change nothing.
         spans = [max(s.time_image if move_image else 0.0, s.time_mask) for s in states]
         counts = [max(1, round(span * share * self.steps)) if span > 0 else 0 for span in spans]
         begin = [(s.time_image, s.time_mask) for s in states]
         for step in range(1, max(counts) + 1):
             clean_image, clean_mask = self._clean(states)
+            clean_image = guide(states, clean_image) if guide else clean_image
             for i, state in enumerate(states):
                 if step > counts[i]:
                     continue

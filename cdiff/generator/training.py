@@ -105,7 +105,7 @@ def _train_step(
             image,
             mask * 2 - 1,
             region,
-            generator.safe.dropped(tokens, config.safe.dropout, noise),
+            generator.safe.fused(generator.safe.dropped(tokens, config.safe.dropout, noise)),
             settings,
             noise,
         )

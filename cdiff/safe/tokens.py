@@ -34,6 +34,8 @@ class Safe(nn.Module):
         self.place = nn.Parameter(torch.zeros(1, config.spatial**2, config.dim))
         self.norm = nn.LayerNorm(config.dim)
         self.null = nn.Parameter(torch.zeros(1, self.count, config.dim))
+        self.idle = nn.Parameter(torch.zeros(1, 1, config.dim))  # where a weakness token may join in
+        nn.init.normal_(self.idle, std=0.02)
         nn.init.normal_(self.place, std=0.02)
         nn.init.normal_(self.null, std=0.02)
 
@@ -62,6 +64,11 @@ class Safe(nn.Module):
         """Replace a share of the items' tokens by the learned null tokens: classifier-free guidance."""
         keep = torch.rand(tokens_BND.shape[0], 1, 1, generator=generator).to(tokens_BND.device) >= share
         return torch.where(keep, tokens_BND, self.null)
+
+    def fused(self, tokens_BND: torch.Tensor, weakness_B1D: torch.Tensor | None = None) -> torch.Tensor:
+        """[S; idle + weakness], [B, N + 1, D]: what the denoiser looks at. Without a weakness the place is idle."""
+        extra = self.idle.expand(len(tokens_BND), -1, -1)
+        return torch.cat([tokens_BND, extra if weakness_B1D is None else extra + weakness_B1D], dim=1)
 
     def describe(self, tokens_BND: torch.Tensor) -> torch.Tensor:
         """Unit vectors [B, k * D] of the level tokens: what retrieval and the contrastive term compare."""

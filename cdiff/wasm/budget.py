@@ -38,7 +38,7 @@ Propose = Callable[[str, str, np.random.Generator], Pose]
 Quotas = dict[tuple[str, Purpose], int]  # wanted pairs by slice name and purpose
 
 _PURPOSES: tuple[Purpose, ...] = ("uniform", "easy", "weak")
-_REFERENCES, _BACKGROUNDS, _POSES = 1, 2, 3  # streams of randomness within a round
+_REFERENCES, _BACKGROUNDS, _POSES, _DIFFICULTIES = 1, 2, 3, 4  # streams of randomness within a round
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def band(purpose: Purpose, config: Config) -> tuple[float, float]:
 
 def recipe_of(config: Config) -> Recipe:
     """How pairs are computed under a configuration."""
-    best_of_k = config.wasm.arm == "B1"
+    best_of_k = config.wasm.arm.endswith("B1")
     return Recipe(
         mode=config.sampling.mode,
         arm=config.wasm.arm,
@@ -151,6 +151,17 @@ def recipe_of(config: Config) -> Recipe:
         dtype="float32",
         micro_batch=config.sampling.micro_batch,
         threads=config.resources.threads,
+    )
+
+
+def strengths_of(config: Config) -> Strengths:
+    """The configured strengths; those of other arms are 0."""
+    sampling, arm = config.sampling, config.wasm.arm
+    return Strengths(
+        safe_strength=sampling.safe_strength,
+        start_strength=sampling.start_strength,
+        weakness_strength=sampling.weakness_strength if arm.startswith("B3") else 0.0,
+        gradient_strength=sampling.gradient_strength if arm == "B4" else 0.0,
     )
 
 
@@ -188,7 +199,7 @@ class _Planner:
         self.slices = {weakness.slice.name: weakness for weakness in weaknesses}
         self.stock, self.config, self.round, self.revisions = stock, config, round, revisions
         self.recipe = recipe_of(config)
-        self.strengths = Strengths(config.sampling.safe_strength, config.sampling.start_strength)
+        self.strengths = strengths_of(config)
 
     def assign(
         self, wanted: Mapping[tuple[str, Purpose], int], earlier: Sequence[Assignment]
@@ -213,6 +224,7 @@ class _Planner:
                 strengths=self.strengths,
                 seed=task_seed(self.config.seed, self.round, index),
                 revisions=self.revisions,
+                difficulty=float(self._rng(_DIFFICULTIES, index).uniform(*band(purpose, self.config))),
             )
             out.append(Assignment(task=task, slice=name, purpose=purpose, index=index))
         return out

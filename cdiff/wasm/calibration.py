@@ -14,7 +14,9 @@ from cdiff.generator.model import Generator
 from cdiff.generator.placement import foreground, repaint_pose
 from cdiff.types import GenerationTask, Recipe, Revisions, Strengths
 from cdiff.wasm.budget import recipe_of
-from cdiff.wasm.mining import condition_of, coverage, mask_agreement, sampler_for, spell_out
+from cdiff.wasm.labels import mask_agreement
+from cdiff.wasm.layout import condition_of, coverage, spell_out
+from cdiff.wasm.mining import sampler_for
 from cdiff.wasm.quality import Thresholds, real_measures, thresholds
 
 _MOST_SEEN, _MOST_READ = 400, 120  # enough for a 5th percentile, and bounded on large data sets
@@ -56,7 +58,8 @@ def label_agreement(
         target = dataset.target(target_id)
         task = _repaint(target_id, target.sample_id, recipe, number, config, rng, dataset)
         layout = spell_out(task, dataset, config)
-        condition = condition_of(layout, generator, bank)
+        tokens = generator.safe.fused(bank[target_id][None]).detach()
+        condition = condition_of(layout, generator, tokens[0])
         conditions.append(condition)
         images.append(condition.background_3RR)
         masks.append(coverage(condition.start_mask_1RR))

@@ -6,47 +6,50 @@ drawn first (or given) and shared by all candidates of a task, as are background
 noise differs. Each candidate is pasted into its photo and judged as the segmenter sees it, in one view: mirror images
 would cost four times.
 
-    B0  random seeds: the control
-    B1  best of K: a first part of the steps for K seeds, judged by their composites; the hardest valid one is finished
+    B0  random seeds: the control                                                   cdiff.wasm.arms
+    B1  best of K: a first part of the steps for K seeds, the hardest valid one is finished
+    B2  noise miner: a small network moves the first noise towards what is hard     cdiff.wasm.noise
+    B3  difficulty token: what is known of the reference's difficulty joins its SAFE tokens   cdiff.wasm.token
+    B4  gradient of the segmenter's loss on the expected image: for comparison
+
+B3 says what is wanted and the others how an image is found, so that "B3+B1" and "B3+B2" are arms as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.generator.model import Generator
-from cdiff.generator.paste import Canvas, cut, lay_out, paste_back, to_resolution
-from cdiff.generator.sampling import Condition, Sampler, State
+from cdiff.generator.sampling import Condition, Sampler
 from cdiff.safe.tokens import TokenBank
-from cdiff.types import Box, GenerationTask, Recipe
+from cdiff.types import GenerationTask, Recipe
+from cdiff.wasm.arms import BestOfK, Gradient, Judge, MinedNoise, MiningArm, RandomSeeds
+from cdiff.wasm.labels import label_check
+from cdiff.wasm.layout import Layout, composite, condition_of, coverage, noise_of, spell_out
+from cdiff.wasm.noise import NoiseMiner
+from cdiff.wasm.token import WeaknessToken
+from cdiff.wasm.view import Job
 
-READ_STEPS = 6  # steps in which a mask is read from a finished image
-_FAINT = 0.1  # coverage in a read mask that is the network's unrest where no target is wanted
+_Part = TypeVar("_Part")
 _BLURRED = 0.5  # a drawn mask of which less stands out, as a share of the real target's area, is not used
 
-# Maps a composite photo, the mask of its new target and the crop to difficulty: higher is harder, -inf is invalid.
-Judge = Callable[[np.ndarray, np.ndarray, "Layout"], float]
 
+@dataclass(frozen=True)
+class Miners:
+    """What the mining arms need beside the generator; None where the recipe's arm needs none."""
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A task spelled out in pixels: what is painted, where, on what."""
-
-    task: GenerationTask
-    photo: np.ndarray  # uint8 [H, W, 3] background
-    kept: np.ndarray  # bool [H, W] targets that the photo shows already and keeps
-    grey: bool  # the photo has one channel: what is painted must not bring colour
-    canvas: Canvas
-
-    @property
-    def box(self) -> Box:
-        return self.canvas.box
+    judge: Judge | None = None  # B1
+    segmenter: nn.Module | None = None  # B4
+    noise: NoiseMiner | None = None  # B2
+    token: WeaknessToken | None = None  # B3
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,35 +74,29 @@ def make_pairs(
     tasks: Sequence[GenerationTask],
     dataset: Dataset,
     config: Config,
-    judge: Judge | None = None,
+    miners: Miners | None = None,
 ) -> list[Produced]:
     """Make one candidate pair per task; same task, same bytes, whatever else is in the list.
 
     Args:
-        judge: needed by arm B1.
+        tasks: of one recipe.
+        miners: what the recipe's arm needs.
+    Raises:
+        ValueError: the arm lacks what it needs.
     """
+    miners, recipe = miners or Miners(), tasks[0].recipe
     layouts = [spell_out(task, dataset, config) for task in tasks]
-    conditions = [condition_of(layout, generator, bank) for layout in layouts]
-    recipe = tasks[0].recipe
+    conditions = [condition_for(layout, generator, bank, miners) for layout in layouts]
     sampler = sampler_for(generator, recipe)
     seeds = [task.seed for task in tasks]
     if recipe.mode == "joint":
-        finished = sampler.run(
-            [sampler.start_joint(c, _noise(s, 0)) for c, s in zip(conditions, seeds, strict=True)]
-        )
+        starts = zip(conditions, seeds, strict=True)
+        finished = sampler.run([sampler.start_joint(c, noise_of(s, 0)) for c, s in starts])
     else:
-        masks = _masks(sampler, conditions, seeds, recipe.mode)
-        if recipe.arm == "B1" and judge is not None:
-            finished = _best_of_k(sampler, layouts, conditions, masks, judge, generator.config.resolution)
-        else:
-            starts = zip(conditions, masks, seeds, strict=True)
-            finished = sampler.run([sampler.start_image(c, m, _noise(s, 1)) for c, m, s in starts])
-    resolution = generator.config.resolution
-    pasted = [
-        _composite(layout, s.image_3RR, s.mask_1RR, resolution)
-        for layout, s in zip(layouts, finished, strict=True)
-    ]
-    agreement = _label_check(sampler, layouts, conditions, pasted, resolution)
+        jobs = settle_masks(sampler, layouts, conditions, recipe.mode)
+        finished = arm_of(recipe, miners, config).finish(sampler, jobs)
+    pasted = [composite(layout, s.image_3RR, s.mask_1RR) for layout, s in zip(layouts, finished, strict=True)]
+    agreement = label_check(sampler, layouts, conditions, pasted, generator.config.resolution)
     own = [s.mask_1RR is c.start_mask_1RR for s, c in zip(finished, conditions, strict=True)]
     return [
         Produced(layout, image, target, iou, own_mask)
@@ -107,168 +104,65 @@ def make_pairs(
     ]
 
 
-def spell_out(task: GenerationTask, dataset: Dataset, config: Config) -> Layout:
-    """Turn a task into pixels: crop, pasted real target, region. A target on its own photo is repainted in place."""
-    target = dataset.target(task.reference)
-    own = dataset.target_mask(target.target_id)
-    photo = dataset.image(task.background)
-    repaint = task.background == target.sample_id
-    kept = dataset.mask(task.background)
-    if repaint:
-        kept = kept & ~own
-    canvas = lay_out(
-        photo,
-        dataset.image(target.sample_id),
-        own,
-        target,
-        task.pose,
-        min_side=config.generator.min_side,
-        dilation=config.generator.dilation,
-        repaint=repaint,
-        rng=np.random.default_rng([task.seed, 3]),
-    )
-    return Layout(task, photo, kept, dataset.sample(task.background).mode == "L", canvas)
+def arm_of(recipe: Recipe, miners: Miners, config: Config) -> MiningArm:
+    """How the recipe's arm finishes images; B3 is in the tokens, and finishes as what it is joined with.
+
+    Raises:
+        ValueError: the arm lacks what it needs.
+    """
+    how = recipe.arm.replace("B3+", "")
+    if how == "B1":
+        return BestOfK(_given(miners.judge, "a judge", how), recipe.candidates, recipe.fraction)
+    if how == "B2":
+        return MinedNoise(_given(miners.noise, "a noise miner", how))
+    if how == "B4":
+        return Gradient(_given(miners.segmenter, "a segmenter", how), config)
+    return RandomSeeds()
+
+
+def _given(part: _Part | None, what: str, arm: str) -> _Part:
+    if part is None:
+        raise ValueError(f"arm {arm} needs {what}")
+    return part
+
+
+def condition_for(layout: Layout, generator: Generator, bank: TokenBank, miners: Miners) -> Condition:
+    """A layout with the tokens of its reference, joined by what arm B3 asks for."""
+    task, extra = layout.task, None
+    if task.recipe.arm.startswith("B3"):
+        token = _given(miners.token, "a difficulty token", "B3")
+        extra = token.wanted(task.reference, task.difficulty, task.strengths.weakness_strength)[None]
+    tokens = generator.safe.fused(bank[task.reference][None].to(_device(generator)), extra)
+    return condition_of(layout, generator, tokens[0].detach())
+
+
+def _device(generator: Generator) -> torch.device:
+    return next(generator.parameters()).device
 
 
 def sampler_for(generator: Generator, recipe: Recipe) -> Sampler:
     """The sampler that a recipe names."""
-    return Sampler(generator.denoiser, generator.safe.null[0].detach(), recipe.steps, recipe.micro_batch)
+    null = generator.safe.fused(generator.safe.null)[0].detach()
+    return Sampler(generator.denoiser, null, recipe.steps, recipe.micro_batch)
 
 
-def detail_share(start_strength: float) -> float:
-    """How much of the real target's fine detail returns after generation: all of it up to half noise, then less."""
-    return float(np.clip(2 * (1 - start_strength), 0, 1))
-
-
-def _masks(sampler: Sampler, conditions: list[Condition], seeds: list[int], mode: str) -> list[torch.Tensor]:
-    """One mask per task, shared by its candidates: drawn with the image unknown, or the real target's own.
+def settle_masks(
+    sampler: Sampler, layouts: Sequence[Layout], conditions: Sequence[Condition], mode: str
+) -> list[Job]:
+    """Each task with its one mask, shared by its candidates: drawn with the image unknown, or the real target's own.
 
     What is hardly wider than a pixel of the generator (a scratch in a wide crop) it draws as a blur that no threshold
     finds again; there the real target's own mask, in its new pose, is kept. Its thin parts come back where the real
     detail does (`detail_share`); at high start strengths such a pair may still end without a mask, and is turned away.
     """
-    own = [condition.start_mask_1RR for condition in conditions]
-    if mode == "given_mask":
-        return own
-    starts = [sampler.start_mask(c, _noise(s, 0)) for c, s in zip(conditions, seeds, strict=True)]
-    drawn = [state.mask_1RR.clamp(-1, 1) for state in sampler.run(starts, move_image=False)]
-    return [o if _is_blur(d, o) else d for d, o in zip(drawn, own, strict=True)]
+    masks = [condition.start_mask_1RR for condition in conditions]
+    if mode != "given_mask":
+        seeds = [layout.task.seed for layout in layouts]
+        starts = [sampler.start_mask(c, noise_of(s, 0)) for c, s in zip(conditions, seeds, strict=True)]
+        drawn = [state.mask_1RR.clamp(-1, 1) for state in sampler.run(starts, move_image=False)]
+        masks = [own if _is_blur(d, own) else d for d, own in zip(drawn, masks, strict=True)]
+    return [Job(*parts) for parts in zip(layouts, conditions, masks, strict=True)]
 
 
 def _is_blur(drawn_1RR: torch.Tensor, own_1RR: torch.Tensor) -> bool:
     return float((drawn_1RR > 0).sum()) < _BLURRED * float(coverage(own_1RR).sum())
-
-
-def coverage(mask_1RR: torch.Tensor) -> torch.Tensor:
-    """A mask as the denoiser knows it, in [-1, 1], as share of each pixel, in [0, 1]."""
-    return (mask_1RR.clamp(-1, 1) + 1) / 2
-
-
-def _best_of_k(
-    sampler: Sampler,
-    layouts: list[Layout],
-    conditions: list[Condition],
-    masks: list[torch.Tensor],
-    judge: Judge,
-    resolution: int,
-) -> list[State]:
-    """Finish the hardest valid one of K seeds, judged early (arm B1).
-
-    Source: oversampling before pruning, as in Deliberate Practice (2502.15588), but judged before the cost is paid.
-    """
-    recipe = layouts[0].task.recipe
-    owners = [i for i in range(len(layouts)) for _ in range(recipe.candidates)]
-    noises = [_noise(layouts[i].task.seed, 1 + n % recipe.candidates) for n, i in enumerate(owners)]
-    starts = [
-        sampler.start_image(conditions[i], masks[i], noise) for i, noise in zip(owners, noises, strict=True)
-    ]
-    early = sampler.run(starts, share=recipe.fraction) if recipe.fraction < 1 else sampler.run(starts)
-    guesses = sampler.expected_images(early)
-    best: dict[int, tuple[float, State]] = {}
-    for i, state, guess in zip(owners, early, guesses, strict=True):
-        image, target = _composite(layouts[i], guess, state.mask_1RR, resolution)
-        difficulty = judge(image, target, layouts[i])
-        if i not in best or difficulty > best[i][0]:
-            best[i] = (difficulty, state)
-    return sampler.run([best[i][1] for i in range(len(layouts))])
-
-
-def _label_check(
-    sampler: Sampler,
-    layouts: list[Layout],
-    conditions: list[Condition],
-    pasted: list[tuple[np.ndarray, np.ndarray]],
-    resolution: int,
-) -> list[float]:
-    """Agreement of each pair's mask with the mask that the same network reads from the finished crop."""
-    images = [
-        to_resolution(cut(im, la.box), resolution) / 127.5 - 1
-        for (im, _), la in zip(pasted, layouts, strict=True)
-    ]
-    wanted = [to_resolution(cut(ma, la.box), resolution) for (_, ma), la in zip(pasted, layouts, strict=True)]
-    return mask_agreement(sampler, conditions, images, wanted, [la.task.seed for la in layouts])
-
-
-def mask_agreement(
-    sampler: Sampler,
-    conditions: Sequence[Condition],
-    images: Sequence[torch.Tensor],
-    masks: Sequence[torch.Tensor],
-    seeds: Sequence[int],
-) -> list[float]:
-    """Soft IoU in [0, 1] of given masks [1, R, R], coverage in [0, 1], with masks read from the images [3, R, R].
-
-    Read in few steps and without guidance: a clean image leaves the mask little freedom. Coverage is compared as it
-    is, sum of minima by sum of maxima: above a threshold, nothing would be left of what is thinner than a pixel.
-    """
-    reader = Sampler(sampler.denoiser, sampler.null_ND, READ_STEPS, sampler.micro_batch)
-    plain = [replace(condition, guidance=1.0) for condition in conditions]
-    starts = [
-        reader.start_mask_from_image(c, image.to(c.background_3RR.device), _noise(seed, 2))
-        for c, image, seed in zip(plain, images, seeds, strict=True)
-    ]
-    read = [coverage(state.mask_1RR).cpu() for state in reader.run(starts, move_image=False)]
-    return [_soft_iou(r, mask.cpu()) for r, mask in zip(read, masks, strict=True)]
-
-
-def _soft_iou(read: torch.Tensor, wanted: torch.Tensor) -> float:
-    read = torch.where((read < _FAINT) & (wanted < _FAINT), 0.0, read)
-    return float(torch.minimum(read, wanted).sum() / torch.maximum(read, wanted).sum().clamp_min(1e-6))
-
-
-def condition_of(layout: Layout, generator: Generator, bank: TokenBank) -> Condition:
-    """What the sampler needs to know of a layout."""
-    canvas, resolution = layout.canvas, generator.config.resolution
-    region = to_resolution(canvas.region, resolution) > 0.25
-    device = next(generator.parameters()).device
-    return Condition(
-        background_3RR=(to_resolution(canvas.background, resolution) / 127.5 - 1).to(device),
-        region_1RR=region.float().to(device),
-        tokens_ND=bank[layout.task.reference].to(device),
-        start_image_3RR=(to_resolution(canvas.pasted, resolution) / 127.5 - 1).to(device),
-        start_mask_1RR=(to_resolution(canvas.mask, resolution) * 2 - 1).to(device),
-        guidance=layout.task.strengths.safe_strength,
-        tau=layout.task.strengths.start_strength,
-    )
-
-
-def _composite(
-    layout: Layout, image_3RR: torch.Tensor, mask_1RR: torch.Tensor, resolution: int
-) -> tuple[np.ndarray, np.ndarray]:
-    if layout.grey:
-        image_3RR = image_3RR.mean(dim=0, keepdim=True).expand(3, -1, -1)
-    return paste_back(
-        layout.photo,
-        layout.canvas,
-        image_3RR.cpu(),
-        mask_1RR.cpu(),
-        resolution=resolution,
-        detail=detail_share(layout.task.strengths.start_strength),
-    )
-
-
-def _noise(seed: int, stream: int) -> torch.Generator:
-    """One generator per image and purpose: 0 the mask, 1.. the candidates."""
-    return torch.Generator().manual_seed(
-        int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0] >> 1)
-    )

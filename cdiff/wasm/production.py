@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
@@ -15,8 +16,11 @@ from cdiff.generator.paste import cut, to_resolution
 from cdiff.generator.placement import foreground
 from cdiff.safe.tokens import TokenBank
 from cdiff.types import Assignment, Attempt, Box
-from cdiff.wasm.mining import Judge, Layout, Produced, make_pairs
+from cdiff.wasm.arms import Judge
+from cdiff.wasm.layout import Layout
+from cdiff.wasm.mining import Miners, Produced, make_pairs
 from cdiff.wasm.quality import fingerprint, measure_pair, visibility
+from cdiff.wasm.view import around, loss_around
 
 _INVISIBLE = 0.01  # below this visibility (share of full scale) a candidate of best-of-K is struck out
 
@@ -26,20 +30,22 @@ def produce_shard(
     run: Run,
     generator: Generator,
     bank: TokenBank,
-    segmenter: torch.nn.Module | None,
+    miners: Miners,
     dataset: Dataset,
     config: Config,
 ) -> list[Attempt]:
     """Make, measure and store one shard's pairs; a shard that is committed already is read, not made again.
 
     Args:
-        segmenter: judges candidates and measures the loss of pairs; None where no one judges: pairs have no loss then.
+        miners: what the recipe's arm needs. With its segmenter the loss of pairs is measured; without, they have none.
     """
     name = shard_name(assignments)
     if not shard_committed(run, name):
-        judge = loss_judge(segmenter, config) if segmenter is not None else None
+        segmenter = miners.segmenter
+        if segmenter is not None:
+            miners = replace(miners, judge=loss_judge(segmenter, config))
         tasks = [assignment.task for assignment in assignments]
-        produced = make_pairs(generator, bank, tasks, dataset, config, judge)
+        produced = make_pairs(generator, bank, tasks, dataset, config, miners)
         rows = [
             _row(assignment, name, number, pair, segmenter, dataset, config)
             for number, (assignment, pair) in enumerate(zip(assignments, produced, strict=True))
@@ -72,15 +78,11 @@ def local_loss(
     """
     if not target.any():
         return 0.0
-    size = config.downstream.crop
-    box = _around(target, round(size * max(1.0, max(target.shape) / config.downstream.longest_side)))
+    size, box = config.downstream.crop, around(target, config)
     device = next(segmenter.parameters()).device
     photo = to_resolution(cut(image, box), size)[None].to(device) / 127.5 - 1
-    truth, one = (to_resolution(cut(part, box), size)[0].to(device) for part in (mask, target))
-    logits = segmenter(photo)[0, 0].float()
-    loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    near = F.max_pool2d(one[None], 17, stride=1, padding=8)[0] - one
-    return float(((loss * one).sum() / one.sum() + (loss * near).sum() / near.sum().clamp_min(1e-3)) / 2)
+    truth, one = (to_resolution(cut(part, box), size)[None].to(device) for part in (mask, target))
+    return float(loss_around(segmenter(photo).float(), truth, one))
 
 
 def _row(
@@ -139,13 +141,6 @@ def _box_of(mask: np.ndarray) -> Box:
     if not rows.size:
         return 0, 0, 0, 0
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
-
-
-def _around(mask: np.ndarray, side: int) -> Box:
-    """A square of the segmenter's crop size around a mask's centre."""
-    rows, columns = np.nonzero(mask)
-    left, top = int(columns.mean() - side / 2), int(rows.mean() - side / 2)
-    return left, top, left + side, top + side
 
 
 def _place(full: np.ndarray, part: np.ndarray, box: Box) -> None:

@@ -20,7 +20,9 @@ TINY = [
     "downstream.steps=25",
     "downstream.batch=4",
     "wasm.pairs=8",
-    "wasm.candidates=2",
+    "wasm.arm=B3+B2",  # the arms that learn anew each round
+    "wasm.miner_steps=3",
+    "wasm.token_steps=3",
     "wasm.shard=4",
     "wasm.min_targets=4",
 ]

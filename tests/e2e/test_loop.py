@@ -51,7 +51,14 @@ def test_the_loop_runs_to_its_report_on_the_demo_data(done, home) -> None:
     for result in ledger.rounds():
         assert sum(n for _, reason, n in result.counts if reason == "kept") == result.kept
         assert result.weaknesses
-        assert [name for name, _ in result.seconds] == ["decide", "fit", "generate", "outcomes", "rank"]
+        assert [name for name, _ in result.seconds] == [
+            "adapt",
+            "decide",
+            "fit",
+            "generate",
+            "outcomes",
+            "rank",
+        ]
     assert str(run.report_dir) in done.stdout
     assert "split      train: " in done.stdout
     nothing_won = not any(result.decision.stands for result in ledger.rounds())

@@ -13,7 +13,9 @@ from cdiff.generator.placement import draw_pose, frame_of
 from cdiff.generator.sampling import Condition, Sampler
 from cdiff.types import GenerationTask, Pose, Recipe, Revisions, Strengths
 from cdiff.wasm.calibration import label_agreement
-from cdiff.wasm.mining import detail_share, make_pairs, mask_agreement, spell_out
+from cdiff.wasm.labels import mask_agreement
+from cdiff.wasm.layout import detail_share, spell_out
+from cdiff.wasm.mining import Miners, make_pairs
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_best_of_k_finishes_the_candidate_that_the_judge_finds_hardest(
         seen.append(-float(image[target].mean()) if target.any() else -np.inf)
         return seen[-1]
 
-    pair = make_pairs(tiny_generator, bank, [task], photos, tiny_config, darkness)[0]
+    pair = make_pairs(tiny_generator, bank, [task], photos, tiny_config, Miners(judge=darkness))[0]
     assert len(seen) == 4 and len(set(seen)) > 1
     assert -float(pair.image[pair.target].mean()) == pytest.approx(max(seen), abs=1.0)
 
@@ -96,7 +98,7 @@ def test_candidates_of_one_task_share_the_mask(tasks, bank, photos, tiny_config,
         masks.append(target)
         return 0.0
 
-    make_pairs(tiny_generator, bank, [task], photos, tiny_config, judge)
+    make_pairs(tiny_generator, bank, [task], photos, tiny_config, Miners(judge=judge))
     # Fine detail follows the shared coarse mask, not the candidate's colours.
     assert len(masks) == 3
     assert all(np.array_equal(masks[0], mask) for mask in masks)

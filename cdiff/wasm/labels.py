@@ -1,0 +1,59 @@
+"""Does a pair's mask fit its image? The same network reads a mask from the finished crop, and the two are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from cdiff.generator.paste import cut, to_resolution
+from cdiff.generator.sampling import Condition, Sampler
+from cdiff.wasm.layout import Layout, coverage, noise_of
+
+READ_STEPS = 6  # steps in which a mask is read from a finished image
+_FAINT = 0.1  # coverage in a read mask that is the network's unrest where no target is wanted
+
+
+def label_check(
+    sampler: Sampler,
+    layouts: list[Layout],
+    conditions: list[Condition],
+    pasted: list[tuple[np.ndarray, np.ndarray]],
+    resolution: int,
+) -> list[float]:
+    """Agreement of each pair's mask with the mask that the same network reads from the finished crop."""
+    images = [
+        to_resolution(cut(im, la.box), resolution) / 127.5 - 1
+        for (im, _), la in zip(pasted, layouts, strict=True)
+    ]
+    wanted = [to_resolution(cut(ma, la.box), resolution) for (_, ma), la in zip(pasted, layouts, strict=True)]
+    return mask_agreement(sampler, conditions, images, wanted, [la.task.seed for la in layouts])
+
+
+def mask_agreement(
+    sampler: Sampler,
+    conditions: Sequence[Condition],
+    images: Sequence[torch.Tensor],
+    masks: Sequence[torch.Tensor],
+    seeds: Sequence[int],
+) -> list[float]:
+    """Soft IoU in [0, 1] of given masks [1, R, R], coverage in [0, 1], with masks read from the images [3, R, R].
+
+    Read in few steps and without guidance: a clean image leaves the mask little freedom. Coverage is compared as it
+    is, sum of minima by sum of maxima: above a threshold, nothing would be left of what is thinner than a pixel.
+    """
+    reader = Sampler(sampler.denoiser, sampler.null_ND, READ_STEPS, sampler.micro_batch)
+    plain = [replace(condition, guidance=1.0) for condition in conditions]
+    starts = [
+        reader.start_mask_from_image(c, image.to(c.background_3RR.device), noise_of(seed, 2))
+        for c, image, seed in zip(plain, images, seeds, strict=True)
+    ]
+    read = [coverage(state.mask_1RR).cpu() for state in reader.run(starts, move_image=False)]
+    return [_soft_iou(r, mask.cpu()) for r, mask in zip(read, masks, strict=True)]
+
+
+def _soft_iou(read: torch.Tensor, wanted: torch.Tensor) -> float:
+    read = torch.where((read < _FAINT) & (wanted < _FAINT), 0.0, read)
+    return float(torch.minimum(read, wanted).sum() / torch.maximum(read, wanted).sum().clamp_min(1e-6))

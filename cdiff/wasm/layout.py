@@ -1,0 +1,102 @@
+"""A task spelled out: in pixels for pasting, in tensors for the sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cdiff.config import Config
+from cdiff.data.dataset import Dataset
+from cdiff.generator.model import Generator
+from cdiff.generator.paste import Canvas, lay_out, paste_back, to_resolution
+from cdiff.generator.sampling import Condition
+from cdiff.types import Box, GenerationTask
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A task spelled out in pixels: what is painted, where, on what."""
+
+    task: GenerationTask
+    photo: np.ndarray  # uint8 [H, W, 3] background
+    kept: np.ndarray  # bool [H, W] targets that the photo shows already and keeps
+    grey: bool  # the photo has one channel: what is painted must not bring colour
+    canvas: Canvas
+
+    @property
+    def box(self) -> Box:
+        return self.canvas.box
+
+
+def spell_out(task: GenerationTask, dataset: Dataset, config: Config) -> Layout:
+    """Turn a task into pixels: crop, pasted real target, region. A target on its own photo is repainted in place."""
+    target = dataset.target(task.reference)
+    own = dataset.target_mask(target.target_id)
+    photo = dataset.image(task.background)
+    repaint = task.background == target.sample_id
+    kept = dataset.mask(task.background)
+    if repaint:
+        kept = kept & ~own
+    canvas = lay_out(
+        photo,
+        dataset.image(target.sample_id),
+        own,
+        target,
+        task.pose,
+        min_side=config.generator.min_side,
+        dilation=config.generator.dilation,
+        repaint=repaint,
+        rng=np.random.default_rng([task.seed, 3]),
+    )
+    return Layout(task, photo, kept, dataset.sample(task.background).mode == "L", canvas)
+
+
+def condition_of(layout: Layout, generator: Generator, tokens_ND: torch.Tensor) -> Condition:
+    """What the sampler needs to know of a layout, with the tokens that it is conditioned on."""
+    canvas, resolution = layout.canvas, generator.config.resolution
+    region = to_resolution(canvas.region, resolution) > 0.25
+    device = next(generator.parameters()).device
+    return Condition(
+        background_3RR=(to_resolution(canvas.background, resolution) / 127.5 - 1).to(device),
+        region_1RR=region.float().to(device),
+        tokens_ND=tokens_ND.to(device),
+        start_image_3RR=(to_resolution(canvas.pasted, resolution) / 127.5 - 1).to(device),
+        start_mask_1RR=(to_resolution(canvas.mask, resolution) * 2 - 1).to(device),
+        guidance=layout.task.strengths.safe_strength,
+        tau=layout.task.strengths.start_strength,
+    )
+
+
+def composite(
+    layout: Layout, image_3RR: torch.Tensor, mask_1RR: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Paste a generated crop and mask back: uint8 [H, W, 3] photo and bool [H, W] mask of the new target."""
+    if layout.grey:
+        image_3RR = image_3RR.mean(dim=0, keepdim=True).expand(3, -1, -1)
+    return paste_back(
+        layout.photo,
+        layout.canvas,
+        image_3RR.cpu(),
+        mask_1RR.cpu(),
+        resolution=image_3RR.shape[-1],
+        detail=detail_share(layout.task.strengths.start_strength),
+    )
+
+
+def detail_share(start_strength: float) -> float:
+    """How much of the real target's fine detail returns after generation: all of it up to half noise, then less."""
+    return float(np.clip(2 * (1 - start_strength), 0, 1))
+
+
+def coverage(mask_1RR: torch.Tensor) -> torch.Tensor:
+    """A mask as the denoiser knows it, in [-1, 1], as share of each pixel, in [0, 1]."""
+    return (mask_1RR.clamp(-1, 1) + 1) / 2
+
+
+def noise_of(seed: int, stream: int) -> torch.Generator:
+    """One generator per image and purpose: 0 the mask, 1.. the candidates."""
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0] >> 1)
+    )
