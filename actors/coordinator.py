@@ -10,7 +10,7 @@ import ray
 
 from cdiff.config import Config
 from cdiff.generator.placement import Frame, draw_pose, repaint_pose
-from cdiff.types import Assignment, Attempt, Outcome, Pair, Pose, Revisions, Target, Weakness
+from cdiff.types import Assignment, Attempt, Gain, Outcome, Pair, Pose, Revisions, Target, Weakness
 from cdiff.wasm.budget import Stock, plan, quotas, top_up
 from cdiff.wasm.pool import plan_pool
 from cdiff.wasm.quality import Thresholds, judge, shortfall
@@ -41,9 +41,11 @@ class CoordinatorActor:
         """Slices of the real targets, weakest first."""
         return rank(outcomes, self.config.wasm.min_targets)
 
-    def plan(self, weaknesses: list[Weakness], number: int, revisions: Revisions) -> list[Assignment]:
+    def plan(
+        self, weaknesses: list[Weakness], gains: list[Gain], number: int, revisions: Revisions
+    ) -> list[Assignment]:
         """The round's ordered tasks."""
-        return plan(weaknesses, self.stock, self.config, round=number, revisions=revisions)
+        return plan(weaknesses, self.stock, self.config, round=number, revisions=revisions, gains=gains)
 
     def plan_pool(self, config: Config, per_type: int, revisions: Revisions) -> list[Assignment]:
         """Candidates for every type, that several arms choose from."""
@@ -52,6 +54,7 @@ class CoordinatorActor:
     def judge(
         self,
         weaknesses: list[Weakness],
+        gains: list[Gain],
         number: int,
         revisions: Revisions,
         assignments: list[Assignment],
@@ -59,13 +62,20 @@ class CoordinatorActor:
         last: bool,
     ) -> tuple[list[Pair], list[Assignment]]:
         """The gate's verdicts, and further tasks for what slices still lack (none after the last wave)."""
-        wanted = quotas(self.config, weaknesses)
+        wanted = quotas(self.config, weaknesses, gains, number)
         pairs = judge(attempts, wanted, self.thresholds, self.config, last=last)
         lacking = {} if last else shortfall(pairs, wanted)
         if not lacking:
             return pairs, []
         more = top_up(
-            assignments, lacking, weaknesses, self.stock, self.config, round=number, revisions=revisions
+            assignments,
+            lacking,
+            weaknesses,
+            self.stock,
+            self.config,
+            round=number,
+            revisions=revisions,
+            gains=gains,
         )
         return pairs, more
 

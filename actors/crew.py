@@ -36,7 +36,8 @@ from cdiff.data.splits import Manifest
 from cdiff.data.store import Run
 from cdiff.errors import RunError
 from cdiff.generator.placement import Frame
-from cdiff.types import Assignment, Attempt, Decision, Outcome, Pair, Revisions, Weakness, content_hash
+from cdiff.types import Assignment, Attempt, Decision, Gain, Outcome, Pair, Revisions, Weakness, content_hash
+from cdiff.wasm.gains import measured_gains
 from cdiff.wasm.quality import Thresholds
 
 _MINED = 64  # of a round's tasks, that a noise miner learns from
@@ -51,6 +52,7 @@ class Assessed:
     threshold: float  # for IoU, chosen on validation
     losses: tuple[float, ...]
     seconds: float
+    outcomes: tuple[Outcome, ...]  # of the validation photos
 
     def headline(self) -> tuple[tuple[str, float], ...]:
         """The scalar validation metrics that are defined."""
@@ -113,6 +115,7 @@ class Crew:
             evaluation.threshold,
             fitted.losses,
             fitted.seconds,
+            evaluation.outcomes,
         )
         ledger.record(name, assessed=assessed, made_of=made_of)
         return assessed
@@ -159,6 +162,7 @@ class Crew:
     def adapt(
         self,
         weaknesses: Sequence[Weakness],
+        gains: Sequence[Gain],
         outcomes: Sequence[Outcome],
         number: int,
         generator: Revisions,
@@ -169,23 +173,34 @@ class Crew:
         arm = self.config.wasm.arm
         if not (arm.startswith("B3") or arm.endswith("B2")):
             return revisions
-        plan = self._coordinator().call("plan", list(weaknesses), number, revisions)
+        plan = self._coordinator().call("plan", list(weaknesses), list(gains), number, revisions)
         tasks = [assignment.task for assignment in plan[:_MINED]]
         with self._bar(f"round {number}: adapting {arm}", self.generators) as watch:
             seed = self._seed() + number
             return self.generators.call("adapt", tasks, list(outcomes), seed, watch=watch)
 
-    def make_pairs(self, weaknesses: Sequence[Weakness], number: int, revisions: Revisions) -> list[Pair]:
+    def gains(
+        self,
+        outcomes: Sequence[Outcome],
+        weaknesses: Sequence[Weakness],
+        before: Assessed,
+        after: Assessed,
+        pairs: Sequence[Pair],
+    ) -> tuple[Gain, ...]:
+        """What a round's pairs brought on validation, by slice; the next budget learns from it."""
+        return measured_gains(before.outcomes, after.outcomes, outcomes, weaknesses, pairs)
+
+    def make_pairs(
+        self, weaknesses: Sequence[Weakness], gains: Sequence[Gain], number: int, revisions: Revisions
+    ) -> list[Pair]:
         """Plan, generate and judge; one more wave for what a slice still lacks."""
-        coordinator = self._coordinator()
-        plan = coordinator.call("plan", list(weaknesses), number, revisions)
+        coordinator, known = self._coordinator(), (list(weaknesses), list(gains), number, revisions)
+        plan = coordinator.call("plan", *known)
         attempts = self._generate(plan, f"round {number}: making pairs")
-        pairs, more = coordinator.call("judge", list(weaknesses), number, revisions, plan, attempts, False)
+        pairs, more = coordinator.call("judge", *known, plan, attempts, False)
         if more:
             attempts = attempts + self._generate(more, f"round {number}: topping up")
-            pairs, _ = coordinator.call(
-                "judge", list(weaknesses), number, revisions, plan + more, attempts, True
-            )
+            pairs, _ = coordinator.call("judge", *known, plan + more, attempts, True)
         return pairs
 
     def evaluate(self, revision: str, sample_ids: Sequence[str], threshold: float | None) -> Evaluation:

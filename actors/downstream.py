@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.images import Limits, decode_mask_png, decode_png
 from cdiff.data.store import Run, read_pair
-from cdiff.downstream.scoring import outcomes, score_photo, score_photos
+from cdiff.downstream.scoring import outcomes, outcomes_of, score_photo, score_photos
 from cdiff.downstream.segmenter import build_segmenter, load_segmenter, save_segmenter
 from cdiff.downstream.training import TrainingItem, batch_seed, fit, real_items, synthetic_item
 from cdiff.evaluation.decision import decide
@@ -55,6 +56,7 @@ class Evaluation:
     scores: dict[str, Any]
     dice: dict[str, float]
     threshold: float  # for IoU: chosen on this split when none was given
+    outcomes: tuple[Outcome, ...]  # one per target and normal photo, with fold -1
 
 
 @ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # missing in Ray's stubs
@@ -110,7 +112,7 @@ class DownstreamActor:
         )
         chosen = best_iou_threshold(maps, self.dataset, sample_ids) if threshold is None else threshold
         scores = evaluate(maps, self.dataset, sample_ids, chosen)
-        return Evaluation(scores, photo_dice(maps, self.dataset, sample_ids), chosen)
+        return self._evaluation(maps, scores, sample_ids, chosen)
 
     def weigh(self, revision: str, sample_ids: list[str], threshold: float, name: str) -> Evaluation:
         """All metrics on a split, with the pixel counts that intervals are computed from stored as `Run.tally(name)`.
@@ -124,7 +126,7 @@ class DownstreamActor:
         swapped = swapped_masks(self.dataset, sample_ids, self.config.seed)
         tally(maps.items(), self.dataset, swapped).save(self.run.tally(f"{name}-swapped"))
         scores = evaluate(maps, self.dataset, sample_ids, threshold)
-        return Evaluation(scores, photo_dice(maps, self.dataset, sample_ids), threshold)
+        return self._evaluation(maps, scores, sample_ids, threshold)
 
     def losses(self, revision: str, attempts: list[Attempt]) -> list[float]:
         """The loss of a segmenter around the new target of each stored attempt, nats."""
@@ -161,6 +163,12 @@ class DownstreamActor:
             scored = ((i, score_photo(model, self.dataset.image(i), config)) for i in sample_ids)
             self.tallies[key] = tally(scored, self.dataset)
         return self.tallies[key]
+
+    def _evaluation(
+        self, maps: Mapping[str, np.ndarray], scores: dict[str, Any], sample_ids: list[str], threshold: float
+    ) -> Evaluation:
+        found = outcomes_of(maps, self.dataset, sample_ids, -1)
+        return Evaluation(scores, photo_dice(maps, self.dataset, sample_ids), threshold, tuple(found))
 
     def _item(self, pair: Pair) -> TrainingItem:
         """A kept pair as training photo; its crops are centred on the painted target alone."""

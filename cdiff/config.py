@@ -229,6 +229,18 @@ class DownstreamConfig(Settings):
 class WasmConfig(Settings):
     folds: int = Field(2, ge=2, description="Cross-fitting folds of the training split.")
     pairs: int = Field(64, ge=1, description="Accepted pairs per round.")
+    budget: Literal["prior", "thompson"] = Field(
+        "thompson",
+        description="How weak slices share the budget: by their prior alone, or, once gains are measured, by Thompson sampling.",
+    )
+    gain_prior: float = Field(
+        0.05, ge=0, description="Believed gain of the most promising slice, mean soft Dice per 100 pairs."
+    )
+    gain_spread: float = Field(0.05, gt=0, description="Standard deviation of that belief.")
+    start_strengths: tuple[float, ...] = Field(
+        (),
+        description="Start strengths that the budget learns to choose from, slice by slice; empty: the one of sampling.",
+    )
     uniform: float = Field(0.2, ge=0, le=1, description="Share drawn without regard to weakness.")
     easy: float = Field(0.2, ge=0, le=1, description="Share below the difficulty band.")
     band: Range = Field((0.4, 0.85), description="Wanted difficulty: rank among the valid pairs of a type.")

@@ -111,6 +111,11 @@ class Slice:
     def name(self) -> str:
         return "/".join(part for part in (self.category, self.type, self.size, self.contrast) if part)
 
+    def contains(self, other: Slice) -> bool:
+        """Whether the other is the same or finer."""
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return all(part in ("", its) for part, its in zip(mine, theirs, strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class Weakness:
@@ -122,6 +127,18 @@ class Weakness:
     soft_dice: float
     missed: float
     score: float  # what the ranking sorts by, higher is weaker, in [0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What pairs of one slice and start strength brought on validation."""
+
+    slice: str
+    start_strength: float
+    pairs: int
+    targets: int  # validation targets of the slice
+    gain: float  # change of their mean soft Dice per 100 pairs of the slice
+    error: float  # its standard error
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,3 +297,4 @@ class RoundResult:
     validation: tuple[tuple[str, float], ...]
     decision: Decision
     seconds: tuple[tuple[str, float], ...]
+    gains: tuple[Gain, ...] = ()  # by slice: what the next budget learns from

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,6 +68,7 @@ def log_round(
         log.metrics({"decision": {name: float(getattr(decision, name)) for name in _DECISION}})
         log.metrics({"fit": {"loss": fitted.losses[-1]}})
         log.table("weakness", _weakness_table(result))
+        log.table("gains", pd.DataFrame([asdict(gain) for gain in result.gains]))
         log.table("counts", pd.DataFrame(result.counts, columns=["slice", "verdict", "count"]))
         kept, away = _grids(session.run, session, pairs)
         for name, pixels in (("pairs_kept", kept), ("pairs_turned_away", away)):

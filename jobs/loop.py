@@ -36,8 +36,9 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
         accepted = ledger.kept_pairs()
         outcomes = seconds("outcomes", crew.outcomes, accepted)
         weaknesses = seconds("rank", crew.rank, outcomes)
-        revisions = seconds("adapt", crew.adapt, weaknesses, outcomes, number, generator, best.revision)
-        pairs = seconds("generate", crew.make_pairs, weaknesses, number, revisions)
+        learned = weaknesses, ledger.gains()  # what the budget knows
+        revisions = seconds("adapt", crew.adapt, *learned, outcomes, number, generator, best.revision)
+        pairs = seconds("generate", crew.make_pairs, *learned, number, revisions)
         kept = [pair for pair in pairs if pair.kept]
         candidate = seconds("fit", crew.assess, ledger, f"round-{number}", accepted + kept)
         decision = seconds("decide", crew.decide, candidate, best, real_only, config.seed + number)
@@ -51,6 +52,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
             validation=candidate.headline(),
             decision=decision,
             seconds=seconds.all(),
+            gains=crew.gains(outcomes, weaknesses, best, candidate, kept),
         )
         ledger.commit_round(result, pairs)
         best = candidate if decision.stands else best

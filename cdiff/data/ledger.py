@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from cdiff.data.carriers import from_json, to_json
 from cdiff.data.store import Run, read_attempts
 from cdiff.errors import RunError
-from cdiff.types import Pair, RoundResult
+from cdiff.types import Gain, Pair, RoundResult
 
 log = logging.getLogger(__name__)
 _RESERVED = frozenset({"seq", "at", "kind"})
@@ -119,6 +119,10 @@ class Ledger:
                 f"{self.run.ledger_path} was written by another version of cdiff ({error}). "
                 "Read it with that version, or start a new run."
             ) from None
+
+    def gains(self) -> list[Gain]:
+        """What every committed round brought, by slice."""
+        return [gain for result in self.rounds() for gain in result.gains]
 
     def remaining(self, rounds: int) -> list[int]:
         """Numbers of the rounds that are still to do; the first round is 1."""

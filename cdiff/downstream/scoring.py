@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -91,10 +91,18 @@ def outcomes(
 ) -> list[Outcome]:
     """How a model did, in order of the ids: one row per target, one per normal photo (fields: `cdiff.types.Outcome`)."""
     model.eval()
+    wanted = list(ids)
+    maps = {sample_id: score_photo(model, dataset.image(sample_id), config) for sample_id in wanted}
+    return outcomes_of(maps, dataset, wanted, fold)
+
+
+def outcomes_of(
+    maps: Mapping[str, NDArray[np.float32]], dataset: Dataset, ids: Iterable[str], fold: int
+) -> list[Outcome]:
+    """The same from score maps at native size."""
     rows: list[Outcome] = []
     for sample_id in ids:
-        image, sample = dataset.image(sample_id), dataset.sample(sample_id)
-        scores = score_photo(model, image, config)
+        image, sample, scores = dataset.image(sample_id), dataset.sample(sample_id), maps[sample_id]
         targets = dataset.targets(sample_id)
         if not targets:
             rows.append(_normal_outcome(sample, scores, fold))

@@ -2,9 +2,7 @@
 
     uniform   20 %  over slices by their targets, any difficulty: keeps the estimates of strong slices honest
     easy      20 %  over slices by their prior, below the difficulty band
-    weak      60 %  over slices by their prior, inside the band
-
-The prior is score^3 x (1 - score): neither solved nor hopeless slices pay, and the weaker half of them pays most.
+    weak      60 %  over slices by what they have gained so far (cdiff.wasm.gains), at first by their prior, inside the band
 
 Everything is a pure function of its arguments and of (seed, round): a coordinator that dies loses nothing.
 """
@@ -13,15 +11,17 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from itertools import count
+from typing import TypeVar
 
 import numpy as np
 
 from cdiff.config import Config
 from cdiff.types import (
     Assignment,
+    Gain,
     GenerationTask,
     Pose,
     Purpose,
@@ -32,13 +32,21 @@ from cdiff.types import (
     Weakness,
     content_hash,
 )
+from cdiff.wasm.gains import Option, beliefs, prior, thompson
 
 # (target_id of the reference, sample_id of the background, source of randomness) -> where and how the target lies
 Propose = Callable[[str, str, np.random.Generator], Pose]
 Quotas = dict[tuple[str, Purpose], int]  # wanted pairs by slice name and purpose
 
 _PURPOSES: tuple[Purpose, ...] = ("uniform", "easy", "weak")
-_REFERENCES, _BACKGROUNDS, _POSES, _DIFFICULTIES = 1, 2, 3, 4  # streams of randomness within a round
+_Key = TypeVar("_Key")
+_REFERENCES, _BACKGROUNDS, _POSES, _DIFFICULTIES, _THOMPSON = (
+    1,
+    2,
+    3,
+    4,
+    5,
+)  # streams of randomness within a round
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,13 @@ class Stock:
 
 
 def plan(
-    weaknesses: Sequence[Weakness], stock: Stock, config: Config, *, round: int, revisions: Revisions
+    weaknesses: Sequence[Weakness],
+    stock: Stock,
+    config: Config,
+    *,
+    round: int,
+    revisions: Revisions,
+    gains: Sequence[Gain] = (),
 ) -> list[Assignment]:
     """Turn a ranking into the round's ordered tasks, `oversample` times as many as pairs are wanted.
 
@@ -65,8 +79,8 @@ def plan(
     Raises:
         ValueError: no slices, or a category without a photo to paint on.
     """
-    wanted = _oversampled(quotas(config, weaknesses), config)
-    return deal(wanted, weaknesses, stock, config, round=round, revisions=revisions)
+    wanted = _oversampled(quotas(config, weaknesses, gains, round), config)
+    return deal(wanted, weaknesses, stock, config, round=round, revisions=revisions, gains=gains)
 
 
 def top_up(
@@ -78,6 +92,7 @@ def top_up(
     *,
     round: int,
     revisions: Revisions,
+    gains: Sequence[Gain] = (),
 ) -> list[Assignment]:
     """The next wave: further tasks for what slices lack, with fresh indexes and seeds.
 
@@ -86,7 +101,8 @@ def top_up(
         lacking: missing pairs by slice and purpose, as `quality.shortfall` gives them.
     """
     wanted = _oversampled(lacking, config)
-    return _Planner(weaknesses, stock, config, round, revisions).assign(wanted, assignments)
+    strengths = start_strengths(config, weaknesses, gains, round)
+    return _Planner(weaknesses, stock, config, round, revisions, strengths).assign(wanted, assignments)
 
 
 def deal(
@@ -97,14 +113,20 @@ def deal(
     *,
     round: int,
     revisions: Revisions,
+    gains: Sequence[Gain] = (),
 ) -> list[Assignment]:
     """Exactly the wanted number of tasks by slice and purpose, in an interleaved order."""
-    return _Planner(weaknesses, stock, config, round, revisions).assign(wanted, ())
+    strengths = start_strengths(config, weaknesses, gains, round)
+    return _Planner(weaknesses, stock, config, round, revisions, strengths).assign(wanted, ())
 
 
-def quotas(config: Config, weaknesses: Sequence[Weakness]) -> Quotas:
+def quotas(
+    config: Config, weaknesses: Sequence[Weakness], gains: Sequence[Gain] = (), round: int = 0
+) -> Quotas:
     """Wanted pairs by slice and purpose; they sum to `config.wasm.pairs` exactly, entries of zero are left out.
 
+    Args:
+        gains: what earlier rounds brought; with `wasm.budget=thompson` the weak share is sampled from them.
     Raises:
         ValueError: no slices.
     """
@@ -114,7 +136,9 @@ def quotas(config: Config, weaknesses: Sequence[Weakness]) -> Quotas:
     shares = largest_remainder(wasm.pairs, [wasm.uniform, wasm.easy, max(0.0, 1 - wasm.uniform - wasm.easy)])
     sizes = [float(len(weakness.targets)) for weakness in weaknesses]
     priors = [prior(weakness.score) for weakness in weaknesses]
-    weights = {"uniform": sizes, "easy": priors, "weak": priors}
+    won = _won(config, weaknesses, gains, round)
+    sampled = [float(sum(n for (name, _), n in won.items() if name == w.slice.name)) for w in weaknesses]
+    weights = {"uniform": sizes, "easy": priors, "weak": sampled if gains and sum(sampled) else priors}
     wanted: Quotas = {}
     for purpose, share in zip(_PURPOSES, shares, strict=True):
         for weakness, number in zip(weaknesses, largest_remainder(share, weights[purpose]), strict=True):
@@ -123,13 +147,32 @@ def quotas(config: Config, weaknesses: Sequence[Weakness]) -> Quotas:
     return wanted
 
 
-def prior(score: float) -> float:
-    """Expected gain of a slice before any was measured: 0 for solved and hopeless ones, highest at a score of 0.75.
+def start_strengths(
+    config: Config, weaknesses: Sequence[Weakness], gains: Sequence[Gain] = (), round: int = 0
+) -> dict[str, list[float]]:
+    """By slice the start strengths of its tasks, in turn; each as often as the budget would choose it."""
+    options = config.wasm.start_strengths or (config.sampling.start_strength,)
+    won = _won(config, weaknesses, gains, round) if gains else {}
+    out = {}
+    for weakness in weaknesses:
+        name = weakness.slice.name
+        counts = {(name, strength): won.get((name, strength), 0) for strength in options}
+        if not sum(counts.values()):
+            counts = dict.fromkeys(counts, 1)
+        out[name] = [strength for _, strength in interleaved(counts)]
+    return out
 
-    score x (1 - score) would be all but even: soft Dice rarely passes 0.8, as every outline costs some of it, so that a
-    solved slice scores 0.2. Spread evenly, pairs bring next to nothing (docs/decisions.md); the cube gathers them.
-    """
-    return score**3 * (1 - score)
+
+def _won(
+    config: Config, weaknesses: Sequence[Weakness], gains: Sequence[Gain], round: int
+) -> dict[Option, int]:
+    """Draws that each slice and start strength won, of as many as pairs are wanted."""
+    if config.wasm.budget != "thompson" or not gains:
+        return {}
+    options = config.wasm.start_strengths or (config.sampling.start_strength,)
+    believed = beliefs(weaknesses, gains, options, config.wasm)
+    rng = np.random.default_rng(np.random.SeedSequence([config.seed, round, _THOMPSON]))
+    return thompson(believed, config.wasm.pairs, rng)
 
 
 def band(purpose: Purpose, config: Config) -> tuple[float, float]:
@@ -195,11 +238,12 @@ class _Planner:
         config: Config,
         round: int,
         revisions: Revisions,
+        start: Mapping[str, Sequence[float]],
     ) -> None:
         self.slices = {weakness.slice.name: weakness for weakness in weaknesses}
         self.stock, self.config, self.round, self.revisions = stock, config, round, revisions
         self.recipe = recipe_of(config)
-        self.strengths = strengths_of(config)
+        self.strengths, self.start = strengths_of(config), start
 
     def assign(
         self, wanted: Mapping[tuple[str, Purpose], int], earlier: Sequence[Assignment]
@@ -213,6 +257,7 @@ class _Planner:
         for index, (name, purpose) in zip(count(first), interleaved(wanted), strict=False):
             cycle = references[name]
             reference = self.stock.targets[cycle[used[name] % len(cycle)]]
+            start = self.start[name][used[name] % len(self.start[name])]
             used[name] += 1
             rng = self._rng(_POSES, index)
             background = self._background(reference, decks, index, rng)
@@ -221,7 +266,7 @@ class _Planner:
                 reference=reference.target_id,
                 background=background,
                 pose=self.stock.propose(reference.target_id, background, rng),
-                strengths=self.strengths,
+                strengths=replace(self.strengths, start_strength=start),
                 seed=task_seed(self.config.seed, self.round, index),
                 revisions=self.revisions,
                 difficulty=float(self._rng(_DIFFICULTIES, index).uniform(*band(purpose, self.config))),
@@ -269,7 +314,7 @@ def _oversampled(wanted: Mapping[tuple[str, Purpose], int], config: Config) -> Q
     }
 
 
-def interleaved(wanted: Mapping[tuple[str, Purpose], int]) -> Iterable[tuple[str, Purpose]]:
+def interleaved(wanted: Mapping[_Key, int]) -> list[_Key]:
     """Spread each slice's tasks evenly over the whole list, so that every stretch of it serves all slices."""
     placed = [
         ((i + 0.5) / number, order, key)

@@ -9,7 +9,7 @@ prior; the ranking only says what is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -69,15 +69,34 @@ def slice_of(target_id: str, weaknesses: Sequence[Weakness]) -> Slice:
     raise KeyError(target_id)
 
 
+def leaves_of(rows: Iterable[Outcome]) -> dict[str, tuple[float, float, float]]:
+    """Where the bins lie, by category: two bounds of size (its terciles) and one of contrast (its median)."""
+    own: dict[str, list[Outcome]] = {}
+    for row in rows:
+        if row.type:
+            own.setdefault(row.category, []).append(row)
+    edges = {}
+    for category, members in own.items():
+        small, medium = np.quantile([row.size for row in members], [1 / 3, 2 / 3])
+        edges[category] = float(small), float(medium), float(np.median([row.contrast for row in members]))
+    return edges
+
+
+def leaf_of(row: Outcome, edges: Mapping[str, tuple[float, float, float]]) -> Slice:
+    """The finest slice of one target; in a category without bounds, its type."""
+    if row.category not in edges:
+        return Slice(row.category, row.type)
+    small, medium, middle = edges[row.category]
+    size = "small" if row.size <= small else "medium" if row.size <= medium else "large"
+    return Slice(row.category, row.type, size, "faint" if row.contrast < middle else "clear")
+
+
 def _leaves(rows: list[Outcome]) -> dict[Slice, list[Outcome]]:
-    """The finest slices of one category. Bins are the category's own: terciles of size, median of contrast."""
-    small, medium = np.quantile([row.size for row in rows], [1 / 3, 2 / 3])
-    middle = np.median([row.contrast for row in rows])
+    """The finest slices of one category."""
+    edges = leaves_of(rows)
     leaves: dict[Slice, list[Outcome]] = {}
     for row in rows:
-        size = "small" if row.size <= small else "medium" if row.size <= medium else "large"
-        contrast = "faint" if row.contrast < middle else "clear"
-        leaves.setdefault(Slice(row.category, row.type, size, contrast), []).append(row)
+        leaves.setdefault(leaf_of(row, edges), []).append(row)
     return leaves
 
 
@@ -95,7 +114,7 @@ def _merged(slices: dict[Slice, list[Outcome]], min_targets: int) -> dict[Slice,
             for piece in [piece for piece in thin if _parent(piece, level) == parent]:
                 members = members + slices.pop(piece)
             below = sorted(
-                (p for p in slices if _contains(parent, p)), key=lambda p: (len(slices[p]), _order(p))
+                (p for p in slices if parent.contains(p)), key=lambda p: (len(slices[p]), _order(p))
             )
             while len(members) < min_targets and below:
                 members = members + slices.pop(below.pop(0))
@@ -106,10 +125,6 @@ def _merged(slices: dict[Slice, list[Outcome]], min_targets: int) -> dict[Slice,
 def _parent(piece: Slice, level: str) -> Slice:
     finer = _LEVELS[_LEVELS.index(level) :]
     return replace(piece, **dict.fromkeys(finer, ""))
-
-
-def _contains(parent: Slice, piece: Slice) -> bool:
-    return all(getattr(parent, name) in ("", getattr(piece, name)) for name in _LEVELS)
 
 
 def _order(piece: Slice) -> tuple[str, ...]:

@@ -133,7 +133,7 @@ def test_a_view_is_as_hard_as_the_photo_that_is_pasted(tasks, photos, bank, tiny
         logits = Darkness()(view.photo_3SS[None])
         assert float(
             loss_around(logits.detach(), view.truth_1SS[None], view.target_1SS[None])
-        ) == pytest.approx(float(value), rel=1e-4)
+        ) == pytest.approx(float(value.detach()), rel=1e-4)
 
 
 def test_the_gradient_makes_pairs_harder_and_leaves_the_mask_alone(

@@ -7,8 +7,18 @@ import numpy as np
 import pytest
 
 from cdiff.config import Config, load_config
-from cdiff.types import Pose, Revisions, Slice, Target, Weakness
-from cdiff.wasm.budget import Quotas, Stock, band, largest_remainder, plan, prior, quotas, recipe_of, top_up
+from cdiff.types import Gain, Pose, Revisions, Slice, Target, Weakness
+from cdiff.wasm.budget import (
+    Quotas,
+    Stock,
+    band,
+    largest_remainder,
+    plan,
+    quotas,
+    recipe_of,
+    start_strengths,
+    top_up,
+)
 
 REVISIONS = Revisions("g", "b", "s")
 SIZES = {"crack": (12, 0.5), "stain": (9, 0.97), "chip": (30, 0.1)}  # targets and score by type
@@ -68,12 +78,6 @@ def test_aimed_pairs_go_to_weak_slices_that_are_not_hopeless_and_uniform_ones_by
         assert wanted["tile/crack", purpose] > 2 * wanted["tile/stain", purpose] > 0
         assert wanted["tile/crack", purpose] > 50 * wanted.get(("tile/chip", purpose), 0)
     assert wanted["tile/chip", "uniform"] == round(200 * 30 / 51)
-
-
-def test_the_prior_gathers_pairs_where_much_is_missed() -> None:
-    assert prior(0.0) == prior(1.0) == 0
-    assert prior(0.5) > 3 * prior(0.25) > 3 * prior(0.999)
-    assert max(np.linspace(0, 1, 101), key=prior) == pytest.approx(0.75)
 
 
 def test_the_largest_remainder_is_exact_and_ties_go_to_the_earlier() -> None:
@@ -195,3 +199,26 @@ def test_the_recipe_of_the_control_has_one_candidate() -> None:
 def test_bands_follow_the_purpose() -> None:
     settings = config("wasm.band=[0.3,0.8]")
     assert [band(p, settings) for p in ("uniform", "easy", "weak")] == [(0, 1), (0, 0.3), (0.3, 0.8)]
+
+
+def test_a_slice_that_has_paid_gets_the_weak_share_and_shares_stay_exact() -> None:
+    settings = config("wasm.pairs=100")
+    paid = [Gain("tile/chip", 0.4, 40, 12, 0.2, 0.01), Gain("tile/crack", 0.4, 40, 12, -0.1, 0.01)]
+    before, after = quotas(settings, WEAKNESSES), quotas(settings, WEAKNESSES, paid, 1)
+    assert sum(after.values()) == 100
+    assert after["tile/chip", "weak"] > 55 > 10 > before.get(("tile/chip", "weak"), 0)
+    assert quotas(settings, WEAKNESSES, paid, 1) == after  # a restart samples the same
+    assert quotas(settings, WEAKNESSES, paid, 2) != after or after["tile/chip", "weak"] == 60
+    assert quotas(config("wasm.pairs=100", "wasm.budget=prior"), WEAKNESSES, paid, 1) == before
+
+
+def test_the_start_strength_that_has_paid_is_chosen_slice_by_slice() -> None:
+    settings = config("wasm.start_strengths=[0.2,0.6]")
+    assert start_strengths(settings, WEAKNESSES)["tile/crack"] == [0.2, 0.6]  # nothing is known yet
+    paid = [Gain("tile/crack", 0.2, 40, 12, -0.2, 0.01), Gain("tile/crack", 0.6, 40, 12, 0.3, 0.01)]
+    chosen = start_strengths(settings, WEAKNESSES, paid, 1)
+    assert set(chosen["tile/crack"]) == {0.6}
+    assignments = plan(WEAKNESSES, stock(), settings, round=1, revisions=REVISIONS, gains=paid)
+    used = Counter((a.slice, a.task.strengths.start_strength) for a in assignments)
+    assert used["tile/crack", 0.6] > 0 and used["tile/crack", 0.2] == 0
+    assert used["tile/chip", 0.2] > 0 and used["tile/chip", 0.6] > 0

@@ -1,0 +1,148 @@
+"""A budget that learns: what pairs of each slice have brought so far, and how the next ones are shared out.
+
+    gain       of a slice: change of its mean soft Dice on validation targets per 100 pairs, and that change's standard error
+    prior      N(m, spread^2), m in proportion to score^3 (1 - score): neither solved nor hopeless slices pay
+    shrinkage  a category's slices share an offset from their priors, so that what is seen on one moves its neighbours
+    posterior  normal, precision weighted
+    Thompson   each pair goes to the slice and start strength whose gain, drawn from its posterior, is highest
+
+State is the list of gains in the ledger, nothing else: a restart samples what it would have sampled.
+Source: Thompson (1933); normal shrinkage as in Gelman et al., Bayesian Data Analysis (3rd ed.), chapter 5.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cdiff.config import WasmConfig
+from cdiff.types import Gain, Outcome, Pair, Slice, Weakness
+from cdiff.wasm.weakness import leaf_of, leaves_of
+
+Option = tuple[str, float]  # slice name, start strength
+_HIGHEST = 0.75**3 * 0.25  # of score^3 (1 - score)
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What is believed of one option's gain, soft Dice per 100 pairs."""
+
+    mean: float
+    spread: float  # standard deviation
+
+
+def prior(score: float) -> float:
+    """Expected gain of a slice before any was measured, as a share of the highest: 1 at a score of 0.75.
+
+    score x (1 - score) would be all but even: soft Dice rarely passes 0.8, as every outline costs some of it, so that a
+    solved slice scores 0.2. Spread evenly, pairs bring next to nothing (docs/decisions.md); the cube gathers them.
+    """
+    return score**3 * (1 - score) / _HIGHEST
+
+
+def measured_gains(
+    before: Iterable[Outcome],
+    after: Iterable[Outcome],
+    training: Sequence[Outcome],
+    slices: Sequence[Weakness],
+    pairs: Iterable[Pair],
+) -> tuple[Gain, ...]:
+    """Gains of the slices that got pairs and have validation targets.
+
+    Args:
+        before, after: outcomes of the same validation targets without and with the pairs.
+        training: outcomes of the training targets; they say where the bins of size and contrast lie.
+        pairs: the kept ones that made the difference. A slice's pairs of several start strengths share its gain.
+    """
+    paired = {row.target_id: row for row in before if row.type}
+    changes: dict[str, list[float]] = {}
+    edges = leaves_of(training)
+    for row in after:
+        if row.type and row.target_id in paired:
+            name = _slice_of(leaf_of(row, edges), slices)
+            if name is not None:
+                changes.setdefault(name, []).append(row.soft_dice - paired[row.target_id].soft_dice)
+    spent = Counter(
+        (p.attempt.assignment.slice, p.attempt.assignment.task.strengths.start_strength) for p in pairs
+    )
+    everywhere = [value for values in changes.values() for value in values]
+    typical = float(np.std(everywhere)) if len(everywhere) > 1 else 0.0
+    out = []
+    for (name, strength), number in sorted(spent.items()):
+        if name in changes:
+            values, all_of_slice = changes[name], sum(n for (s, _), n in spent.items() if s == name)
+            # A slice's own spread is uncertain with few targets: that of all slices counts as one more of each.
+            noise = float(
+                np.sqrt((np.var(values) * len(values) + typical**2) / (len(values) + 1) / len(values))
+            )
+            per_100 = 100 / all_of_slice
+            out.append(
+                Gain(name, strength, number, len(values), float(np.mean(values)) * per_100, noise * per_100)
+            )
+    return tuple(out)
+
+
+def beliefs(
+    slices: Sequence[Weakness], gains: Iterable[Gain], strengths: Sequence[float], config: WasmConfig
+) -> dict[Option, Belief]:
+    """The posterior of every slice and start strength.
+
+    Args:
+        strengths: start strengths that the budget may choose from.
+    """
+    measured: dict[Option, list[Gain]] = {}
+    for gain in gains:
+        measured.setdefault((gain.slice, gain.start_strength), []).append(gain)
+    out: dict[Option, Belief] = {}
+    for category in sorted({weakness.slice.category for weakness in slices}):
+        own = [weakness for weakness in slices if weakness.slice.category == category]
+        means = {
+            (weakness.slice.name, strength): config.gain_prior * prior(weakness.score)
+            for weakness in own
+            for strength in strengths
+        }
+        seen = {option: measured[option] for option in means if option in measured}
+        offset = _offset(means, seen, config.gain_spread)
+        for option, mean in means.items():
+            out[option] = _updated(mean + offset, config.gain_spread, seen.get(option, []))
+    return out
+
+
+def thompson(believed: Mapping[Option, Belief], pairs: int, rng: np.random.Generator) -> dict[Option, int]:
+    """How many of the pairs each option gets: each pair goes where a draw from the posteriors is highest."""
+    options = sorted(believed)
+    means = np.array([believed[option].mean for option in options])
+    spreads = np.array([believed[option].spread for option in options])
+    drawn = rng.normal(means, spreads, (pairs, len(options)))
+    won = Counter(int(place) for place in drawn.argmax(axis=1))
+    return {options[place]: number for place, number in sorted(won.items())}
+
+
+def _offset(means: Mapping[Option, float], seen: Mapping[Option, list[Gain]], spread: float) -> float:
+    """How far a category's slices lie from their priors together, shrunk to 0."""
+    precision = 1 / spread**2
+    total = 0.0
+    for option, gains in seen.items():
+        for gain in gains:
+            weight = 1 / (gain.error**2 + spread**2)
+            total += weight * (gain.gain - means[option])
+            precision += weight
+    return total / precision
+
+
+def _updated(mean: float, spread: float, gains: Sequence[Gain]) -> Belief:
+    precision, total = 1 / spread**2, mean / spread**2
+    for gain in gains:
+        weight = 1 / max(gain.error, 1e-6) ** 2
+        precision += weight
+        total += weight * gain.gain
+    return Belief(total / precision, precision**-0.5)
+
+
+def _slice_of(leaf: Slice, slices: Sequence[Weakness]) -> str | None:
+    """The finest slice that a leaf belongs to."""
+    fitting = [w.slice for w in slices if w.slice.contains(leaf)]
+    return max(fitting, key=lambda piece: (len(piece.name.split("/")), piece.name)).name if fitting else None
