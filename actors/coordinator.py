@@ -10,10 +10,10 @@ import ray
 
 from cdiff.config import Config
 from cdiff.generator.placement import Frame, draw_pose, repaint_pose
-from cdiff.types import Assignment, Attempt, Gain, Outcome, Pair, Pose, Revisions, Target, Weakness
+from cdiff.types import Assignment, Attempt, Gain, Knowledge, Outcome, Pair, Pose, Revisions, Target
 from cdiff.wasm.budget import Stock, plan, quotas, top_up
 from cdiff.wasm.pool import plan_pool
-from cdiff.wasm.quality import Thresholds, judge, shortfall
+from cdiff.wasm.quality import Thresholds, judge, shortfall, survival_bounds
 from cdiff.wasm.weakness import rank
 
 
@@ -37,15 +37,15 @@ class CoordinatorActor:
         for target in targets.values():
             self.own.setdefault(target.sample_id, []).append(target)
 
-    def rank(self, outcomes: list[Outcome]) -> list[Weakness]:
-        """Slices of the real targets, weakest first."""
-        return rank(outcomes, self.config.wasm.min_targets)
+    def rank(self, outcomes: list[Outcome], gains: list[Gain]) -> Knowledge:
+        """Slices of the real targets, weakest first, with what earlier rounds gained and what the gate may expect."""
+        ranked = rank(outcomes, self.config.wasm.min_targets)
+        return Knowledge(tuple(ranked), tuple(gains), survival_bounds(outcomes, self.config))
 
-    def plan(
-        self, weaknesses: list[Weakness], gains: list[Gain], number: int, revisions: Revisions
-    ) -> list[Assignment]:
+    def plan(self, known: Knowledge, number: int, revisions: Revisions) -> list[Assignment]:
         """The round's ordered tasks."""
-        return plan(weaknesses, self.stock, self.config, round=number, revisions=revisions, gains=gains)
+        ranked, gains = known.weaknesses, known.gains
+        return plan(ranked, self.stock, self.config, round=number, revisions=revisions, gains=gains)
 
     def plan_pool(self, config: Config, per_type: int, revisions: Revisions) -> list[Assignment]:
         """Candidates for every type, that several arms choose from."""
@@ -53,8 +53,7 @@ class CoordinatorActor:
 
     def judge(
         self,
-        weaknesses: list[Weakness],
-        gains: list[Gain],
+        known: Knowledge,
         number: int,
         revisions: Revisions,
         assignments: list[Assignment],
@@ -62,20 +61,21 @@ class CoordinatorActor:
         last: bool,
     ) -> tuple[list[Pair], list[Assignment]]:
         """The gate's verdicts, and further tasks for what slices still lack (none after the last wave)."""
-        wanted = quotas(self.config, weaknesses, gains, number)
-        pairs = judge(attempts, wanted, self.thresholds, self.config, last=last)
+        wanted = quotas(self.config, known.weaknesses, known.gains, number)
+        thresholds = self.thresholds.joined(known.bounds)
+        pairs = judge(attempts, wanted, thresholds, self.config, last=last)
         lacking = {} if last else shortfall(pairs, wanted)
         if not lacking:
             return pairs, []
         more = top_up(
             assignments,
             lacking,
-            weaknesses,
+            known.weaknesses,
             self.stock,
             self.config,
             round=number,
             revisions=revisions,
-            gains=gains,
+            gains=known.gains,
         )
         return pairs, more
 

@@ -36,7 +36,18 @@ from cdiff.data.splits import Manifest
 from cdiff.data.store import Run
 from cdiff.errors import RunError
 from cdiff.generator.placement import Frame
-from cdiff.types import Assignment, Attempt, Decision, Gain, Outcome, Pair, Revisions, Weakness, content_hash
+from cdiff.types import (
+    Assignment,
+    Attempt,
+    Decision,
+    Gain,
+    Knowledge,
+    Outcome,
+    Pair,
+    Revisions,
+    Weakness,
+    content_hash,
+)
 from cdiff.wasm.gains import measured_gains
 from cdiff.wasm.quality import Thresholds
 
@@ -156,13 +167,12 @@ class Crew:
             out.append((request, round(config.base_steps * config.fold_share), held, fold))
         return out
 
-    def rank(self, outcomes: Sequence[Outcome]) -> list[Weakness]:
-        return self._coordinator().call("rank", list(outcomes))
+    def rank(self, outcomes: Sequence[Outcome], gains: Sequence[Gain]) -> Knowledge:
+        return self._coordinator().call("rank", list(outcomes), list(gains))
 
     def adapt(
         self,
-        weaknesses: Sequence[Weakness],
-        gains: Sequence[Gain],
+        known: Knowledge,
         outcomes: Sequence[Outcome],
         number: int,
         generator: Revisions,
@@ -173,7 +183,7 @@ class Crew:
         arm = self.config.wasm.arm
         if not (arm.startswith("B3") or arm.endswith("B2")):
             return revisions
-        plan = self._coordinator().call("plan", list(weaknesses), list(gains), number, revisions)
+        plan = self._coordinator().call("plan", known, number, revisions)
         tasks = [assignment.task for assignment in plan[:_MINED]]
         with self._bar(f"round {number}: adapting {arm}", self.generators) as watch:
             seed = self._seed() + number
@@ -190,17 +200,15 @@ class Crew:
         """What a round's pairs brought on validation, by slice; the next budget learns from it."""
         return measured_gains(before.outcomes, after.outcomes, outcomes, weaknesses, pairs)
 
-    def make_pairs(
-        self, weaknesses: Sequence[Weakness], gains: Sequence[Gain], number: int, revisions: Revisions
-    ) -> list[Pair]:
+    def make_pairs(self, known: Knowledge, number: int, revisions: Revisions) -> list[Pair]:
         """Plan, generate and judge; one more wave for what a slice still lacks."""
-        coordinator, known = self._coordinator(), (list(weaknesses), list(gains), number, revisions)
-        plan = coordinator.call("plan", *known)
+        coordinator = self._coordinator()
+        plan = coordinator.call("plan", known, number, revisions)
         attempts = self._generate(plan, f"round {number}: making pairs")
-        pairs, more = coordinator.call("judge", *known, plan, attempts, False)
+        pairs, more = coordinator.call("judge", known, number, revisions, plan, attempts, False)
         if more:
             attempts = attempts + self._generate(more, f"round {number}: topping up")
-            pairs, _ = coordinator.call("judge", *known, plan + more, attempts, True)
+            pairs, _ = coordinator.call("judge", known, number, revisions, plan + more, attempts, True)
         return pairs
 
     def evaluate(self, revision: str, sample_ids: Sequence[str], threshold: float | None) -> Evaluation:

@@ -24,7 +24,8 @@ from cdiff.evaluation.protocol import best_iou_threshold, evaluate, photo_dice
 from cdiff.evaluation.tally import Tally, swapped_masks, tally
 from cdiff.generator.perlin import perlin_pairs
 from cdiff.types import Attempt, Decision, Outcome, Pair
-from cdiff.wasm.production import local_loss
+from cdiff.wasm.survival import with_survival
+from cdiff.wasm.view import local_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,9 @@ class DownstreamActor:
             start = self.fit(replace(request, pairs=(), steps=base)).revision
             request = replace(request, start=start)
         fitted = self.fit(request)
-        return outcomes(self._load(fitted.revision), self.dataset, held, self.config.downstream, fold)
+        model = self._load(fitted.revision)
+        rows = outcomes(model, self.dataset, held, self.config.downstream, fold)
+        return with_survival(rows, model, self.dataset, self.config)
 
     def evaluate(self, revision: str, sample_ids: list[str], threshold: float | None = None) -> Evaluation:
         """All metrics on a split; without a threshold, the best one for IoU is chosen on this very split."""

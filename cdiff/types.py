@@ -96,6 +96,7 @@ class Outcome:
     boundary_error: float  # mean distance of predicted to true outline, in shares of the target's longer side, capped at 1
     size: float  # sqrt(area) / sqrt(photo area)
     contrast: float  # |mean inside - mean of the ring around| / 255
+    survives: float = 1.0  # share of the loss that is left after slight blur and JPEG (cdiff.wasm.survival)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +281,17 @@ class Decision:
     def stands(self) -> bool:
         """Whether the candidate is the best model so far from now on: it has the benefit of the doubt (docs/decisions.md)."""
         return self.accepted and self.chance >= LEAST_CHANCE
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What a round knows when it plans and judges."""
+
+    weaknesses: tuple[Weakness, ...]  # weakest first
+    gains: tuple[Gain, ...] = ()  # of all rounds before
+    bounds: tuple[
+        tuple[str, str, float], ...
+    ] = ()  # of the gate, from this round's outcomes: (measure, key, bound)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,16 +35,15 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
         seconds = Stopwatch()
         accepted = ledger.kept_pairs()
         outcomes = seconds("outcomes", crew.outcomes, accepted)
-        weaknesses = seconds("rank", crew.rank, outcomes)
-        learned = weaknesses, ledger.gains()  # what the budget knows
-        revisions = seconds("adapt", crew.adapt, *learned, outcomes, number, generator, best.revision)
-        pairs = seconds("generate", crew.make_pairs, *learned, number, revisions)
+        known = seconds("rank", crew.rank, outcomes, ledger.gains())
+        revisions = seconds("adapt", crew.adapt, known, outcomes, number, generator, best.revision)
+        pairs = seconds("generate", crew.make_pairs, known, number, revisions)
         kept = [pair for pair in pairs if pair.kept]
         candidate = seconds("fit", crew.assess, ledger, f"round-{number}", accepted + kept)
         decision = seconds("decide", crew.decide, candidate, best, real_only, config.seed + number)
         result = RoundResult(
             round=number,
-            weaknesses=tuple(weaknesses),
+            weaknesses=known.weaknesses,
             alarms=tuple(false_positives(outcomes)),
             kept=len(kept),
             counts=counts(pairs),
@@ -52,7 +51,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
             validation=candidate.headline(),
             decision=decision,
             seconds=seconds.all(),
-            gains=crew.gains(outcomes, weaknesses, best, candidate, kept),
+            gains=crew.gains(outcomes, known.weaknesses, best, candidate, kept),
         )
         ledger.commit_round(result, pairs)
         best = candidate if decision.stands else best

@@ -18,7 +18,7 @@ B3 says what is wanted and the others how an image is found, so that "B3+B1" and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -28,7 +28,7 @@ from torch import nn
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.generator.model import Generator
-from cdiff.generator.sampling import Condition, Sampler
+from cdiff.generator.sampling import Condition, Sampler, State
 from cdiff.safe.tokens import TokenBank
 from cdiff.types import GenerationTask, Recipe
 from cdiff.wasm.arms import BestOfK, Gradient, Judge, MinedNoise, MiningArm, RandomSeeds
@@ -39,6 +39,8 @@ from cdiff.wasm.token import WeaknessToken
 from cdiff.wasm.view import Job
 
 _Part = TypeVar("_Part")
+_CLIMBING = ("B2", "B4")  # arms that move an image towards the segmenter's loss
+_LOOK = 0.2  # noise of the look that the denoiser takes at what they made
 _BLURRED = 0.5  # a drawn mask of which less stands out, as a share of the real target's area, is not used
 
 
@@ -61,6 +63,9 @@ class Produced:
     target: np.ndarray  # bool [H, W], the new target alone
     label_iou: float  # the mask against the one that the denoiser reads from the image (`mask_agreement`)
     own_mask: bool  # the real target's own mask: given, or kept where the drawn one was a blur
+    treated: tuple[
+        np.ndarray, ...
+    ] = ()  # the photo after a look of the denoiser, where the arm climbed the loss
 
     @property
     def mask(self) -> np.ndarray:
@@ -98,9 +103,28 @@ def make_pairs(
     pasted = [composite(layout, s.image_3RR, s.mask_1RR) for layout, s in zip(layouts, finished, strict=True)]
     agreement = label_check(sampler, layouts, conditions, pasted, generator.config.resolution)
     own = [s.mask_1RR is c.start_mask_1RR for s, c in zip(finished, conditions, strict=True)]
+    looked = (
+        _looked_over(sampler, layouts, finished) if recipe.arm.endswith(_CLIMBING) else [()] * len(layouts)
+    )
     return [
-        Produced(layout, image, target, iou, own_mask)
-        for layout, (image, target), iou, own_mask in zip(layouts, pasted, agreement, own, strict=True)
+        Produced(layout, image, target, iou, own_mask, treated)
+        for layout, (image, target), iou, own_mask, treated in zip(
+            layouts, pasted, agreement, own, looked, strict=True
+        )
+    ]
+
+
+def _looked_over(
+    sampler: Sampler, layouts: Sequence[Layout], finished: Sequence[State]
+) -> list[tuple[np.ndarray, ...]]:
+    """Each photo again after its crop was noised a little and denoised: what only fools the segmenter is gone then."""
+    starts = []
+    for layout, state in zip(layouts, finished, strict=True):
+        condition = replace(state.condition, start_image_3RR=state.image_3RR, tau=_LOOK)
+        starts.append(sampler.start_image(condition, state.mask_1RR, noise_of(layout.task.seed, 4)))
+    again = sampler.run(starts)
+    return [
+        (composite(layout, s.image_3RR, s.mask_1RR)[0],) for layout, s in zip(layouts, again, strict=True)
     ]
 
 

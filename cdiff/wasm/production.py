@@ -12,7 +12,7 @@ from cdiff.data.dataset import Dataset
 from cdiff.data.images import encode_png
 from cdiff.data.store import Run, ShardRow, read_attempts, shard_committed, shard_name, write_shard
 from cdiff.generator.model import Generator
-from cdiff.generator.paste import cut, to_resolution
+from cdiff.generator.paste import cut
 from cdiff.generator.placement import foreground
 from cdiff.safe.tokens import TokenBank
 from cdiff.types import Assignment, Attempt, Box
@@ -20,7 +20,8 @@ from cdiff.wasm.arms import Judge
 from cdiff.wasm.layout import Layout
 from cdiff.wasm.mining import Miners, Produced, make_pairs
 from cdiff.wasm.quality import fingerprint, measure_pair, visibility
-from cdiff.wasm.view import around, loss_around
+from cdiff.wasm.survival import survival
+from cdiff.wasm.view import local_loss
 
 _INVISIBLE = 0.01  # below this visibility (share of full scale) a candidate of best-of-K is struck out
 
@@ -65,26 +66,6 @@ def loss_judge(segmenter: torch.nn.Module, config: Config) -> Judge:
     return judge
 
 
-@torch.inference_mode()
-def local_loss(
-    segmenter: torch.nn.Module, image: np.ndarray, mask: np.ndarray, target: np.ndarray, config: Config
-) -> float:
-    """Binary cross-entropy of the segmenter around one target, half of it inside and half outside the target.
-
-    Args:
-        image: uint8 [H, W, 3]; mask: bool [H, W] all targets; target: bool [H, W] the one that counts.
-    Returns:
-        Mean of the loss inside the target and of the loss in its surroundings, nats.
-    """
-    if not target.any():
-        return 0.0
-    size, box = config.downstream.crop, around(target, config)
-    device = next(segmenter.parameters()).device
-    photo = to_resolution(cut(image, box), size)[None].to(device) / 127.5 - 1
-    truth, one = (to_resolution(cut(part, box), size)[None].to(device) for part in (mask, target))
-    return float(loss_around(segmenter(photo).float(), truth, one))
-
-
 def _row(
     assignment: Assignment,
     name: str,
@@ -106,7 +87,9 @@ def _row(
     measures["label_iou"] = pair.label_iou
     measures["own_mask"] = float(pair.own_mask)
     if segmenter is not None:
-        measures["loss"] = local_loss(segmenter, pair.image, pair.mask, pair.target, config)
+        shown = pair.image, pair.mask, pair.target, config
+        measures["loss"] = local_loss(segmenter, *shown)
+        measures["survives"] = survival(segmenter, *shown, pair.treated)
     measures["reference_distance"] = _distance(
         fingerprint(crop), fingerprint(np.clip(own, 0, 255).astype(np.uint8))
     )

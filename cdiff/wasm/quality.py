@@ -20,16 +20,25 @@ from scipy import ndimage
 from cdiff.config import Config
 from cdiff.data.dataset import MIN_AREA, Dataset
 from cdiff.generator.paste import to_resolution
-from cdiff.types import Attempt, Box, Pair, Purpose, Target
+from cdiff.types import Attempt, Box, Outcome, Pair, Purpose, Target
 from cdiff.wasm.budget import band
+from cdiff.wasm.survival import HARD
 
-# In order of precedence. The first six say that the pair is not true; they count towards stopping a slice.
-INVALID = ("changed outside", "not visible", "off object", "blurred", "label disagrees", "near-duplicate")
+# In order of precedence. All say that the pair is not true; they count towards stopping a slice.
+INVALID = (
+    "changed outside",
+    "not visible",
+    "off object",
+    "blurred",
+    "label disagrees",
+    "near-duplicate",
+    "adversarial",
+)
 STOPPED, OUT_OF_BAND, FULL = "slice stopped", "out of band", "budget full"
 VALID = ("kept", OUT_OF_BAND, FULL, STOPPED)  # verdicts of pairs that nothing is said against
 THUMBNAIL = 24  # side of a fingerprint
 
-_BOUNDED = ("visible", "on_object", "sharpness", "label_iou")
+_BOUNDED = ("visible", "on_object", "sharpness", "label_iou", "survives")
 _SHARPNESS_SLACK = 0.75  # a real target laid on another photo takes its own focus along
 _OBJECT_SLACK = 0.05  # foreground maps of two photos of one object differ by about this much
 _QUANTILES = np.linspace(0.02, 0.98, 33)
@@ -47,6 +56,23 @@ class Thresholds:
         known = {(name, where): value for name, where, value in self.bounds}
         places = (key, key.rpartition("/")[0], "")
         return next((known[measure, place] for place in places if (measure, place) in known), -np.inf)
+
+    def joined(self, bounds: Iterable[tuple[str, str, float]]) -> Thresholds:
+        """With further bounds."""
+        return Thresholds(tuple(sorted({*self.bounds, *bounds})))
+
+
+def survival_bounds(outcomes: Iterable[Outcome], config: Config) -> tuple[tuple[str, str, float], ...]:
+    """What is left at least of a real target's hardness after slight blur and JPEG, by type, for a round's gate.
+
+    Only targets that were hard say something; without any there is no bound.
+    """
+    rows = [
+        (f"{row.category}/{row.type}", {"survives": row.survives})
+        for row in outcomes
+        if row.type and row.loss > HARD
+    ]
+    return thresholds(rows, config).bounds if rows else ()
 
 
 def thresholds(rows: Sequence[tuple[str, Mapping[str, float]]], config: Config) -> Thresholds:
@@ -157,7 +183,7 @@ def validity_reason(measures: Mapping[str, float], key: str, thresholds: Thresho
     """Why a pair is not true, or "".
 
     Without `changed` (a target repainted in place changes little) that test is left out; without `reference_distance`,
-    `label_iou` or `outside` theirs.
+    `label_iou`, `survives` or `outside` theirs.
 
     Args:
         key: "category/type".
@@ -173,6 +199,7 @@ def validity_reason(measures: Mapping[str, float], key: str, thresholds: Thresho
         measures["sharpness"] < thresholds.bound("sharpness", key) * _SHARPNESS_SLACK,
         measures.get("label_iou", np.inf) < thresholds.bound("label_iou", key),
         measures.get("reference_distance", np.inf) < config.gate.duplicate,
+        measures.get("survives", np.inf) < thresholds.bound("survives", key),
     )
     return next((reason for reason, fails in zip(INVALID, tests, strict=True) if fails), "")
 

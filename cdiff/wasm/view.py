@@ -108,6 +108,26 @@ def loss_around(
     return (inside + outside) / 2
 
 
+@torch.inference_mode()
+def local_loss(
+    segmenter: torch.nn.Module, image: np.ndarray, mask: np.ndarray, target: np.ndarray, config: Config
+) -> float:
+    """Binary cross-entropy of the segmenter around one target, half of it inside and half outside the target.
+
+    Args:
+        image: uint8 [H, W, 3]; mask: bool [H, W] all targets; target: bool [H, W] the one that counts.
+    Returns:
+        Mean of the loss inside the target and of the loss in its surroundings, nats.
+    """
+    if not target.any():
+        return 0.0
+    size, box = config.downstream.crop, around(target, config)
+    device = next(segmenter.parameters()).device
+    photo = to_resolution(cut(image, box), size)[None].to(device) / 127.5 - 1
+    truth, one = (to_resolution(cut(part, box), size)[None].to(device) for part in (mask, target))
+    return float(loss_around(segmenter(photo).float(), truth, one))
+
+
 def around(mask: np.ndarray, config: Config) -> Box:
     """A square of photo pixels around a mask's centre, that the segmenter sees as one of its training crops."""
     side = round(config.downstream.crop * max(1.0, max(mask.shape) / config.downstream.longest_side))

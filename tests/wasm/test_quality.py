@@ -41,7 +41,7 @@ GOOD = {
 GOOD = {**GOOD, "reference_distance": 0.2}
 LIMITS = Thresholds(
     (("label_iou", "", 0.4), ("on_object", "", 0.9), ("sharpness", "", 0.8), ("visible", "", 0.05))
-)
+).joined([("survives", "", 0.6)])
 RECIPE = Recipe("joint", "B0", 1, 1.0, 4, "euler", "float32", 4, 1)
 Key = tuple[str, Purpose]
 
@@ -124,6 +124,7 @@ def test_a_visible_target_passes_and_each_fault_is_named() -> None:
         ({"sharpness": 0.3}, "blurred"),
         ({"label_iou": 0.1}, "label disagrees"),
         ({"reference_distance": 0.001}, "near-duplicate"),
+        ({"survives": 0.3}, "adversarial"),
     ],
 )
 def test_every_validity_reason_has_its_measure(change: dict[str, float], reason: str) -> None:
