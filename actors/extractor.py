@@ -8,9 +8,12 @@ from actors.resources import set_threads
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.store import Run
+from cdiff.evaluation.fidelity import coverage, kid, standardised
 from cdiff.generator.model import Generator
 from cdiff.generator.placement import Frame, cut_off, frame_of
+from cdiff.types import Attempt
 from cdiff.wasm.calibration import calibrate
+from cdiff.wasm.features import pair_features, real_features
 from cdiff.wasm.quality import Thresholds
 
 
@@ -46,3 +49,13 @@ class ExtractorActor:
         """The gate's thresholds: pixels from all real training targets, label agreement from held-out ones."""
         generator = Generator.load(self.run.checkpoint(revision), self.config.resources.device)
         return calibrate(generator, self.dataset, target_ids, held_out, self.config)
+
+    def fidelity(
+        self, revision: str, target_ids: list[str], attempts: list[Attempt]
+    ) -> dict[str, float | None]:
+        """Distance and coverage of made targets against real ones that the generator never saw."""
+        generator = Generator.load(self.run.checkpoint(revision), self.config.resources.device)
+        targets = [self.dataset.target(target_id) for target_id in target_ids]
+        made = pair_features(generator, self.run, attempts, self.config)
+        real, made = standardised(real_features(generator, self.dataset, targets), made)
+        return {"kid": kid(real, made), "coverage": coverage(real, made)}

@@ -64,6 +64,7 @@ class SplitResult:
         default_factory=dict
     )  # on the photos that were asked for
     weaknesses: dict[int, list[Weakness]] = field(default_factory=dict)
+    fidelity: dict[tuple[str, int], dict[str, float | None]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     look: str = "test"
 
@@ -103,6 +104,7 @@ def measure_split(
         f"split {split}: fitting arms",
     )
     _score(crew, ledger, result, fits)
+    _compare_features(crew, ledger, revisions, result)
     result.seconds = _seconds(ledger, fits)
     return result
 
@@ -219,6 +221,17 @@ def _score(crew: Crew, ledger: Ledger, result: SplitResult, fits: Mapping[str, F
     }
     found = crew.each(ledger, "weigh", work, Evaluation, f"{label} {result.look}")
     result.scores = {key: found[f"{result.look}-scores:{key[0]}:{key[1]}"] for key in keys}
+
+
+def _compare_features(crew: Crew, ledger: Ledger, revisions: Revisions, result: SplitResult) -> None:
+    """Fidelity of each arm's pairs against validation targets, which the generator never saw."""
+    real = [target.target_id for target in crew.dataset.all_targets(crew.validation)]
+    for (arm, seed), choice in result.choices.items():
+        name = f"fidelity:{arm}:{seed}"
+        if choice.pairs and ledger.milestone(name) is None:
+            attempts = [pair.attempt for pair in choice.pairs]
+            ledger.record(name, result=crew.extractor.call("fidelity", revisions.generator, real, attempts))
+        result.fidelity[arm, seed] = (ledger.milestone(name) or {"result": {}})["result"]
 
 
 def _seconds(ledger: Ledger, fits: Mapping[str, Fit]) -> dict[str, float]:

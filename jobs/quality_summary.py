@@ -14,7 +14,7 @@ from jobs.quality import CHANCE, Choice, SplitResult
 
 METRICS = ("pixel_ap", "mdice", "f1_max", "auroc", "aupro", "iou", "miou", "image_auroc")
 BASELINE, AIMED = "real_only", "wasm"
-_MEASURES = ("label_iou", "visible", "sharpness", "own_mask", "reference_distance")
+_MEASURES = ("label_iou", "visible", "reference_distance")
 
 
 def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> dict[str, Any]:
@@ -44,14 +44,20 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
         "negative_control": _negative(swapped),
         "power": _power(drawn, len(seeds)),
         "gain_ratio": _ratio(drawn, arms),
-        "fidelity": {arm: fidelity([home[s].choices[arm, s] for s in seeds]) for arm in arms},
+        "fidelity": {
+            arm: fidelity([home[s].choices[arm, s] for s in seeds], [home[s].fidelity[arm, s] for s in seeds])
+            for arm in arms
+        },
         "pairs": {arm: [_pairs(home[s].choices[arm, s]) for s in seeds] for arm in arms},
         "seconds": {str(r.split): r.seconds for r in results},
     }
 
 
-def fidelity(choices: Sequence[Choice]) -> dict[str, float | None]:
-    """Share of judged candidates that are valid, and means over kept pairs of what the gate measured; None without any."""
+def fidelity(
+    choices: Sequence[Choice], measured: Sequence[Mapping[str, float | None]]
+) -> dict[str, float | None]:
+    """Share of judged candidates that are valid, means over seeds of distance and coverage (cdiff.evaluation.fidelity), and
+    means over kept pairs of what the gate measured; None where there is nothing."""
     judged: dict[str, int] = {}
     for choice in choices:
         for _, reason, number in choice.counts:
@@ -61,6 +67,9 @@ def fidelity(choices: Sequence[Choice]) -> dict[str, float | None]:
     out: dict[str, float | None] = {
         "valid_share": sum(judged.get(reason, 0) for reason in VALID) / total if total else None
     }
+    for name in ("kid", "coverage"):
+        known = [row[name] for row in measured if row.get(name) is not None]
+        out[name] = float(np.mean(known)) if known else None  # type: ignore[arg-type]
     for name in _MEASURES:
         values = [measures[name] for measures in kept if name in measures]
         out[name] = float(np.mean(values)) if values else None

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,8 +17,9 @@ from cdiff.data.dataset import Dataset
 from cdiff.errors import RunError
 from cdiff.generator.denoiser import JointDenoiser
 from cdiff.generator.paste import cut, shift_inside, square_around, to_resolution
+from cdiff.safe.features import masked_mean
 from cdiff.safe.tokens import Safe, TokenBank
-from cdiff.types import Target, content_hash
+from cdiff.types import Box, Target, content_hash
 
 
 class Generator(nn.Module):
@@ -68,6 +70,13 @@ class Generator(nn.Module):
         return generator.to(device).eval()
 
     @torch.inference_mode()
+    def pooled(self, image_3RR: torch.Tensor, mask_1RR: torch.Tensor) -> torch.Tensor:
+        """Plain features [F] of one target: its encoder's levels, each pooled over the mask. SAFE without its learned half."""
+        device = next(self.parameters()).device
+        levels = self.safe.encoder(image_3RR[None].to(device))
+        return torch.cat([masked_mean(level, mask_1RR[None].to(device)) for level in levels], dim=1)[0].cpu()
+
+    @torch.inference_mode()
     def bank(self, dataset: Dataset, targets: list[Target]) -> TokenBank:
         """The SAFE tokens of real targets, each from its own crop."""
         margin = sum(self.config.margin) / 2
@@ -85,21 +94,23 @@ def target_crop(
     dataset: Dataset, target: Target, margin: float, config: GeneratorConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One target in its square crop: image [3, R, R] in [-1, 1] and mask [1, R, R] in [0, 1]."""
-    photo = dataset.image(target.sample_id)
+    photo, mask = dataset.image(target.sample_id), dataset.target_mask(target.target_id)
+    return crop_around(photo, mask, target.box, margin, config)
+
+
+def crop_around(
+    photo: np.ndarray, mask: np.ndarray, box: Box, margin: float, config: GeneratorConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for any photo, uint8 [H, W, 3], and mask, bool [H, W]; the box is the target's."""
     height, width = photo.shape[:2]
-    left, top, right, bottom = target.box
-    box = square_around(
-        (left + right) / 2,
-        (top + bottom) / 2,
-        target.longer_side,
-        margin,
-        config.min_side,
-        max(height, width),
+    left, top, right, bottom = box
+    longer = max(right - left, bottom - top)
+    square = square_around(
+        (left + right) / 2, (top + bottom) / 2, longer, margin, config.min_side, max(height, width)
     )
-    box = shift_inside(box, width, height)
-    image = to_resolution(cut(photo, box).astype("float32"), config.resolution) / 127.5 - 1
-    mask = to_resolution(cut(dataset.target_mask(target.target_id), box), config.resolution)
-    return image, mask
+    square = shift_inside(square, width, height)
+    image = to_resolution(cut(photo, square).astype("float32"), config.resolution) / 127.5 - 1
+    return image, to_resolution(cut(mask, square), config.resolution)
 
 
 def weights_hash(state: dict[str, torch.Tensor]) -> str:

@@ -115,3 +115,12 @@ def test_without_a_base_the_remedy_is_named(home, arguments):
     told = _benchmark(home, *arguments, "downstream.base_steps=0")
     assert told.returncode == 2
     assert "downstream.base_steps" in told.stderr and "Traceback" not in told.stderr
+
+
+def test_fidelity_is_told_of_every_arm_with_stored_pairs(result):
+    for arm in ("copy_paste", "undirected", "wasm"):
+        assert 0 <= result["fidelity"][arm]["valid_share"] <= 1
+        assert result["fidelity"][arm]["kid"] is not None
+        met = result["fidelity"][arm]["coverage"]
+        assert met is None or 0 <= met <= 1  # so few real targets have no neighbourhoods
+    assert result["fidelity"]["real_only"]["kid"] is None
