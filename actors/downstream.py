@@ -12,7 +12,9 @@ import ray
 import torch
 
 from actors.resources import set_threads
+from actors.shelf import fit_key, shelve_fit, taken_fit
 from cdiff.config import Config
+from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
 from cdiff.data.images import Limits, decode_mask_png, decode_png
 from cdiff.data.store import Run, read_pair
@@ -38,6 +40,7 @@ class FitRequest:
     start: str = ""  # revision of the segmenter that is gone on from
     pairs: tuple[Pair, ...] = ()
     perlin: int = 0  # pairs of Perlin noise: they are made on the spot, from the seed
+    cycle: int = 0  # fits that go on from each other differ in this: each sees other batches
     again: int = 0  # fits that differ in this alone see other crops beside the same real batches
 
 
@@ -71,9 +74,13 @@ class DownstreamActor:
         self.tallies: dict[tuple[str, tuple[str, ...]], Tally] = {}
 
     def fit(self, request: FitRequest) -> Fit:
-        """Fit a segmenter as requested and store it. Equal requests give equal weights."""
+        """Fit a segmenter as requested and store it. Equal requests give equal weights: what another run fitted is taken."""
         began = time.perf_counter()
         config = self.config.downstream
+        key = fit_key(request, self.dataset, config)
+        known = taken_fit(self.run, key)
+        if known is not None:
+            return from_json(Fit, known)
         start, seed = request.start, request.seed
         model = self._load(start) if start else build_segmenter(config, seed)
         real = real_items(self.dataset, request.sample_ids, config)
@@ -85,14 +92,16 @@ class DownstreamActor:
             synthetic,
             config,
             steps=request.steps,
-            seed=batch_seed(seed, bool(start)),
+            seed=batch_seed(seed, bool(start), request.cycle),
             again=request.again,
             progress=self._progress,
         )
         note = {"steps": request.steps, "pairs": len(synthetic)}
         revision = save_segmenter(model, self.run.checkpoints, config, note)
         parts = np.array_split(history["loss"], min(10, len(history["loss"])))
-        return Fit(revision, tuple(float(part.mean()) for part in parts), time.perf_counter() - began)
+        fitted = Fit(revision, tuple(float(part.mean()) for part in parts), time.perf_counter() - began)
+        shelve_fit(self.run, key, fitted)
+        return fitted
 
     def fold(self, request: FitRequest, base: int, held: list[str], fold: int) -> list[Outcome]:
         """Fit a fold's model without the photos of its fold, and say how it does on them.

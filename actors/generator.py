@@ -8,9 +8,10 @@ from typing import Any
 import ray
 
 from actors.resources import set_threads
+from actors.shelf import shelve_shard, take_shard
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
-from cdiff.data.store import Run
+from cdiff.data.store import Run, shard_name
 from cdiff.downstream.segmenter import load_segmenter
 from cdiff.generator.model import Generator
 from cdiff.generator.training import Trained, train_generator
@@ -52,9 +53,13 @@ class GeneratorActor:
         """Make the pairs of one shard and store them; a committed shard is only read."""
         revisions = shard[0].task.revisions
         generator, bank = self._generator(revisions)
-        return produce_shard(
+        name = shard_name(shard)
+        take_shard(self.run, name, shard)
+        attempts = produce_shard(
             shard, self.run, generator, bank, self._miners(revisions), self.dataset, self.config
         )
+        shelve_shard(self.run, name, shard)
+        return attempts
 
     def adapt(self, tasks: list[GenerationTask], outcomes: list[Outcome], seed: int) -> Revisions:
         """Fit what the tasks' arm learns each round; the tasks' revisions with those of the new parts."""

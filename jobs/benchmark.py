@@ -41,6 +41,15 @@ def parser() -> argparse.ArgumentParser:
         "--splits", type=int, nargs="+", default=[0, 1], help="split seeds; seeds take turns on them"
     )
     pays.add_argument("--arms", nargs="+", choices=quality.ARMS, default=list(quality.ARMS))
+    pays.add_argument(
+        "--equal-compute",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="SEED",
+        help="seeds whose real-only and copy-paste arms run on for as long as the aimed arm takes in all",
+    )
+    pays.add_argument("--most-fits", type=int, default=0, help="bound of such an arm's fits; 0: none")
     pays.add_argument("--look", choices=["test", "validation"], default="test", help="photos that are scored")
     for kind in (loop, pays):
         kind.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])

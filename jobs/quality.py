@@ -16,8 +16,9 @@ some minutes whose result the ledger of the split's run keeps: the same command 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from actors.crew import Crew
@@ -34,8 +35,12 @@ from cdiff.wasm.pool import dealt, types_of, undirected_quotas
 from cdiff.wasm.quality import Thresholds, counts, judge
 from cdiff.wasm.weakness import rank
 
+Key = tuple[str, int]  # arm and seed
+
 ARMS = ("real_only", "again", "copy_paste", "perlin", "undirected", "wasm")
 CHANCE = "again"
+MADE = ("copy_paste", "undirected", "wasm")  # arms whose pairs are made and judged
+PLAIN, LONG = ("real_only", "copy_paste"), "_long"  # arms that may run on, and what they are called then
 
 
 @dataclass(frozen=True)
@@ -58,15 +63,15 @@ class SplitResult:
     seeds: tuple[int, ...]
     base_steps: int
     steps: int
-    choices: dict[tuple[str, int], Choice] = field(default_factory=dict)
-    validation: dict[tuple[str, int], Evaluation] = field(default_factory=dict)
-    scores: dict[tuple[str, int], Evaluation] = field(
-        default_factory=dict
-    )  # on the photos that were asked for
+    choices: dict[Key, Choice] = field(default_factory=dict)
+    validation: dict[Key, Evaluation] = field(default_factory=dict)
+    scores: dict[Key, Evaluation] = field(default_factory=dict)  # on the photos that were asked for
     weaknesses: dict[int, list[Weakness]] = field(default_factory=dict)
-    fidelity: dict[tuple[str, int], dict[str, float | None]] = field(default_factory=dict)
+    fidelity: dict[Key, dict[str, float | None]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     look: str = "test"
+    cycles: int = 1  # fits of the arms that ran on ...
+    equal_fits: int = 1  # ... of as many as the aimed arm's time is worth
 
     def tally(self, arm: str, seed: int, swapped: bool = False) -> Tally:
         """Pixel counts of an arm's model."""
@@ -74,12 +79,21 @@ class SplitResult:
 
 
 def measure_split(
-    crew: Crew, ledger: Ledger, split: int, seeds: Sequence[int], arms: Sequence[str], look: str
+    crew: Crew,
+    ledger: Ledger,
+    split: int,
+    seeds: Sequence[int],
+    arms: Sequence[str],
+    look: str,
+    long: Sequence[int] = (),
+    most_fits: int = 0,
 ) -> SplitResult:
     """Fit and score all arms of all seeds of one split.
 
     Args:
         look: "test", or "validation" while anything is still being chosen.
+        long: seeds whose arms without a generator run on for as long as the aimed one takes in all.
+        most_fits: bound of these arms' fits; 0: none.
     Raises:
         ConfigError: the profile has no base of real photos to go on from.
     """
@@ -93,20 +107,56 @@ def measure_split(
     result = SplitResult(
         crew.run, split, crew.manifest.hash, tuple(seeds), downstream.base_steps, downstream.steps, look=look
     )
-    revisions = crew.prepare(ledger)
+    revisions = crew.prepare(ledger) if set(arms) & set(MADE) else None
     base = _bases(crew, ledger, seeds)
     result.choices, result.weaknesses = _choices(crew, ledger, revisions, base, arms)
-    fits = crew.each(
-        ledger,
-        "fit",
-        {f"fit:{arm}:{seed}": (_request(crew, seed, base, c),) for (arm, seed), c in result.choices.items()},
-        Fit,
-        f"split {split}: fitting arms",
-    )
+    requests = {key: _request(crew, key[1], base, choice) for key, choice in result.choices.items()}
+    fits = _fit(crew, ledger, "fit", requests, f"split {split}: fitting arms")
+    result.seconds = _seconds(ledger, config, fits)
+    if long and "wasm" in arms:
+        fits |= _run_on(crew, ledger, result, requests, fits, long, most_fits)
     _score(crew, ledger, result, fits)
-    _compare_features(crew, ledger, revisions, result)
-    result.seconds = _seconds(ledger, fits)
+    if revisions is not None:
+        _compare_features(crew, ledger, revisions, result)
     return result
+
+
+def _fit(
+    crew: Crew, ledger: Ledger, prefix: str, requests: Mapping[Key, FitRequest], label: str
+) -> dict[Key, Fit]:
+    work = {f"{prefix}:{arm}:{seed}": (request,) for (arm, seed), request in requests.items()}
+    found = crew.each(ledger, "fit", work, Fit, label)
+    return {key: found[f"{prefix}:{key[0]}:{key[1]}"] for key in requests}
+
+
+def _run_on(
+    crew: Crew,
+    ledger: Ledger,
+    result: SplitResult,
+    requests: Mapping[Key, FitRequest],
+    fits: Mapping[Key, Fit],
+    seeds: Sequence[int],
+    most_fits: int,
+) -> dict[Key, Fit]:
+    """Equal computing: arms without a generator go on, fit after fit, until they took what the aimed arm takes in all.
+
+    Each further fit is one like the first, with batches of its own.
+    """
+    result.equal_fits = 1 + max(1, round(result.seconds["aimed_extra"] / result.seconds["fit"]))
+    result.cycles = min(result.equal_fits, most_fits) if most_fits else result.equal_fits
+    mine = {(arm, s): fits[arm, s] for arm in PLAIN for s in result.seeds if s in seeds and (arm, s) in fits}
+    for cycle in range(1, result.cycles):
+        further = {
+            (f"{arm}{LONG}", seed): replace(requests[arm, seed], start=fit.revision, cycle=cycle)
+            for (arm, seed), fit in mine.items()
+        }
+        done = _fit(
+            crew, ledger, f"long:{cycle}", further, f"equal computing, fit {cycle + 1} of {result.cycles}"
+        )
+        mine = {(arm.removesuffix(LONG), seed): fit for (arm, seed), fit in done.items()}
+    for arm, seed in mine:
+        result.choices[f"{arm}{LONG}", seed] = result.choices[arm, seed]
+    return {(f"{arm}{LONG}", seed): fit for (arm, seed), fit in mine.items()}
 
 
 def _bases(crew: Crew, ledger: Ledger, seeds: Sequence[int]) -> dict[int, str]:
@@ -118,24 +168,30 @@ def _bases(crew: Crew, ledger: Ledger, seeds: Sequence[int]) -> dict[int, str]:
 
 
 def _choices(
-    crew: Crew, ledger: Ledger, revisions: Revisions, base: Mapping[int, str], arms: Sequence[str]
-) -> tuple[dict[tuple[str, int], Choice], dict[int, list[Weakness]]]:
+    crew: Crew, ledger: Ledger, revisions: Revisions | None, base: Mapping[int, str], arms: Sequence[str]
+) -> tuple[dict[Key, Choice], dict[int, list[Weakness]]]:
     config, pairs = crew.config, crew.config.wasm.pairs
-    found = ledger.milestone("extractor") or {}
-    thresholds = from_json(Thresholds, found["thresholds"])
-    types = types_of(crew.dataset.all_targets(crew.train))
-    uniform = undirected_quotas(types, pairs)
-    chosen: dict[tuple[str, int], Choice] = {}
+    chosen: dict[Key, Choice] = {}
     ranked: dict[int, list[Weakness]] = {}
     for arm in arms:
         for seed in base:
             chosen[arm, seed] = Choice(again=int(arm == CHANCE), perlin=pairs if arm == "perlin" else 0)
+    if revisions is None:
+        return chosen, ranked
+    found = ledger.milestone("extractor") or {}
+    thresholds = from_json(Thresholds, found["thresholds"])
+    types = types_of(crew.dataset.all_targets(crew.train))
+    uniform = undirected_quotas(types, pairs)
     if "copy_paste" in arms:
         copies = crew.pool(2 * max(uniform.values()), revisions, copying(config), "pasting copies")
         for seed in base:
             chosen["copy_paste", seed] = choose(copies, types, uniform, {}, thresholds, config, seed)
     if {"undirected", "wasm"} & set(arms):
+        began = time.perf_counter()
         pool = crew.pool(config.wasm.pool, revisions, unjudged(config), "making candidates")
+        if ledger.milestone("pool") is None:
+            taken = (time.perf_counter() - began) * config.resources.generators / len(pool)
+            ledger.record("pool", seconds_per_pair=taken, candidates=len(pool))
         for seed in base if "undirected" in arms else ():
             chosen["undirected", seed] = choose(pool, types, uniform, {}, thresholds, config, seed)
         if "wasm" in arms:
@@ -199,12 +255,12 @@ def _request(crew: Crew, seed: int, base: Mapping[int, str], choice: Choice) -> 
     )
 
 
-def _score(crew: Crew, ledger: Ledger, result: SplitResult, fits: Mapping[str, Fit]) -> None:
+def _score(crew: Crew, ledger: Ledger, result: SplitResult, fits: Mapping[Key, Fit]) -> None:
     """Score on validation, which gives the threshold of IoU; then read the test split, once per model."""
     label = f"split {result.split}: scoring on"
     keys = list(result.choices)
     work: dict[str, tuple[Any, ...]] = {
-        f"validation:{arm}:{seed}": (fits[f"fit:{arm}:{seed}"].revision, list(crew.validation), None)
+        f"validation:{arm}:{seed}": (fits[arm, seed].revision, list(crew.validation), None)
         for arm, seed in keys
     }
     found = crew.each(ledger, "evaluate", work, Evaluation, f"{label} validation")
@@ -212,7 +268,7 @@ def _score(crew: Crew, ledger: Ledger, result: SplitResult, fits: Mapping[str, F
     ids = list(crew.manifest.ids(result.look))
     work = {
         f"{result.look}-scores:{arm}:{seed}": (
-            fits[f"fit:{arm}:{seed}"].revision,
+            fits[arm, seed].revision,
             ids,
             result.validation[arm, seed].threshold,
             _tally_name(result.look, arm, seed),
@@ -234,12 +290,27 @@ def _compare_features(crew: Crew, ledger: Ledger, revisions: Revisions, result: 
         result.fidelity[arm, seed] = (ledger.milestone(name) or {"result": {}})["result"]
 
 
-def _seconds(ledger: Ledger, fits: Mapping[str, Fit]) -> dict[str, float]:
-    """Seconds by step: the generator's training, and means per fit."""
-    trained = ledger.milestone("generator") or {}
-    return {
-        "generator": round(float(trained.get("trained_in", 0.0)), 1),
-        "longest_fit": round(max(fit.seconds for fit in fits.values()), 1),
+def _seconds(ledger: Ledger, config: Config, fits: Mapping[Key, Fit]) -> dict[str, float]:
+    """What an arm costs, in seconds of one actor.
+
+    Beside its last fit, the aimed arm takes the generator's training, as many candidates as the loop would make, and the
+    fold models.
+    """
+    trained, pool = ledger.milestone("generator") or {}, ledger.milestone("pool") or {}
+    downstream, wasm = config.downstream, config.wasm
+    fit = sum(f.seconds for f in fits.values()) / len(fits)
+    folds = (
+        wasm.folds
+        * downstream.fold_share
+        * (downstream.base_steps + downstream.steps)
+        / downstream.steps
+        * fit
+    )
+    pairs = wasm.oversample * wasm.pairs * float(pool.get("seconds_per_pair", 0.0))
+    generator = float(trained.get("trained_in", 0.0))
+    told = {"fit": fit, "generator": generator, "folds": folds, "candidates": pairs}
+    return {name: round(v, 1) for name, v in told.items()} | {
+        "aimed_extra": round(generator + folds + pairs, 1)
     }
 
 

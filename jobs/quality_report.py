@@ -46,7 +46,8 @@ def _run_split(
             raise ConfigError("--dry-run is of jobs/loop.py: it prints the same configuration.")
         _demand_same_code(session)
         with session.crew() as crew:
-            result = measure_split(crew, session.ledger, split, seeds, args.arms, args.look)
+            long = args.equal_compute, args.most_fits
+            result = measure_split(crew, session.ledger, split, seeds, args.arms, args.look, *long)
         return result, track(session, result)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from cdiff.evaluation.comparison import TYPE, Comparison, Resampled, resample, smallest_detectable
 from cdiff.wasm.quality import VALID
-from jobs.quality import CHANCE, Choice, SplitResult
+from jobs.quality import CHANCE, LONG, PLAIN, Choice, SplitResult
 
 METRICS = ("pixel_ap", "mdice", "f1_max", "auroc", "aupro", "iou", "miou", "image_auroc")
 BASELINE, AIMED = "real_only", "wasm"
@@ -25,7 +25,7 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
         seed: of the bootstrap.
     """
     home = {s: result for result in results for s in result.seeds}
-    arms = list(dict.fromkeys(arm for result in results for arm, _ in result.choices))
+    arms = [arm for arm in dict.fromkeys(a for r in results for a, _ in r.choices) if not arm.endswith(LONG)]
     drawn = _resampled(home, arms, seeds, seed)
     swapped = _resampled(home, [a for a in (AIMED, BASELINE) if a in arms], seeds, seed, swapped=True)
     first = results[0].run
@@ -44,8 +44,11 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
         "negative_control": _negative(swapped),
         "power": _power(drawn, len(seeds)),
         "gain_ratio": _ratio(drawn, arms),
+        "equal_compute": _equal_compute(results, home, seeds, seed),
         "fidelity": {
-            arm: fidelity([home[s].choices[arm, s] for s in seeds], [home[s].fidelity[arm, s] for s in seeds])
+            arm: fidelity(
+                [home[s].choices[arm, s] for s in seeds], [home[s].fidelity.get((arm, s), {}) for s in seeds]
+            )
             for arm in arms
         },
         "pairs": {arm: [_pairs(home[s].choices[arm, s]) for s in seeds] for arm in arms},
@@ -108,6 +111,25 @@ def _comparisons(drawn: Resampled, arms: Sequence[str]) -> list[Comparison]:
     wanted += [(arm, BASELINE) for arm in arms if arm not in (AIMED, BASELINE) and BASELINE in arms]
     metrics = ["pixel_ap", "mdice", *(m for m in drawn.metrics if m.startswith(TYPE))]
     return [drawn.compare(metric, arm, minus) for arm, minus in wanted for metric in metrics]
+
+
+def _equal_compute(
+    results: Sequence[SplitResult], home: Mapping[int, SplitResult], seeds: Sequence[int], seed: int
+) -> dict[str, Any] | None:
+    """The aimed arm against those that ran on for as long; of the seeds that did."""
+    long = [s for s in seeds if (f"{BASELINE}{LONG}", s) in home[s].choices]
+    if not long:
+        return None
+    arms = [AIMED, *(f"{arm}{LONG}" for arm in PLAIN if (f"{arm}{LONG}", long[0]) in home[long[0]].choices)]
+    drawn = _resampled(home, arms, long, seed)
+    pairs = [drawn.compare(metric, AIMED, arm) for arm in arms[1:] for metric in ("pixel_ap", "mdice")]
+    return {
+        "seeds": long,
+        "fits": {str(r.split): r.cycles for r in results if set(r.seeds) & set(long)},
+        "fits_of_equal_time": {str(r.split): r.equal_fits for r in results if set(r.seeds) & set(long)},
+        "arms": {arm: _arm(home, arm, long) for arm in arms},
+        "comparisons": [_plain(found) for found in pairs],
+    }
 
 
 def _negative(swapped: Resampled) -> dict[str, Any] | None:

@@ -47,6 +47,7 @@ __all__ = [
     "read_provenance",
     "safe_name",
     "shard_committed",
+    "shard_files",
     "shard_name",
     "write_durably",
     "write_shard",
@@ -126,6 +127,12 @@ def shard_committed(run: Run, name: str) -> bool:
             return hashlib.file_digest(file, "sha256").hexdigest() == commit.get("sha256")
     except (FileNotFoundError, ValueError):
         return False
+
+
+def shard_files(run: Run, name: str) -> tuple[Path, Path]:
+    """A shard's file and, to be written after it, its COMMIT."""
+    path = _shard_path(run, name)
+    return path, _commit_path(path)
 
 
 def read_provenance(run: Run, name: str) -> pa.Table:

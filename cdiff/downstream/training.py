@@ -83,9 +83,13 @@ def synthetic_item(
     return TrainingItem(small, small_mask, tuple(_scaled(b, scale) for b in boxes), weight_key="")
 
 
-def batch_seed(seed: int, further: bool) -> int:
-    """Seed of a fit's batches: one that goes on from a fitted model sees other batches than that model did."""
-    return 2 * seed + further
+def batch_seed(seed: int, further: bool, cycle: int = 0) -> int:
+    """Seed of a fit's batches: one that goes on from a fitted model sees other batches than that model did.
+
+    Args:
+        cycle: number of a fit that goes on from fits that went on themselves.
+    """
+    return 2 * (seed + 100_003 * cycle) + further
 
 
 def fit(

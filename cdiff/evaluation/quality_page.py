@@ -47,6 +47,7 @@ def render(title: str, result: Mapping[str, Any], pictures: Sequence[Picture] = 
         f"<header><h1>{page.text(title)}</h1>{page.paragraph(verdict(result))}</header>",
         page.section("Arms", _arms(result), page.paragraph(_setting(result), soft=True)),
         page.section("Differences", _differences(result), page.details("By type", _types(result))),
+        page.section("At equal computing", _equal_compute(result)),
         page.section("What can be told", _power(result), _negative(result)),
         page.section("Pairs", _fidelity(result), f'<div class="pictures">{figures}</div>' if figures else ""),
         page.section(
@@ -131,6 +132,29 @@ def _types(result: Mapping[str, Any]) -> str:
         if c["metric"].startswith(TYPE)
     ]
     return page.table(("type", "arms", "difference in pixel AP", "95 %"), rows, prose=(1,))
+
+
+def _equal_compute(result: Mapping[str, Any]) -> str:
+    found = result.get("equal_compute")
+    if not found:
+        return ""
+    rows = [
+        (_said(arm), *(_mean(v[n]) for n in ("pixel_ap", "mdice", "f1_max")))
+        for arm, v in found["arms"].items()
+    ]
+    told = page.table(("arm", "pixel AP", "mean Dice", "F1-max"), rows)
+    differences = [
+        (f"{_said(c['arm'])} − {_said(c['minus'])}", c["mean"], c["low"], c["high"])
+        for c in found["comparisons"]
+        if c["metric"] == "pixel_ap"
+    ]
+    chart = page.chart("Difference in pixel AP", charts.forest(differences, "pixel AP at equal computing"))
+    fits, equal = (_listed(sorted(set(found[name].values()))) for name in ("fits", "fits_of_equal_time"))
+    note = (
+        f"Arms without a generator ran on, {fits} fits one after the other in all; generator, candidates, fold models and fit of "
+        f"the aimed arm take as long as {equal}. Seeds {_listed(found['seeds'])}."
+    )
+    return told + chart + page.paragraph(note, soft=True)
 
 
 def _power(result: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def arguments(home, tiny_loop) -> list[str]:
-    seeds = ["--seeds", "0", "1", "2", "--splits", "0", "1"]
+    seeds = ["--seeds", "0", "1", "2", "--splits", "0", "1", "--equal-compute", "0", "--most-fits", "3"]
     return [*seeds, "--out", str(home / "quality-tiny.json"), *tiny_loop, "wasm.pool=8"]
 
 
@@ -84,7 +84,10 @@ def test_all_arms_of_a_seed_go_on_from_one_base(result, home):
     assert sum(name.startswith("base:") for name in names) == 2  # seeds 0 and 2 are on this split
     assert sum(name.startswith("fit:") for name in names) == 2 * len(ARMS)
     assert sum(name.startswith("fold:") for name in names) == 4
-    assert sum(name.startswith("test-scores:") for name in names) == 2 * len(ARMS)  # each model reads it once
+    scored = [name for name in names if name.startswith("test-scores:")]
+    assert (
+        len(scored) == len(set(scored)) == 2 * len(ARMS) + 2
+    )  # each model reads it once, those that ran on too
 
 
 def test_the_page_and_mlflow_show_every_arm(result, done, home):
@@ -96,7 +99,8 @@ def test_the_page_and_mlflow_show_every_arm(result, done, home):
     (experiment,) = (e for e in client.search_experiments() if e.name == "cdiff")
     runs = client.search_runs([experiment.experiment_id])
     told = {(r.data.params["arm"], r.data.params["seed"]): r for r in runs if "arm" in r.data.params}
-    assert set(told) == {(arm, str(seed)) for arm in ARMS for seed in range(3)}
+    ran_on = {(f"{arm}_long", "0") for arm in ("real_only", "copy_paste")}
+    assert set(told) == {(arm, str(seed)) for arm in ARMS for seed in range(3)} | ran_on
     value = told["wasm", "1"].data.metrics["test/pixel_ap"]
     assert value == pytest.approx(result["arms"]["wasm"]["pixel_ap"][1])
 
@@ -124,3 +128,13 @@ def test_fidelity_is_told_of_every_arm_with_stored_pairs(result):
         met = result["fidelity"][arm]["coverage"]
         assert met is None or 0 <= met <= 1  # so few real targets have no neighbourhoods
     assert result["fidelity"]["real_only"]["kid"] is None
+
+
+def test_arms_without_a_generator_run_on_for_what_the_aimed_arm_costs(result):
+    equal = result["equal_compute"]
+    assert equal["seeds"] == [0] and set(equal["arms"]) == {"wasm", "real_only_long", "copy_paste_long"}
+    seconds = result["seconds"]["0"]
+    assert equal["fits_of_equal_time"]["0"] == 1 + max(1, round(seconds["aimed_extra"] / seconds["fit"]))
+    assert 2 <= equal["fits"]["0"] <= 3
+    assert equal["arms"]["real_only_long"]["pixel_ap"] != result["arms"]["real_only"]["pixel_ap"][:1]
+    assert {c["minus"] for c in equal["comparisons"]} == {"real_only_long", "copy_paste_long"}

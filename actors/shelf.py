@@ -1,0 +1,110 @@
+"""What other runs of one home made already and this one would make again, byte for byte: fits, and candidates that nobody judged.
+
+    HOME/shelf/fits/KEY/      a segmenter's revision folder and fit.json
+    HOME/shelf/shards/CODE/   Parquet shards with their COMMIT
+
+A key holds all that decides the result: the code, the photos' checksums, the settings and the request. So a benchmark that is
+run again with another budget fits anew only what the budget changes. The folder can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.resources import code_hash
+from cdiff.config import DownstreamConfig
+from cdiff.data.dataset import Dataset
+from cdiff.data.store import Run, shard_committed, shard_files
+from cdiff.types import Assignment, content_hash
+
+if TYPE_CHECKING:
+    from actors.downstream import Fit, FitRequest
+
+BUILT_IN = DownstreamConfig().factory
+
+
+def fit_key(request: FitRequest, dataset: Dataset, config: DownstreamConfig) -> str:
+    """Name of a fit on the shelf; "" for one with a user's own network or weights, whose code no key knows."""
+    if config.factory != BUILT_IN or config.weights:
+        return ""
+    photos = [dataset.sample(sample_id).checksum for sample_id in request.sample_ids]
+    pairs = sorted(pair.task_id for pair in request.pairs)
+    asked = asdict(replace(request, sample_ids=(), pairs=()))
+    settings = config.model_dump(exclude={"base_steps", "steps", "fold_share"})  # the request names its steps
+    code = code_hash("cdiff/downstream", "cdiff/data", "cdiff/generator")
+    return content_hash([code, photos, list(request.sample_ids), pairs, asked, settings])
+
+
+def taken_fit(run: Run, key: str) -> dict[str, Any] | None:
+    """What an equal fit left, with its weights brought into the run; None where there is none."""
+    folder = run.home / "shelf" / "fits" / key
+    if not key or not (folder / "fit.json").is_file():
+        return None
+    found: dict[str, Any] = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
+    if not run.checkpoint(found["revision"]).exists():
+        _copied(folder / found["revision"], run.checkpoint(found["revision"]))
+    return found
+
+
+def shelve_fit(run: Run, key: str, fit: Fit) -> None:
+    """Put a fit on the shelf, whole or not at all."""
+    folder = run.home / "shelf" / "fits" / key
+    if not key or folder.exists():
+        return
+    temporary = folder.with_name(f".{key}.{os.getpid()}")
+    shutil.copytree(run.checkpoint(fit.revision), temporary / fit.revision)
+    (temporary / "fit.json").write_text(json.dumps(asdict(fit)), encoding="utf-8")
+    _renamed(temporary, folder)
+
+
+def take_shard(run: Run, name: str, shard: Sequence[Assignment]) -> None:
+    """Bring a shard of candidates into the run, if an equal one was made in another."""
+    if not _unjudged(shard) or shard_committed(run, name):
+        return
+    source = Run(_shards(run))
+    if shard_committed(source, name):
+        for here, there in zip(shard_files(source, name), shard_files(run, name), strict=True):
+            _copied(here, there)
+
+
+def shelve_shard(run: Run, name: str, shard: Sequence[Assignment]) -> None:
+    """Put a shard of candidates on the shelf; its COMMIT last."""
+    if not _unjudged(shard) or shard_committed(Run(_shards(run)), name):
+        return
+    for here, there in zip(shard_files(run, name), shard_files(Run(_shards(run)), name), strict=True):
+        _copied(here, there)
+
+
+def _unjudged(shard: Iterable[Assignment]) -> bool:
+    return all(a.task.recipe.arm == "B0" and not a.task.revisions.segmenter for a in shard)
+
+
+def _shards(run: Run) -> Path:
+    return (
+        run.home / "shelf" / "shards" / code_hash("cdiff/generator", "cdiff/safe", "cdiff/wasm", "cdiff/data")
+    )
+
+
+def _copied(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    if source.is_dir():
+        shutil.copytree(source, temporary)
+    else:
+        shutil.copyfile(source, temporary)
+    _renamed(temporary, target)
+
+
+def _renamed(temporary: Path, target: Path) -> None:
+    try:
+        temporary.rename(target)
+    except OSError:
+        if not target.exists():  # otherwise another actor was first
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""What equal runs of one home take from each other, and what counts as equal."""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors.downstream import Fit, FitRequest
+from actors.shelf import fit_key, shelve_fit, shelve_shard, take_shard, taken_fit
+from cdiff.config import Config, dump_config
+from cdiff.data.store import (
+    IMAGES,
+    Run,
+    ShardRow,
+    create_run,
+    read_attempts,
+    shard_committed,
+    shard_name,
+    write_shard,
+)
+from cdiff.types import Assignment, Attempt, GenerationTask, Pose, Recipe, Revisions, Strengths
+
+SPLITS: Any = SimpleNamespace(hash="abc")
+DOWNSTREAM = Config().downstream
+
+
+@pytest.fixture
+def runs(tmp_path) -> tuple[Run, Run]:
+    one, other = (
+        create_run(tmp_path / "home", name, dump_config(Config()), SPLITS) for name in ("one", "other")
+    )
+    return one, other
+
+
+def assignment(number: int, arm: Any = "B0", segmenter: str = "") -> Assignment:
+    recipe = Recipe("mask_first", arm, 1, 1.0, 16, "euler", "float32", 8, 1)
+    pose = Pose(10.0, 20.0, 0.0, 1.0, False, 0.0, 1.5)
+    revisions = Revisions("g", "b", segmenter)
+    task = GenerationTask(
+        recipe, f"metal/pit/{number}#0", "metal/good/1", pose, Strengths(2.0, 0.3), number, revisions
+    )
+    return Assignment(task, "metal/pit", "uniform", number)
+
+
+def written(run: Run, shard: list[Assignment]) -> str:
+    name = shard_name(shard)
+    rows = [
+        ShardRow(Attempt(a, name, n, "metal", "pit", (1, 2, 3, 4), (), b"x"), *(b"pixels" for _ in IMAGES))
+        for n, a in enumerate(shard)
+    ]
+    return write_shard(run, name, rows)
+
+
+def test_a_fit_is_taken_with_its_weights_and_its_cost(runs):
+    one, other = runs
+    fit = Fit("segmenter-1", (0.5, 0.25), 33.0)
+    assert taken_fit(other, "key") is None
+    one.checkpoint(fit.revision).mkdir()
+    (one.checkpoint(fit.revision) / "model.safetensors").write_bytes(b"weights")
+    shelve_fit(one, "key", fit)
+    shelve_fit(one, "key", fit)  # twice is once
+    found = taken_fit(other, "key")
+    assert found is not None and (found["revision"], found["seconds"]) == ("segmenter-1", 33.0)
+    assert (other.checkpoint("segmenter-1") / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_fits_are_equal_only_with_equal_photos_pairs_steps_and_settings(photos):
+    ids = [sample.sample_id for sample in photos.samples]
+    request = FitRequest(tuple(ids), 10, 0)
+    key = fit_key(request, photos, DOWNSTREAM)
+    assert key == fit_key(dataclasses.replace(request), photos, DOWNSTREAM)
+    others = [
+        fit_key(dataclasses.replace(request, **change), photos, DOWNSTREAM)
+        for change in (
+            {"steps": 11},
+            {"seed": 1},
+            {"again": 1},
+            {"perlin": 3},
+            {"sample_ids": tuple(ids[1:])},
+            {"start": "x"},
+        )
+    ]
+    pair: Any = SimpleNamespace(task_id="made")
+    others.append(fit_key(dataclasses.replace(request, pairs=(pair,)), photos, DOWNSTREAM))
+    others.append(fit_key(request, photos, DOWNSTREAM.model_copy(update={"lr": 0.5})))
+    assert len({key, *others}) == 1 + len(others)
+    longer_base = DOWNSTREAM.model_copy(update={"base_steps": 7})  # the request says how many steps it takes
+    assert fit_key(request, photos, longer_base) == key
+
+
+def test_a_users_own_network_is_never_shelved(runs, photos):
+    own = DOWNSTREAM.model_copy(update={"factory": "mine:network"})
+    assert fit_key(FitRequest((), 1, 0), photos, own) == ""
+    shelve_fit(runs[0], "", Fit("none", (), 0.0))
+    assert taken_fit(runs[0], "") is None
+
+
+def test_candidates_that_nobody_judged_are_taken_and_others_are_not(runs):
+    one, other = runs
+    free, judged = [assignment(n) for n in range(3)], [assignment(n, "B1", "s") for n in range(3)]
+    for shard in (free, judged):
+        name = written(one, shard)
+        shelve_shard(one, name, shard)
+        take_shard(other, name, shard)
+    assert shard_committed(other, shard_name(free)) and not shard_committed(other, shard_name(judged))
+    assert read_attempts(other, shard_name(free)) == read_attempts(one, shard_name(free))
