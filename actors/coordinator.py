@@ -9,9 +9,11 @@ import numpy as np
 import ray
 
 from cdiff.config import Config
+from cdiff.data.dataset import place_of
 from cdiff.generator.placement import Frame, draw_pose, repaint_pose
-from cdiff.types import Assignment, Attempt, Gain, Knowledge, Outcome, Pair, Pose, Revisions, Target
+from cdiff.types import Assignment, Attempt, Gain, Knowledge, Outcome, Pair, Pose, Revisions, Sample, Target
 from cdiff.wasm.budget import Stock, plan, quotas, top_up
+from cdiff.wasm.negatives import alarms_of, negative_quotas, slices_of, stocked
 from cdiff.wasm.pool import plan_pool
 from cdiff.wasm.quality import Thresholds, judge, shortfall, survival_bounds
 from cdiff.wasm.weakness import rank
@@ -30,8 +32,10 @@ class CoordinatorActor:
         frames: Mapping[str, Frame],
         cut_off: Set[str],
         thresholds: Thresholds,
+        normals: Mapping[str, Sample],
     ) -> None:
         self.config, self.targets, self.frames, self.thresholds = config, targets, frames, thresholds
+        self.normals = normals
         self.stock = Stock(targets, backgrounds, groups, self._propose, cut_off)
         self.own: dict[str, list[Target]] = {}
         for target in targets.values():
@@ -40,12 +44,23 @@ class CoordinatorActor:
     def rank(self, outcomes: list[Outcome], gains: list[Gain]) -> Knowledge:
         """Slices of the real targets, weakest first, with what earlier rounds gained and what the gate may expect."""
         ranked = rank(outcomes, self.config.wasm.min_targets)
-        return Knowledge(tuple(ranked), tuple(gains), survival_bounds(outcomes, self.config))
+        alarms = (
+            alarms_of(outcomes, self.normals, self.targets.values()) if self.config.wasm.negatives else ()
+        )
+        return Knowledge(tuple(ranked), tuple(gains), alarms, survival_bounds(outcomes, self.config))
 
     def plan(self, known: Knowledge, number: int, revisions: Revisions) -> list[Assignment]:
         """The round's ordered tasks."""
-        ranked, gains = known.weaknesses, known.gains
-        return plan(ranked, self.stock, self.config, round=number, revisions=revisions, gains=gains)
+        return plan(
+            known.weaknesses,
+            stocked(self.stock, known.alarms),
+            self.config,
+            round=number,
+            revisions=revisions,
+            gains=known.gains,
+            negatives=slices_of(known.alarms),
+            further=negative_quotas(known.alarms, self.config),
+        )
 
     def plan_pool(self, config: Config, per_type: int, revisions: Revisions) -> list[Assignment]:
         """Candidates for every type, that several arms choose from."""
@@ -62,6 +77,7 @@ class CoordinatorActor:
     ) -> tuple[list[Pair], list[Assignment]]:
         """The gate's verdicts, and further tasks for what slices still lack (none after the last wave)."""
         wanted = quotas(self.config, known.weaknesses, known.gains, number)
+        wanted |= negative_quotas(known.alarms, self.config)
         thresholds = self.thresholds.joined(known.bounds)
         pairs = judge(attempts, wanted, thresholds, self.config, last=last)
         lacking = {} if last else shortfall(pairs, wanted)
@@ -70,8 +86,8 @@ class CoordinatorActor:
         more = top_up(
             assignments,
             lacking,
-            known.weaknesses,
-            self.stock,
+            [*known.weaknesses, *slices_of(known.alarms)],
+            stocked(self.stock, known.alarms),
             self.config,
             round=number,
             revisions=revisions,
@@ -81,7 +97,9 @@ class CoordinatorActor:
 
     def _propose(self, reference: str, background: str, rng: np.random.Generator) -> Pose:
         """A pose near the target's own place on the object; on its own photo the target is repainted where it is."""
-        target = self.targets[reference]
+        target = self.targets.get(reference) or place_of(
+            self.normals[reference.rpartition("@")[0]], reference
+        )
         margin = self.config.generator.margin
         if background == target.sample_id:
             return repaint_pose(target, margin, rng)

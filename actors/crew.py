@@ -44,6 +44,7 @@ from cdiff.types import (
     Knowledge,
     Outcome,
     Pair,
+    Recipe,
     Revisions,
     Weakness,
     content_hash,
@@ -270,7 +271,10 @@ class Crew:
 
     def _generate(self, plan: Sequence[Assignment], label: str) -> list[Attempt]:
         size = self.config.wasm.shard
-        shards = [list(plan[first : first + size]) for first in range(0, len(plan), size)]
+        recipes: dict[Recipe, list[Assignment]] = {}  # a shard is made in one go: its tasks are of one recipe
+        for assignment in plan:
+            recipes.setdefault(assignment.task.recipe, []).append(assignment)
+        shards = [own[first : first + size] for own in recipes.values() for first in range(0, len(own), size)]
         with tqdm(total=len(plan), desc=label, unit="pair", leave=False) as bar:
             work = [(shard[0].task_id, (shard,)) for shard in shards]
             done = self.generators.run(
@@ -301,7 +305,7 @@ class Crew:
     def _sources(self, pair: Pair) -> set[str]:
         """Groups of the photos that a pair is made of."""
         task = pair.attempt.assignment.task
-        reference = self.dataset.target(task.reference).group
+        reference = self.dataset.target(task.reference).group  # a place without a target has its photo's
         return {reference, self.dataset.sample(task.background).group}
 
     def _coordinate(self, thresholds: Thresholds) -> None:
@@ -316,7 +320,8 @@ class Crew:
             normals = [photo.sample_id for photo in own if photo.is_normal]
             backgrounds[category] = normals or [photo.sample_id for photo in own]
         options = actor_options(self.config, "coordinator")
-        arguments = (self.config, targets, groups, backgrounds, frames, cut_off, thresholds)
+        free = {photo.sample_id: photo for photo in photos if photo.is_normal}
+        arguments = (self.config, targets, groups, backgrounds, frames, cut_off, thresholds, free)
         self.coordinator = ActorGroup(
             "coordinator",
             lambda _: CoordinatorActor.options(**options).remote(*arguments),  # type: ignore[attr-defined]

@@ -270,6 +270,12 @@ class WasmConfig(Settings):
         100, ge=1, description="Optimiser steps of the difficulty token (B3), each round."
     )
     token_lr: float = Field(3e-3, gt=0, description="Its learning rate (AdamW).")
+    negatives: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Hard negatives beside the pairs, as a share of these: false alarms shown again with an empty mask.",
+    )
     oversample: float = Field(1.5, ge=1, description="Tasks planned per wanted pair.")
     pool: int = Field(200, ge=1, description="Candidates per type that a benchmark's arms choose from.")
     shard: int = Field(16, ge=1, description="Tasks per generator call, and per Parquet shard.")

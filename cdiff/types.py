@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 Box = tuple[int, int, int, int]
 Split = Literal["train", "validation", "test"]
-Mode = Literal["joint", "mask_first", "given_mask"]
+Mode = Literal["joint", "mask_first", "given_mask", "negative"]
 Arm = Literal["B0", "B1", "B2", "B3", "B4", "B3+B1", "B3+B2"]
-Purpose = Literal["uniform", "easy", "weak"]
+Purpose = Literal["uniform", "easy", "weak", "negative"]
 
 
 def content_hash(value: Any) -> str:
@@ -96,6 +96,7 @@ class Outcome:
     boundary_error: float  # mean distance of predicted to true outline, in shares of the target's longer side, capped at 1
     size: float  # sqrt(area) / sqrt(photo area)
     contrast: float  # |mean inside - mean of the ring around| / 255
+    peak: tuple[int, int] = (-1, -1)  # (x, y) of the highest score on a normal photo
     survives: float = 1.0  # share of the loss that is left after slight blur and JPEG (cdiff.wasm.survival)
 
 
@@ -284,11 +285,20 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
+class Alarm:
+    """A place on a normal photo where a cross-fitted model saw a target that is not there."""
+
+    place: Target  # of no type; its id is SAMPLE@X-Y-SIDE
+    score: float  # the highest on the photo
+
+
+@dataclass(frozen=True, slots=True)
 class Knowledge:
     """What a round knows when it plans and judges."""
 
     weaknesses: tuple[Weakness, ...]  # weakest first
     gains: tuple[Gain, ...] = ()  # of all rounds before
+    alarms: tuple[Alarm, ...] = ()  # on normal photos, surest first
     bounds: tuple[
         tuple[str, str, float], ...
     ] = ()  # of the gate, from this round's outcomes: (measure, key, bound)

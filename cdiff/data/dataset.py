@@ -6,6 +6,7 @@ Everything here is a pure function of the samples and the files behind them, so 
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
@@ -23,6 +24,9 @@ JOIN_SHARE = (
     0.02  # parts of one type nearer than this share of the photo's longer side are one target: cracks break
 )
 MIN_AREA = 4  # pixels; smaller specks are slips of the annotator unless the photo has nothing else
+
+
+_PLACE = re.compile(r".+@\d+-\d+-\d+")  # a place without a target
 
 
 def select(values: NDArray[Any], value: int) -> NDArray[np.bool_]:
@@ -136,7 +140,9 @@ class Dataset:
         return self._targets[sample_id]
 
     def target(self, target_id: str) -> Target:
-        """Raises DataError for an id that is not in the set."""
+        """A target, or a place without one (SAMPLE@X-Y-SIDE, `place_of`). Raises DataError for an id that is not in the set."""
+        if _PLACE.fullmatch(target_id):
+            return place_of(self.sample(target_id.rpartition("@")[0]), target_id)
         sample_id, _, index = target_id.rpartition("#")
         found = self.targets(sample_id)
         if not index.isdigit() or int(index) >= len(found):
@@ -144,9 +150,11 @@ class Dataset:
         return found[int(index)]
 
     def target_mask(self, target_id: str) -> NDArray[np.bool_]:
-        """Where one target is, bool [H, W]; a fresh array."""
+        """Where one target is, bool [H, W]; a fresh array. A place without a target is a disc."""
         target = self.target(target_id)
         sample = self.sample(target.sample_id)
+        if _PLACE.fullmatch(target_id):
+            return _disc(sample, target)
         _, box, shape = self._parts(target.sample_id)[int(target_id.rpartition("#")[2])]
         mask = np.zeros((sample.height, sample.width), dtype=bool)
         mask[box[1] : box[3], box[0] : box[2]] = shape
@@ -184,6 +192,27 @@ class Dataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": _Cache(self._cache.limit)}
+
+
+def place_of(sample: Sample, target_id: str) -> Target:
+    """A place of a photo that shows no target, as if it were one of no type: X and Y are its centre, SIDE its box's."""
+    x, y, side = (int(part) for part in target_id.rpartition("@")[2].split("-"))
+    left, top = (
+        max(0, min(at - side // 2, room - side)) for at, room in ((x, sample.width), (y, sample.height))
+    )
+    box = (left, top, min(sample.width, left + side), min(sample.height, top + side))
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    return Target(target_id, sample.sample_id, sample.category, "", sample.group, box, area)
+
+
+def _disc(sample: Sample, place: Target) -> NDArray[np.bool_]:
+    left, top, right, bottom = place.box
+    rows, columns = np.mgrid[: sample.height, : sample.width]
+    x, y = (left + right - 1) / 2, (top + bottom - 1) / 2
+    inside: NDArray[np.bool_] = ((columns - x) / (right - left) * 2) ** 2 + (
+        (rows - y) / (bottom - top) * 2
+    ) ** 2 <= 1
+    return inside
 
 
 class _Cache:

@@ -150,6 +150,7 @@ def target_outcome(
 
 def _normal_outcome(sample: Sample, scores: NDArray[np.float32], fold: int) -> Outcome:
     highest = float(scores.max())
+    y, x = np.unravel_index(int(scores.argmax()), scores.shape)
     return Outcome(
         target_id=sample.sample_id,
         sample_id=sample.sample_id,
@@ -165,6 +166,7 @@ def _normal_outcome(sample: Sample, scores: NDArray[np.float32], fold: int) -> O
         boundary_error=0.0,
         size=0.0,
         contrast=0.0,
+        peak=(int(x), int(y)),
     )
 
 

@@ -70,17 +70,23 @@ def plan(
     round: int,
     revisions: Revisions,
     gains: Sequence[Gain] = (),
+    negatives: Sequence[Weakness] = (),
+    further: Mapping[tuple[str, Purpose], int] | None = None,
 ) -> list[Assignment]:
     """Turn a ranking into the round's ordered tasks, `oversample` times as many as pairs are wanted.
 
+    Args:
+        negatives, further: slices of hard negatives and their quotas (cdiff.wasm.negatives).
     Returns:
         Assignments with index 0, 1, 2, ...; slices and purposes are interleaved, each slice's targets are used evenly, and
         no background is of the reference's own group where there are others.
     Raises:
         ValueError: no slices, or a category without a photo to paint on.
     """
-    wanted = _oversampled(quotas(config, weaknesses, gains, round), config)
-    return deal(wanted, weaknesses, stock, config, round=round, revisions=revisions, gains=gains)
+    wanted = _oversampled({**quotas(config, weaknesses, gains, round), **(further or {})}, config)
+    return deal(
+        wanted, [*weaknesses, *negatives], stock, config, round=round, revisions=revisions, gains=gains
+    )
 
 
 def top_up(
@@ -178,7 +184,7 @@ def _won(
 def band(purpose: Purpose, config: Config) -> tuple[float, float]:
     """Wanted difficulty, as a rank in [0, 1] among the valid pairs of a type; both ends belong to it."""
     low, high = config.wasm.band
-    return {"uniform": (0.0, 1.0), "easy": (0.0, low), "weak": (low, high)}[purpose]
+    return {"uniform": (0.0, 1.0), "easy": (0.0, low), "weak": (low, high), "negative": (0.0, 1.0)}[purpose]
 
 
 def recipe_of(config: Config) -> Recipe:
@@ -262,7 +268,7 @@ class _Planner:
             rng = self._rng(_POSES, index)
             background = self._background(reference, decks, index, rng)
             task = GenerationTask(
-                recipe=self.recipe,
+                recipe=_negative(self.recipe) if purpose == "negative" else self.recipe,
                 reference=reference.target_id,
                 background=background,
                 pose=self.stock.propose(reference.target_id, background, rng),
@@ -305,6 +311,11 @@ class _Planner:
 
     def _rng(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self.config.seed, self.round, *stream]))
+
+
+def _negative(recipe: Recipe) -> Recipe:
+    """A look-alike is not mined: it was hard already."""
+    return replace(recipe, mode="negative", arm="B0", candidates=1, fraction=1.0)
 
 
 def _oversampled(wanted: Mapping[tuple[str, Purpose], int], config: Config) -> Quotas:

@@ -29,6 +29,11 @@ class Layout:
     def box(self) -> Box:
         return self.canvas.box
 
+    @property
+    def negative(self) -> bool:
+        """No target is painted here, only what looks like one."""
+        return self.task.recipe.mode == "negative"
+
 
 def spell_out(task: GenerationTask, dataset: Dataset, config: Config) -> Layout:
     """Turn a task into pixels: crop, pasted real target, region. A target on its own photo is repainted in place."""
@@ -64,7 +69,7 @@ def condition_of(layout: Layout, generator: Generator, tokens_ND: torch.Tensor) 
         tokens_ND=tokens_ND.to(device),
         start_image_3RR=(to_resolution(canvas.pasted, resolution) / 127.5 - 1).to(device),
         start_mask_1RR=(to_resolution(canvas.mask, resolution) * 2 - 1).to(device),
-        guidance=layout.task.strengths.safe_strength,
+        guidance=1.0 if layout.negative else layout.task.strengths.safe_strength,
         tau=layout.task.strengths.start_strength,
     )
 
@@ -75,7 +80,7 @@ def composite(
     """Paste a generated crop and mask back: uint8 [H, W, 3] photo and bool [H, W] mask of the new target."""
     if layout.grey:
         image_3RR = image_3RR.mean(dim=0, keepdim=True).expand(3, -1, -1)
-    return paste_back(
+    image, mask = paste_back(
         layout.photo,
         layout.canvas,
         image_3RR.cpu(),
@@ -83,6 +88,7 @@ def composite(
         resolution=image_3RR.shape[-1],
         detail=detail_share(layout.task.strengths.start_strength),
     )
+    return image, np.zeros_like(mask) if layout.negative else mask
 
 
 def detail_share(start_strength: float) -> float:

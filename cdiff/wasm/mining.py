@@ -153,6 +153,8 @@ def _given(part: _Part | None, what: str, arm: str) -> _Part:
 def condition_for(layout: Layout, generator: Generator, bank: TokenBank, miners: Miners) -> Condition:
     """A layout with the tokens of its reference, joined by what arm B3 asks for."""
     task, extra = layout.task, None
+    if layout.negative:  # no target, no tokens
+        return condition_of(layout, generator, generator.safe.fused(generator.safe.null)[0].detach())
     if task.recipe.arm.startswith("B3"):
         token = _given(miners.token, "a difficulty token", "B3")
         extra = token.wanted(task.reference, task.difficulty, task.strengths.weakness_strength)[None]
@@ -180,7 +182,9 @@ def settle_masks(
     detail does (`detail_share`); at high start strengths such a pair may still end without a mask, and is turned away.
     """
     masks = [condition.start_mask_1RR for condition in conditions]
-    if mode != "given_mask":
+    if mode == "negative":
+        masks = [torch.full_like(mask, -1.0) for mask in masks]
+    elif mode != "given_mask":
         seeds = [layout.task.seed for layout in layouts]
         starts = [sampler.start_mask(c, noise_of(s, 0)) for c, s in zip(conditions, seeds, strict=True)]
         drawn = [state.mask_1RR.clamp(-1, 1) for state in sampler.run(starts, move_image=False)]

@@ -99,7 +99,7 @@ def _row(
         row=number,
         category=background.category,
         type=reference.type,
-        box=_box_of(pair.target),
+        box=_box_of(region if layout.negative else pair.target),
         measures=tuple(sorted((key, float(value)) for key, value in measures.items())),
         fingerprint=fingerprint(crop),
     )

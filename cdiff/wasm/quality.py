@@ -186,8 +186,10 @@ def validity_reason(measures: Mapping[str, float], key: str, thresholds: Thresho
     `label_iou`, `survives` or `outside` theirs.
 
     Args:
-        key: "category/type".
+        key: "category/type"; without a type for a hard negative.
     """
+    if not key.rpartition("/")[2]:  # a hard negative shows no target that could be seen or read
+        return INVALID[0] if measures.get("outside", 0.0) > 0 else ""
     visible = thresholds.bound("visible", key)
     tests = (
         measures.get("outside", 0.0) > 0,

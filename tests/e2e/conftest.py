@@ -23,6 +23,7 @@ TINY = [
     "wasm.arm=B3+B2",  # the arms that learn anew each round
     "wasm.miner_steps=3",
     "wasm.token_steps=3",
+    "wasm.negatives=0.25",
     "wasm.shard=4",
     "wasm.min_targets=4",
 ]
