@@ -71,6 +71,10 @@ class DataConfig(Settings):
 
 
 class SafeConfig(Settings):
+    tokens: Literal["safe", "label"] = Field(
+        "safe",
+        description="What conditions the generator: SAFE tokens of the reference, or, as an ablation, its type's label alone.",
+    )
     channels: tuple[int, ...] = Field(
         (32, 64, 128), min_length=2, description="Width of the encoder's levels, stride 2 each."
     )

@@ -84,9 +84,9 @@ class Generator(nn.Module):
         for target in targets:
             image, mask = target_crop(dataset, target, margin, self.config)
             device = next(self.parameters()).device
-            tokens[target.target_id] = (
-                self.safe(image[None].to(device), mask[None].to(device))[0].cpu().contiguous()
-            )
+            kinds = [f"{target.category}/{target.type}"]
+            found = self.safe(image[None].to(device), mask[None].to(device), kinds)
+            tokens[target.target_id] = found[0].cpu().contiguous()
         return TokenBank(tokens, "bank-" + content_hash([self.revision, sorted(tokens)]))
 
 

@@ -99,7 +99,8 @@ def _train_step(
     )
     region = regions(mask, rng)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=settings.bfloat16):
-        tokens = generator.safe(reference, reference_mask)
+        kinds = [patches.kinds[i] for i in index]
+        tokens = generator.safe(reference, reference_mask, kinds)
         loss = flow_loss(
             generator.denoiser,
             image,
@@ -109,12 +110,11 @@ def _train_step(
             settings,
             noise,
         )
-        if config.safe.contrast_weight and len(patches.empty):
+        if config.safe.contrast_weight and config.safe.tokens == "safe" and len(patches.empty):
             empty = patches.empty[rng.integers(len(patches.empty), size=settings.batch)].to(device)
-            elsewhere = generator.safe(empty * (1 - mask) + image * mask, mask)
-            nothing = generator.safe(empty, mask)
+            elsewhere = generator.safe(empty * (1 - mask) + image * mask, mask, kinds)
+            nothing = generator.safe(empty, mask, kinds)
             describe = generator.safe.describe
-            kinds = [patches.kinds[i] for i in index]
             contrast = scene_contrast(
                 describe(tokens).float(),
                 describe(elsewhere).float(),

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from torch import nn
 from cdiff.config import SafeConfig
 from cdiff.errors import RunError
 from cdiff.safe.features import ConvEncoder, grid_weights, masked_mean
+
+_LABELS = 4096  # of the ablation without SAFE: types are told apart by a hash of their names
 
 
 class Safe(nn.Module):
@@ -33,6 +36,7 @@ class Safe(nn.Module):
         self.spatial = nn.Linear(config.channels[-1], config.dim)
         self.place = nn.Parameter(torch.zeros(1, config.spatial**2, config.dim))
         self.norm = nn.LayerNorm(config.dim)
+        self.labels = nn.Embedding(_LABELS, self.count * config.dim) if config.tokens == "label" else None
         self.null = nn.Parameter(torch.zeros(1, self.count, config.dim))
         self.idle = nn.Parameter(torch.zeros(1, 1, config.dim))  # where a weakness token may join in
         nn.init.normal_(self.idle, std=0.02)
@@ -44,8 +48,18 @@ class Safe(nn.Module):
         """Tokens per target."""
         return len(self.inside) + self.grid**2
 
-    def forward(self, image_B3HW: torch.Tensor, mask_B1HW: torch.Tensor) -> torch.Tensor:
-        """Tokens [B, N, D] of the targets that mask_B1HW in [0, 1] marks on crops in [-1, 1]."""
+    def forward(
+        self, image_B3HW: torch.Tensor, mask_B1HW: torch.Tensor, kinds: Sequence[str]
+    ) -> torch.Tensor:
+        """Tokens [B, N, D] of the targets that mask_B1HW in [0, 1] marks on crops in [-1, 1].
+
+        Args:
+            kinds: "category/type" of each target. SAFE knows nothing of it; the ablation `safe.tokens=label` nothing else.
+        """
+        if self.labels is not None:
+            places = torch.tensor([zlib.crc32(kind.encode()) % _LABELS for kind in kinds])
+            words: torch.Tensor = self.labels(places.to(image_B3HW.device))
+            return self.norm(words.view(len(kinds), self.count, -1))
         features = self.encoder(image_B3HW)
         tokens = [
             inside(masked_mean(level, mask_B1HW)) - self.alpha * outside(masked_mean(level, 1 - mask_B1HW))

@@ -148,7 +148,7 @@ def _loss(generator, token, patches, index, features, rng, step):  # type: ignor
     image, mask = augmented(patches, index, settings.resolution, rng)
     reference, reference_mask = augmented(patches, index, settings.resolution, rng)
     with torch.no_grad():
-        safe = generator.safe(reference, reference_mask)
+        safe = generator.safe(reference, reference_mask, [patches.kinds[i] for i in index])
     tokens = generator.safe.fused(safe, token(features))
     loss = flow_loss(generator.denoiser, image, mask * 2 - 1, regions(mask, rng), tokens, settings, noise)
     return loss + _CONTRAST * _apart(token.mlp(features), features[:, 1] > _MISSED)

@@ -38,10 +38,10 @@ def test_the_scene_counts_only_once_alpha_has_left_zero() -> None:
     plain = torch.stack(
         [layer(masked_mean(f, mask)) for layer, f in zip(pooled_only, features, strict=True)], 1
     )
-    assert torch.allclose(safe(image, mask), safe.norm(plain), atol=1e-5)
+    assert torch.allclose(safe(image, mask, ["a"] * len(image)), safe.norm(plain), atol=1e-5)
     with torch.no_grad():
         safe.alpha.fill_(0.5)
-    assert not torch.allclose(safe(image, mask), safe.norm(plain), atol=1e-3)
+    assert not torch.allclose(safe(image, mask, ["a"] * len(image)), safe.norm(plain), atol=1e-3)
 
 
 def test_contrast_rewards_tokens_that_survive_a_change_of_scene() -> None:
@@ -68,3 +68,22 @@ def test_a_bank_round_trips_and_names_a_target_that_it_lacks(tmp_path) -> None:
     assert torch.equal(again["a#0"], bank["a#0"]) and again.revision == "bank-1"
     with pytest.raises(RunError, match="b#1"):
         again["b#1"]
+
+
+def test_the_ablation_knows_the_type_and_nothing_else():
+    torch.manual_seed(0)
+    label = Safe(SafeConfig(channels=(8, 16), dim=32, tokens="label"))
+    image, mask = torch.rand(3, 3, 32, 32), torch.ones(3, 1, 32, 32)
+    tokens = label(image, mask, ["metal/pit", "metal/pit", "metal/bar"])
+    assert tokens.shape == (3, label.count, 32)
+    assert torch.equal(tokens[0], tokens[1]) and not torch.allclose(tokens[0], tokens[2])
+    assert label.labels is not None and Safe(SafeConfig(channels=(8, 16), dim=32)).labels is None
+
+
+def test_a_place_without_a_weakness_is_idle_and_a_weakness_joins_it():
+    safe = Safe(SafeConfig(channels=(8, 16), dim=32))
+    tokens = torch.rand(2, safe.count, 32)
+    idle, joined = safe.fused(tokens), safe.fused(tokens, torch.ones(2, 1, 32))
+    assert idle.shape == (2, safe.count + 1, 32)
+    assert torch.equal(idle[:, :-1], tokens) and torch.equal(joined[:, :-1], tokens)
+    assert torch.allclose(joined[:, -1] - idle[:, -1], torch.ones(2, 32))
