@@ -1,19 +1,11 @@
-"""Every setting: its default, range, unit and reason, in one place.
-
-A configuration is YAML over these defaults, then dotted overrides (`generator.steps=400`). Unknown keys are refused
-with the nearest valid name.
-"""
+"""Every setting: its default, range, unit and reason, in one place. How they are read: cdiff.config_file."""
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from cdiff.errors import ConfigError
 from cdiff.types import Arm
 
 
@@ -241,6 +233,12 @@ class WasmConfig(Settings):
         0.05, ge=0, description="Believed gain of the most promising slice, mean soft Dice per 100 pairs."
     )
     gain_spread: float = Field(0.05, gt=0, description="Standard deviation of that belief.")
+    probe_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps of a short fit with pairs of every slice and of one without, from which a benchmark's budget learns "
+        "gains before it is spent; 0: none.",
+    )
     start_strengths: tuple[float, ...] = Field(
         (),
         description="Start strengths that the budget learns to choose from, slice by slice; empty: the one of sampling.",
@@ -360,90 +358,3 @@ class Config(Settings):
                 "use B0 or B3"
             )
         return self
-
-
-def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file over the defaults, then apply dotted overrides.
-
-    Args:
-        path: YAML file; None for the defaults alone.
-        overrides: "section.key=value" strings; values are read as YAML.
-    Raises:
-        ConfigError: unreadable file, unknown key (with the nearest valid one), value out of range.
-    """
-    values: dict[str, Any] = _read(Path(path)) if path else {}
-    for override in overrides or []:
-        _apply(values, override)
-    return build_config(values)
-
-
-def build_config(values: dict[str, Any]) -> Config:
-    """Check a nested mapping and turn it into a Config; errors as in `load_config`."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
-
-
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML, every default included."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def valid_keys() -> list[str]:
-    """All dotted keys."""
-    return [
-        f"{name}.{inner}" if inner else name
-        for name, field in Config.model_fields.items()
-        for inner in (_inner_keys(field.annotation) or [""])
-    ]
-
-
-def _inner_keys(annotation: Any) -> list[str]:
-    return (
-        list(annotation.model_fields)
-        if isinstance(annotation, type) and issubclass(annotation, Settings)
-        else []
-    )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration {path}: {error.strerror}. Give an existing YAML file."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values or {}, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, not a {type(values).__name__}.")
-    return values or {}
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r} is not of the form section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from None
-    *sections, last = key.split(".")
-    node = values
-    for section in sections:
-        inner = node.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"override {override!r}: {section} is not a section")
-        node = inner
-    node[last] = value
-
-
-def _explain(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] != "extra_forbidden":
-        return f"{key} = {problem.get('input')!r}: {problem['msg']}"
-    near = difflib.get_close_matches(key, [*Config.model_fields, *valid_keys()], n=1, cutoff=0.4)
-    near = near or [name for name in valid_keys() if name.split(".")[-1] == key.split(".")[-1]][:1]
-    hint = f" Did you mean {near[0]}?" if near else " `--dry-run` prints every valid key."
-    return f"unknown setting {key}.{hint}"

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cdiff.config import DataConfig, load_config
+from cdiff.config import DataConfig
+from cdiff.config_file import load_config
 from cdiff.data.images import EXTENSIONS, Limits, encode_png, read_image
 from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run, find_run

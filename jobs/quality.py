@@ -16,7 +16,6 @@ some minutes whose result the ledger of the split's run keeps: the same command 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,33 +23,15 @@ from typing import Any
 from actors.crew import Crew
 from actors.downstream import Evaluation, Fit, FitRequest
 from cdiff.config import Config
-from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run
 from cdiff.errors import ConfigError
 from cdiff.evaluation.tally import Tally
-from cdiff.types import Attempt, Outcome, Pair, Purpose, Revisions, Weakness
-from cdiff.wasm.budget import quotas
-from cdiff.wasm.pool import dealt, types_of, undirected_quotas
-from cdiff.wasm.quality import Thresholds, counts, judge
-from cdiff.wasm.weakness import rank
-
-Key = tuple[str, int]  # arm and seed
+from cdiff.types import Revisions, Weakness
+from jobs.quality_choices import MADE, Choice, Key, choices
 
 ARMS = ("real_only", "again", "copy_paste", "perlin", "undirected", "wasm")
-CHANCE = "again"
-MADE = ("copy_paste", "undirected", "wasm")  # arms whose pairs are made and judged
 PLAIN, LONG = ("real_only", "copy_paste"), "_long"  # arms that may run on, and what they are called then
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one arm of one seed trains on beside the real photos."""
-
-    pairs: tuple[Pair, ...] = ()  # kept ones
-    perlin: int = 0
-    again: int = 0
-    counts: tuple[tuple[str, str, int], ...] = ()  # (slice, reason or "kept", how many)
 
 
 @dataclass
@@ -109,7 +90,7 @@ def measure_split(
     )
     revisions = crew.prepare(ledger) if set(arms) & set(MADE) else None
     base = _bases(crew, ledger, seeds)
-    result.choices, result.weaknesses = _choices(crew, ledger, revisions, base, arms)
+    result.choices, result.weaknesses = choices(crew, ledger, revisions, base, arms)
     requests = {key: _request(crew, key[1], base, choice) for key, choice in result.choices.items()}
     fits = _fit(crew, ledger, "fit", requests, f"split {split}: fitting arms")
     result.seconds = _seconds(ledger, config, fits)
@@ -165,87 +146,6 @@ def _bases(crew: Crew, ledger: Ledger, seeds: Sequence[int]) -> dict[int, str]:
     work = {f"base:{seed}": (FitRequest(tuple(crew.train), steps, seed),) for seed in seeds}
     fits = crew.each(ledger, "fit", work, Fit, "fitting bases")
     return {seed: fits[f"base:{seed}"].revision for seed in seeds}
-
-
-def _choices(
-    crew: Crew, ledger: Ledger, revisions: Revisions | None, base: Mapping[int, str], arms: Sequence[str]
-) -> tuple[dict[Key, Choice], dict[int, list[Weakness]]]:
-    config, pairs = crew.config, crew.config.wasm.pairs
-    chosen: dict[Key, Choice] = {}
-    ranked: dict[int, list[Weakness]] = {}
-    for arm in arms:
-        for seed in base:
-            chosen[arm, seed] = Choice(again=int(arm == CHANCE), perlin=pairs if arm == "perlin" else 0)
-    if revisions is None:
-        return chosen, ranked
-    found = ledger.milestone("extractor") or {}
-    thresholds = from_json(Thresholds, found["thresholds"])
-    types = types_of(crew.dataset.all_targets(crew.train))
-    uniform = undirected_quotas(types, pairs)
-    if "copy_paste" in arms:
-        copies = crew.pool(2 * max(uniform.values()), revisions, copying(config), "pasting copies")
-        for seed in base:
-            chosen["copy_paste", seed] = choose(copies, types, uniform, {}, thresholds, config, seed)
-    if {"undirected", "wasm"} & set(arms):
-        began = time.perf_counter()
-        pool = crew.pool(config.wasm.pool, revisions, unjudged(config), "making candidates")
-        if ledger.milestone("pool") is None:
-            taken = (time.perf_counter() - began) * config.resources.generators / len(pool)
-            ledger.record("pool", seconds_per_pair=taken, candidates=len(pool))
-        for seed in base if "undirected" in arms else ():
-            chosen["undirected", seed] = choose(pool, types, uniform, {}, thresholds, config, seed)
-        if "wasm" in arms:
-            ranked = _weaknesses(crew, ledger, list(base))
-            losses = _losses(crew, ledger, base, pool)
-            for seed, slices in ranked.items():
-                wanted = quotas(config, slices)
-                chosen["wasm", seed] = choose(pool, slices, wanted, losses[seed], thresholds, config, seed)
-    return chosen, ranked
-
-
-def choose(
-    pool: Sequence[Attempt],
-    slices: Sequence[Weakness],
-    wanted: Mapping[tuple[str, Purpose], int],
-    losses: Mapping[str, float],
-    thresholds: Thresholds,
-    config: Config,
-    seed: int,
-) -> Choice:
-    """The pool's candidates that the gate keeps for the quotas of one arm and seed."""
-    pairs = judge(dealt(pool, slices, wanted, losses, seed), wanted, thresholds, config, last=True)
-    return Choice(tuple(pair for pair in pairs if pair.kept), counts=counts(pairs))
-
-
-def copying(config: Config) -> Config:
-    """The configuration under which a task pastes the real target and its mask as they are."""
-    sampling = config.sampling.model_copy(update={"start_strength": 0.0, "mode": "given_mask"})
-    return unjudged(config).model_copy(update={"sampling": sampling})
-
-
-def unjudged(config: Config) -> Config:
-    """The configuration under which candidates are random: the pool is the same for all seeds and arms."""
-    return config.model_copy(update={"wasm": config.wasm.model_copy(update={"arm": "B0"})})
-
-
-def _weaknesses(crew: Crew, ledger: Ledger, seeds: Sequence[int]) -> dict[int, list[Weakness]]:
-    """Each seed's slices, weakest first, from its own fold models."""
-    work = {f"fold:{seed}:{fold[-1]}": fold for seed in seeds for fold in crew.folds((), seed)}
-    found = crew.each(ledger, "fold", work, list[Outcome], "fitting folds")
-    out = {}
-    for seed in seeds:
-        rows = [row for name in work if name.split(":")[1] == str(seed) for row in found[name]]
-        out[seed] = rank(rows, crew.config.wasm.min_targets)
-    return out
-
-
-def _losses(
-    crew: Crew, ledger: Ledger, base: Mapping[int, str], pool: list[Attempt]
-) -> dict[int, dict[str, float]]:
-    work = {f"losses:{seed}": (revision, pool) for seed, revision in base.items()}
-    found = crew.each(ledger, "losses", work, list[float], "judging candidates")
-    ids = [attempt.task_id for attempt in pool]
-    return {seed: dict(zip(ids, found[f"losses:{seed}"], strict=True)) for seed in base}
 
 
 def _request(crew: Crew, seed: int, base: Mapping[int, str], choice: Choice) -> FitRequest:

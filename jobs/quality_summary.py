@@ -10,7 +10,8 @@ import numpy as np
 
 from cdiff.evaluation.comparison import TYPE, Comparison, Resampled, resample, smallest_detectable
 from cdiff.wasm.quality import VALID
-from jobs.quality import CHANCE, LONG, PLAIN, Choice, SplitResult
+from jobs.quality import LONG, PLAIN, SplitResult
+from jobs.quality_choices import CHANCE, Choice
 
 METRICS = ("pixel_ap", "mdice", "f1_max", "auroc", "aupro", "iou", "miou", "image_auroc")
 BASELINE, AIMED = "real_only", "wasm"
@@ -52,6 +53,7 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
             for arm in arms
         },
         "pairs": {arm: [_pairs(home[s].choices[arm, s]) for s in seeds] for arm in arms},
+        "spent": {arm: _spent([home[s].choices[arm, s] for s in seeds]) for arm in arms},
         "seconds": {str(r.split): r.seconds for r in results},
     }
 
@@ -169,6 +171,12 @@ def _ratio(drawn: Resampled, arms: Sequence[str]) -> float | None:
         return None
     aimed, plain = (drawn.compare("pixel_ap", arm, BASELINE).mean for arm in (AIMED, "undirected"))
     return aimed / plain if plain > 0 else None
+
+
+def _spent(choices: Sequence[Choice]) -> dict[str, list[int]]:
+    """Kept pairs by category/type, one number per seed."""
+    kinds = [[f"{p.attempt.category}/{p.attempt.type}" for p in choice.pairs] for choice in choices]
+    return {kind: [own.count(kind) for own in kinds] for kind in sorted({k for own in kinds for k in own})}
 
 
 def _pairs(choice: Choice) -> int:

@@ -15,7 +15,8 @@ import ray
 
 from actors.crew import Crew
 from actors.resources import Cluster, connect
-from cdiff.config import Config, dump_config, load_config
+from cdiff.config import Config
+from cdiff.config_file import dump_config, load_config
 from cdiff.data.dataset import Dataset
 from cdiff.data.demo import make_demo
 from cdiff.data.formats import read_sources

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cdiff.config import Config, load_config
+from cdiff.config import Config
+from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset
 from cdiff.generator.model import Generator
 from cdiff.generator.training import train_generator

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cdiff.config import Config, Settings, build_config, dump_config, load_config, valid_keys
+from cdiff.config import Config, Settings
+from cdiff.config_file import build_config, dump_config, load_config, valid_keys
 from cdiff.errors import CdiffError, ConfigError
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))

@@ -24,6 +24,7 @@ MAY_IMPORT = {
 LEVELS = [
     {"errors"},
     {"types", "config"},
+    {"config_file"},
     {"data"},
     {"safe"},
     {"downstream", "generator"},

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cdiff.config import Config, dump_config, load_config
+from cdiff.config import Config
+from cdiff.config_file import dump_config, load_config
 from cdiff.data.run import Run, create_run
 from cdiff.errors import CdiffError
 from cdiff.tracking import MAX_NAME, Tracker, legal_name, shown_uri

@@ -94,7 +94,7 @@ def create_run(home: Path, name: str, config: str, splits: Splits) -> Run:
 
     Args:
         name: letters, digits, dots, dashes and underscores.
-        config: the resolved configuration as YAML (`cdiff.config.dump_config`).
+        config: the resolved configuration as YAML (`cdiff.config_file.dump_config`).
         splits: the manifest; its hash tells whether the data are still the same.
     Raises:
         RunError: a name that is no folder name, an existing run of another configuration or of other data (with what

@@ -12,7 +12,8 @@ import pytest
 import ray
 
 from actors.resources import actor_options, code_hash, preflight, refuse_other_code, roles
-from cdiff.config import Config, load_config
+from cdiff.config import Config
+from cdiff.config_file import load_config
 from cdiff.errors import ConfigError, ResourceError
 
 ROOT = Path(__file__).resolve().parents[2]

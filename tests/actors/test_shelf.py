@@ -8,7 +8,8 @@ import pytest
 
 from actors.downstream import Fit, FitRequest
 from actors.shelf import fit_key, shelve_fit, shelve_shard, take_shard, taken_fit
-from cdiff.config import Config, dump_config
+from cdiff.config import Config
+from cdiff.config_file import dump_config
 from cdiff.data.store import (
     IMAGES,
     Run,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cdiff import types
-from cdiff.config import Config, dump_config
+from cdiff.config import Config
+from cdiff.config_file import dump_config
 from cdiff.data.carriers import from_json, to_json
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import Run, ShardRow, create_run, shard_name, write_shard

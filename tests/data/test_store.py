@@ -7,7 +7,8 @@ import pickle
 import pyarrow.parquet as pq
 import pytest
 
-from cdiff.config import Config, dump_config, load_config
+from cdiff.config import Config
+from cdiff.config_file import dump_config, load_config
 from cdiff.data.run import home_folder, open_run
 from cdiff.data.store import (
     IMAGES,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdiff.config import load_config
+from cdiff.config_file import load_config
 from cdiff.errors import DataError, RunError
 from cdiff.generator.model import Generator
 from cdiff.generator.objective import draw_times, noised

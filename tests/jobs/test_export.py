@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cdiff.config import Config, dump_config
+from cdiff.config import Config
+from cdiff.config_file import dump_config
 from cdiff.data.formats import read_source
 from cdiff.data.images import encode_png
 from cdiff.data.ledger import Ledger

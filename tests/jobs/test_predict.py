@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from actors.crew import Assessed
-from cdiff.config import Config, dump_config
+from cdiff.config import Config
+from cdiff.config_file import dump_config
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import create_run
 from cdiff.errors import RunError

@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from cdiff.config import Config, load_config
+from cdiff.config import Config
+from cdiff.config_file import load_config
 from cdiff.types import Gain, Pose, Revisions, Slice, Target, Weakness
 from cdiff.wasm.budget import (
     Quotas,

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cdiff.config import load_config
+from cdiff.config_file import load_config
 from cdiff.downstream.scoring import outcomes_of
 from cdiff.types import GenerationTask, Pose, Recipe, Revisions, Strengths
 from cdiff.wasm.budget import Stock, plan

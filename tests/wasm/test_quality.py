@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cdiff.config import Config, load_config
+from cdiff.config import Config
+from cdiff.config_file import load_config
 from cdiff.data.carriers import from_json, to_json
 from cdiff.types import Assignment, Attempt, GenerationTask, Pose, Purpose, Recipe, Revisions, Strengths
 from cdiff.wasm.quality import (
