@@ -17,10 +17,13 @@ from cdiff.data.ledger import Ledger
 from cdiff.data.store import Run, ShardRow, create_run, shard_name, write_shard
 from cdiff.errors import RunError
 from cdiff.types import (
+    Alarm,
     Assignment,
     Attempt,
     Decision,
+    Gain,
     GenerationTask,
+    Knowledge,
     MaskFile,
     Outcome,
     Pair,
@@ -102,6 +105,12 @@ CARRIERS = [
     attempts(range(1))[0],
     Pair(attempts(range(1))[0], "near-duplicate"),
     result(1),
+    Knowledge(
+        result(1).weaknesses,
+        (Gain("c/t", 0.3, 12, 4, 0.02, 0.01),),
+        (Alarm(Target("c/good/2@5-6-8", "c/good/2", "c", "", "g", (1, 2, 9, 10), 64), 0.75),),
+        (("survives", "c/t", 0.6),),
+    ),
 ]
 
 
