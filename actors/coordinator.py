@@ -49,17 +49,17 @@ class CoordinatorActor:
         )
         return Knowledge(tuple(ranked), tuple(gains), alarms, survival_bounds(outcomes, self.config))
 
-    def plan(self, known: Knowledge, number: int, revisions: Revisions) -> list[Assignment]:
-        """The round's ordered tasks."""
+    def plan(self, known: Knowledge, number: int, revisions: Revisions, config: Config) -> list[Assignment]:
+        """The round's ordered tasks; the configuration may be another arm's than the run's."""
         return plan(
             known.weaknesses,
             stocked(self.stock, known.alarms),
-            self.config,
+            config,
             round=number,
             revisions=revisions,
             gains=known.gains,
             negatives=slices_of(known.alarms),
-            further=negative_quotas(known.alarms, self.config),
+            further=negative_quotas(known.alarms, config),
         )
 
     def plan_pool(self, config: Config, per_type: int, revisions: Revisions) -> list[Assignment]:
@@ -71,15 +71,16 @@ class CoordinatorActor:
         known: Knowledge,
         number: int,
         revisions: Revisions,
+        config: Config,
         assignments: list[Assignment],
         attempts: list[Attempt],
         last: bool,
     ) -> tuple[list[Pair], list[Assignment]]:
         """The gate's verdicts, and further tasks for what slices still lack (none after the last wave)."""
-        wanted = quotas(self.config, known.weaknesses, known.gains, number)
-        wanted |= negative_quotas(known.alarms, self.config)
+        wanted = quotas(config, known.weaknesses, known.gains, number)
+        wanted |= negative_quotas(known.alarms, config)
         thresholds = self.thresholds.joined(known.bounds)
-        pairs = judge(attempts, wanted, thresholds, self.config, last=last)
+        pairs = judge(attempts, wanted, thresholds, config, last=last)
         lacking = {} if last else shortfall(pairs, wanted)
         if not lacking:
             return pairs, []
@@ -88,7 +89,7 @@ class CoordinatorActor:
             lacking,
             [*known.weaknesses, *slices_of(known.alarms)],
             stocked(self.stock, known.alarms),
-            self.config,
+            config,
             round=number,
             revisions=revisions,
             gains=known.gains,

@@ -178,16 +178,21 @@ class Crew:
         number: int,
         generator: Revisions,
         segmenter: str,
+        config: Config | None = None,
     ) -> Revisions:
-        """Fit what the mining arm learns anew each round (B2, B3); the revisions that the round's tasks depend on."""
-        revisions = replace(generator, segmenter=segmenter)
-        arm = self.config.wasm.arm
+        """Fit what the mining arm learns anew each round (B2, B3); the revisions that the round's tasks depend on.
+
+        Args:
+            config: of an arm that is compared; without it, the run's.
+        """
+        revisions, config = replace(generator, segmenter=segmenter), config or self.config
+        arm = config.wasm.arm
         if not (arm.startswith("B3") or arm.endswith("B2")):
             return revisions
-        plan = self._coordinator().call("plan", known, number, revisions)
+        plan = self._coordinator().call("plan", known, number, revisions, config)
         tasks = [assignment.task for assignment in plan[:_MINED]]
         with self._bar(f"round {number}: adapting {arm}", self.generators) as watch:
-            seed = self._seed() + number
+            seed = config.seed + number
             return self.generators.call("adapt", tasks, list(outcomes), seed, watch=watch)
 
     def gains(
@@ -201,15 +206,17 @@ class Crew:
         """What a round's pairs brought on validation, by slice; the next budget learns from it."""
         return measured_gains(before.outcomes, after.outcomes, outcomes, weaknesses, pairs)
 
-    def make_pairs(self, known: Knowledge, number: int, revisions: Revisions) -> list[Pair]:
-        """Plan, generate and judge; one more wave for what a slice still lacks."""
-        coordinator = self._coordinator()
-        plan = coordinator.call("plan", known, number, revisions)
+    def make_pairs(
+        self, known: Knowledge, number: int, revisions: Revisions, config: Config | None = None
+    ) -> list[Pair]:
+        """Plan, generate and judge; one more wave for what a slice still lacks. Arguments as for `adapt`."""
+        coordinator, about = self._coordinator(), (known, number, revisions, config or self.config)
+        plan = coordinator.call("plan", *about)
         attempts = self._generate(plan, f"round {number}: making pairs")
-        pairs, more = coordinator.call("judge", known, number, revisions, plan, attempts, False)
+        pairs, more = coordinator.call("judge", *about, plan, attempts, False)
         if more:
             attempts = attempts + self._generate(more, f"round {number}: topping up")
-            pairs, _ = coordinator.call("judge", known, number, revisions, plan + more, attempts, True)
+            pairs, _ = coordinator.call("judge", *about, plan + more, attempts, True)
         return pairs
 
     def evaluate(self, revision: str, sample_ids: Sequence[str], threshold: float | None) -> Evaluation:

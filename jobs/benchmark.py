@@ -25,6 +25,7 @@ from typing import Any
 
 from cdiff.errors import CdiffError
 from jobs import loop_gain, quality, quality_report
+from jobs.quality_choices import MINED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     pays.add_argument(
         "--splits", type=int, nargs="+", default=[0, 1], help="split seeds; seeds take turns on them"
     )
-    pays.add_argument("--arms", nargs="+", choices=quality.ARMS, default=list(quality.ARMS))
+    pays.add_argument("--arms", nargs="+", choices=[*quality.ARMS, *MINED], default=list(quality.ARMS))
     pays.add_argument(
         "--equal-compute",
         type=int,

@@ -9,6 +9,7 @@ models that rank weaknesses, the base's loss on every candidate, and one further
     perlin       textures blended in by Perlin noise (DRAEM)
     undirected   generated pairs in proportion to the real targets, any difficulty
     wasm         generated pairs for the ranked slices, within the difficulty bands
+    mined_B0 ..  a round of the loop under each mining arm, for comparing these with each other (not by default)
 
 All start from the same weights and see the same real batches, for equally many steps and crops. Everything is a call of
 some minutes whose result the ledger of the split's run keeps: the same command goes on where it was stopped.

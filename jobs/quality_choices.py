@@ -11,17 +11,26 @@ from actors.downstream import Evaluation, Fit, FitRequest
 from cdiff.config import Config
 from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
-from cdiff.types import Attempt, Gain, Outcome, Pair, Purpose, Revisions, Weakness
+from cdiff.types import Arm, Attempt, Gain, Knowledge, Outcome, Pair, Purpose, Revisions, Weakness
 from cdiff.wasm.budget import largest_remainder, quotas
 from cdiff.wasm.gains import measured_gains
 from cdiff.wasm.pool import dealt, types_of, undirected_quotas
-from cdiff.wasm.quality import Thresholds, counts, judge
+from cdiff.wasm.quality import Thresholds, counts, judge, survival_bounds
 from cdiff.wasm.weakness import rank
 
 Key = tuple[str, int]  # arm and seed
 
 CHANCE = "again"
-MADE = ("copy_paste", "undirected", "wasm")  # arms whose pairs are made and judged
+# Arms that are one round of the loop for each seed, plan and top-up included, under a mining arm each.
+MINED: dict[str, Arm] = {
+    "mined_B0": "B0",
+    "mined_B1": "B1",
+    "mined_B2": "B2",
+    "mined_B3": "B3",
+    "mined_B4": "B4",
+    "mined_B3_B1": "B3+B1",
+}
+MADE = ("copy_paste", "undirected", "wasm", *MINED)  # arms whose pairs are made and judged
 
 
 @dataclass(frozen=True)
@@ -44,12 +53,11 @@ def choices(
     """
     config, pairs = crew.config, crew.config.wasm.pairs
     chosen: dict[Key, Choice] = {}
-    ranked: dict[int, list[Weakness]] = {}
     for arm in arms:
         for seed in base:
             chosen[arm, seed] = Choice(again=int(arm == CHANCE), perlin=pairs if arm == "perlin" else 0)
     if revisions is None:
-        return chosen, ranked
+        return chosen, {}
     found = ledger.milestone("extractor") or {}
     thresholds = from_json(Thresholds, found["thresholds"])
     types = types_of(crew.dataset.all_targets(crew.train))
@@ -58,6 +66,11 @@ def choices(
         copies = crew.pool(2 * max(uniform.values()), revisions, copying(config), "pasting copies")
         for seed in base:
             chosen["copy_paste", seed] = choose(copies, types, uniform, {}, thresholds, config, seed)
+    outcomes = _outcomes(crew, ledger, list(base)) if {"wasm", *MINED} & set(arms) else {}
+    ranked = {seed: rank(rows, config.wasm.min_targets) for seed, rows in outcomes.items()}
+    for arm in (arm for arm in arms if arm in MINED):
+        for seed, rows in outcomes.items():
+            chosen[arm, seed] = _mined(crew, ledger, revisions, base[seed], ranked[seed], rows, arm, seed)
     if {"undirected", "wasm"} & set(arms):
         began = time.perf_counter()
         pool = crew.pool(config.wasm.pool, revisions, unjudged(config), "making candidates")
@@ -67,14 +80,37 @@ def choices(
         for seed in base if "undirected" in arms else ():
             chosen["undirected", seed] = choose(pool, types, uniform, {}, thresholds, config, seed)
         if "wasm" in arms:
-            outcomes = _outcomes(crew, ledger, list(base))
-            ranked = {seed: rank(rows, config.wasm.min_targets) for seed, rows in outcomes.items()}
             losses = _losses(crew, ledger, base, pool)
             gains = _probed(crew, ledger, base, pool, ranked, outcomes, thresholds)
             for seed, slices in ranked.items():
                 wanted = quotas(config.model_copy(update={"seed": seed}), slices, gains.get(seed, ()), 1)
                 chosen["wasm", seed] = choose(pool, slices, wanted, losses[seed], thresholds, config, seed)
     return chosen, ranked
+
+
+def _mined(
+    crew: Crew,
+    ledger: Ledger,
+    revisions: Revisions,
+    segmenter: str,
+    slices: Sequence[Weakness],
+    outcomes: Sequence[Outcome],
+    arm: str,
+    seed: int,
+) -> Choice:
+    """A round of the loop under one mining arm. All arms of a seed plan the same references, backgrounds and poses."""
+    config = crew.config
+    config = config.model_copy(
+        update={"seed": seed, "wasm": config.wasm.model_copy(update={"arm": MINED[arm]})}
+    )
+    known = Knowledge(tuple(slices), bounds=survival_bounds(outcomes, config))
+    name = f"adapted:{arm}:{seed}"
+    if ledger.milestone(name) is None:
+        adapted = crew.adapt(known, outcomes, 1, revisions, segmenter, config)
+        ledger.record(name, revisions=adapted)
+    found = from_json(Revisions, (ledger.milestone(name) or {})["revisions"])
+    pairs = crew.make_pairs(known, 1, found, config)
+    return Choice(tuple(pair for pair in pairs if pair.kept), counts=counts(pairs))
 
 
 def choose(

@@ -19,6 +19,12 @@ WHAT = {
     "perlin": "textures blended in by Perlin noise",
     "undirected": "generated pairs in proportion to the real targets",
     "wasm": "generated pairs aimed at weaknesses",
+    "mined_B0": "a round of the loop: random seeds",
+    "mined_B1": "a round of the loop: best of K",
+    "mined_B2": "a round of the loop: noise miner",
+    "mined_B3": "a round of the loop: difficulty token",
+    "mined_B4": "a round of the loop: gradient",
+    "mined_B3_B1": "a round of the loop: difficulty token and best of K",
 }
 NAMES = {
     "pixel_ap": "pixel AP",
