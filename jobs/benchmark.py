@@ -4,6 +4,7 @@
     python jobs/benchmark.py loop --config configs/mvtec.yaml --data DIR --seeds 0 1 2 --out FILE
 
 quality   control arms (real only, copy-paste, Perlin, undirected, aimed) at equal pairs and steps, with intervals and a page
+safe      what SAFE makes of categories that the generator never saw, against plain pooling
 loop      the whole loop against real photos alone; --oracle adds fresh samples (demo data only)
 
 Everything else is as for jobs/loop.py: --config, --data, --groups, --home, settings. The same command goes on where it was
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cdiff.errors import CdiffError
-from jobs import loop_gain, quality, quality_report
+from jobs import loop_gain, quality, quality_report, safe_check
 from jobs.quality_choices import MINED
 
 
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     pays.add_argument("--most-fits", type=int, default=0, help="bound of such an arm's fits; 0: none")
     pays.add_argument("--look", choices=["test", "validation"], default="test", help="photos that are scored")
+    safe_check.add_options(kinds.add_parser("safe", help="SAFE on categories that the generator never saw"))
     for kind in (loop, pays):
         kind.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
         kind.add_argument("--out", type=Path, required=True, help="JSON file to write")
@@ -66,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
         about = _about(told)
         if args.kind == "loop":
             found, line = loop_gain.run(rest, args.seeds, args.oracle)
+            result = about | found
+        elif args.kind == "safe":
+            found, line = safe_check.run(rest, args.unseen, args.pairs)
             result = about | found
         else:
             result, line = quality_report.run(rest, args, about)

@@ -1,0 +1,206 @@
+"""Does SAFE know targets that it never saw? Called by `jobs/benchmark.py safe`.
+
+One generator is trained on all categories but the unseen ones. Then, without training anything:
+
+    seen       one photo of every type was held out: its targets, on their own photo and pasted elsewhere, described by SAFE and
+               by plain pooling of the same encoder (cdiff.evaluation.scenes)
+    unseen     the same for the targets of each unseen category, and pairs made with their tokens on that category's photos:
+               share that the gate finds valid, and how well each mask agrees with the one read from its image
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from cdiff.config import Config
+from cdiff.config_file import dump_config, load_config
+from cdiff.data.dataset import Dataset
+from cdiff.data.formats import read_sources
+from cdiff.data.store import Run, create_run, home_folder
+from cdiff.errors import DataError
+from cdiff.evaluation.scenes import describe_scenes
+from cdiff.generator.model import Generator
+from cdiff.generator.placement import cut_off, draw_pose, frame_of, repaint_pose
+from cdiff.generator.training import train_generator
+from cdiff.types import Attempt, Pose, Purpose, Revisions, Target, content_hash
+from cdiff.wasm.budget import Stock
+from cdiff.wasm.calibration import calibrate
+from cdiff.wasm.mining import Miners
+from cdiff.wasm.pool import plan_pool, types_of
+from cdiff.wasm.production import produce_shard
+from cdiff.wasm.quality import VALID, judge
+
+ENOUGH = 3  # photos of a type from which one is held out
+
+
+def run(arguments: Sequence[str], unseen: Sequence[str], pairs: int) -> tuple[dict[str, Any], str]:
+    """One object and one line for a person.
+
+    Args:
+        arguments: `--data` (repeated), `--config`, `--home` and settings, as of jobs/loop.py.
+        unseen: categories that the generator does not see. pairs: candidates per type of these.
+    Raises:
+        DataError: a category that is not in the data, or nothing is left to train on.
+    """
+    args = _parser().parse_intermixed_args(list(arguments))
+    config = load_config(args.config, [*args.overrides, "wasm.arm=B0"])
+    torch.set_num_threads(config.resources.threads)
+    dataset = Dataset(read_sources(args.data, None, config.data), config.data)
+    known = {sample.category for sample in dataset.samples}
+    if missing := sorted(set(unseen) - known):
+        raise DataError(
+            f"no category {', '.join(missing)} in the data; there are {', '.join(sorted(known))}."
+        )
+    learned, held = _divided(dataset, unseen)
+    if not learned:
+        raise DataError("every category is unseen: nothing is left to train the generator on.")
+    home = home_folder(args.home)
+    name = f"safe-{content_hash([dump_config(config), [t.target_id for t in learned]])[:8]}"
+    run_folder = create_run(home, name, dump_config(config), _Splits(content_hash(sorted(known))))
+    generator = _trained(dataset, learned, config, run_folder)
+    rng = np.random.default_rng([config.seed, 51])
+    photos = [sample.sample_id for sample in dataset.samples if sample.category not in unseen]
+    result: dict[str, Any] = {
+        "run": name,
+        "trained_on": {"categories": sorted(known - set(unseen)), "targets": len(learned)},
+        "generator_steps": config.generator.steps,
+        "seen": describe_scenes(generator, dataset, held, photos, rng).summary() if len(held) > 1 else None,
+        "held_out_targets": len(held),
+        "unseen": {c: _unseen(generator, dataset, c, config, run_folder, pairs, rng) for c in unseen},
+    }
+    told = {c: found["pairs"] for c, found in result["unseen"].items()}
+    return result, "; ".join(
+        f"{c}, never seen: {v['valid_share']:.0%} of {v['made']} valid, label IoU {v['label_iou']:.2f}"
+        for c, v in told.items()
+    )
+
+
+class _Splits:
+    """The identity of the data, for the run folder."""
+
+    def __init__(self, hash: str) -> None:
+        self.hash = hash
+
+
+def _parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(prog="python jobs/benchmark.py safe")
+    out.add_argument("overrides", nargs="*", metavar="section.key=value")
+    out.add_argument("--config")
+    out.add_argument("--data", action="append", required=True)
+    out.add_argument("--home")
+    return out
+
+
+def _divided(dataset: Dataset, unseen: Sequence[str]) -> tuple[list[Target], list[Target]]:
+    """Targets that train, and those of one held-out photo of every type with enough photos."""
+    learned, held = [], []
+    photos: dict[tuple[str, ...], list[str]] = {}
+    for sample in dataset.samples:
+        if not sample.is_normal and sample.category not in unseen:
+            photos.setdefault((sample.category, *sample.types), []).append(sample.sample_id)
+    for ids in photos.values():
+        last = ids[-1:] if len(ids) >= ENOUGH else []
+        held += dataset.all_targets(last)
+        learned += dataset.all_targets([name for name in ids if name not in last])
+    return learned, held
+
+
+def _trained(dataset: Dataset, targets: list[Target], config: Config, run_folder: Run) -> Generator:
+    """The generator of this run; a run that was stopped goes on from its last checkpoint."""
+    mark = run_folder.path / "generator.txt"
+    if not mark.exists():
+        photos = sorted({target.sample_id for target in targets})
+        with tqdm(total=config.generator.steps, desc="training the generator", unit="step") as bar:
+            found = train_generator(
+                dataset,
+                targets,
+                photos,
+                config,
+                run_folder.checkpoints,
+                lambda at, _, __: bar.update(at - bar.n),
+            )
+        mark.write_text(found.revision, encoding="utf-8")
+    return Generator.load(run_folder.checkpoint(mark.read_text(encoding="utf-8")))
+
+
+def _unseen(
+    generator: Generator,
+    dataset: Dataset,
+    category: str,
+    config: Config,
+    run_folder: Run,
+    pairs: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    own = [sample for sample in dataset.samples if sample.category == category]
+    normals = [sample.sample_id for sample in own if sample.is_normal]
+    ids = [sample.sample_id for sample in own]
+    targets = dataset.all_targets(ids)
+    scenes = describe_scenes(generator, dataset, targets, normals or ids, rng).summary()
+    attempts = _made(generator, dataset, targets, normals or ids, config, run_folder, pairs)
+    limits = calibrate(generator, dataset, [], [target.target_id for target in targets], config)
+    wanted: dict[tuple[str, Purpose], int] = {(w.slice.name, "uniform"): pairs for w in types_of(targets)}
+    verdicts = judge(attempts, wanted, limits, config, last=True)
+    valid = sum(pair.kept or pair.reason in VALID for pair in verdicts)
+    reasons = [pair.reason or "kept" for pair in verdicts]
+    return {
+        "targets": len(targets),
+        **scenes,
+        "pairs": {
+            "made": len(verdicts),
+            "valid_share": valid / len(verdicts),
+            "label_iou": float(np.mean([attempt.measure("label_iou") for attempt in attempts])),
+            "reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        },
+    }
+
+
+def _made(
+    generator: Generator,
+    dataset: Dataset,
+    targets: Sequence[Target],
+    photos: Sequence[str],
+    config: Config,
+    run_folder: Run,
+    pairs: int,
+) -> list[Attempt]:
+    """`pairs` candidates for each type of one category, on its photos."""
+    bank = generator.bank(dataset, list(targets))
+    by_id = {target.target_id: target for target in targets}
+    frames = {name: frame_of(dataset.image(name)) for name in {*photos, *(t.sample_id for t in targets)}}
+    ends = {
+        t.target_id for t in targets if cut_off(dataset.image(t.sample_id), dataset.target_mask(t.target_id))
+    }
+
+    def propose(reference: str, background: str, rng: np.random.Generator) -> Pose:
+        target, margin = by_id[reference], config.generator.margin
+        if background == target.sample_id:
+            return repaint_pose(target, margin, rng)
+        occupied = [other.box for other in dataset.targets(background)]
+        places = frames[target.sample_id], frames[background]
+        return draw_pose(target, *places, occupied, config.sampling, margin, rng)
+
+    groups = {name: dataset.sample(name).group for name in photos}
+    stock = Stock(by_id, {targets[0].category: list(photos)}, groups, propose, ends)
+    plan = plan_pool(stock, config, pairs, Revisions(generator.revision, bank.revision))
+    size, out = config.wasm.shard, []
+    for first in tqdm(range(0, len(plan), size), desc=f"making {targets[0].category}", unit="shard"):
+        shard = plan[first : first + size]
+        out += produce_shard(shard, run_folder, generator, bank, Miners(), dataset, config)
+    return out
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `jobs/benchmark.py safe`, beside those of every benchmark."""
+    parser.add_argument(
+        "--unseen", nargs="+", required=True, metavar="CATEGORY", help="categories that do not train"
+    )
+    parser.add_argument("--pairs", type=int, default=40, help="candidates per type of an unseen category")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")

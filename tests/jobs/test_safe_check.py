@@ -1,0 +1,68 @@
+"""SAFE on a category that the generator never saw, with a tiny generator."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cdiff.errors import DataError
+from jobs.safe_check import run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two MVTec categories: dark pits and bright bars on grey."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for category in ("metal", "wood"):
+        for kind, count in (("pit", 4), ("bar", 4), ("good", 3)):
+            for number in range(count):
+                image, mask = (
+                    rng.integers(90, 150, (72, 72, 3)).astype(np.uint8),
+                    np.zeros((72, 72), np.uint8),
+                )
+                y, x = rng.integers(15, 45, 2)
+                if kind == "pit":
+                    mask[y : y + 14, x : x + 14] = 255
+                    image[mask > 0] = 20
+                elif kind == "bar":
+                    mask[y : y + 5, x : x + 24] = 255
+                    image[mask > 0] = 235
+                folder = root / category / ("train/good" if kind == "good" else f"test/{kind}")
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(folder / f"{number:03d}.png")
+                if kind != "good":
+                    masks = root / category / "ground_truth" / kind
+                    masks.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(mask).save(masks / f"{number:03d}_mask.png")
+    return root
+
+
+@pytest.fixture
+def arguments(data, tmp_path, tiny_overrides):
+    folders = [word for name in ("metal", "wood") for word in ("--data", str(data / name))]
+    return [*folders, "--home", str(tmp_path), *tiny_overrides, "wasm.shard=4"]
+
+
+def test_pairs_and_scenes_of_an_unseen_category_are_measured(arguments):
+    result, line = run(arguments, ["wood"], pairs=4)
+    assert result["trained_on"] == {
+        "categories": ["metal"],
+        "targets": 6,
+    }  # one photo of each type is held out
+    assert result["held_out_targets"] == 2
+    unseen = result["unseen"]["wood"]
+    assert unseen["targets"] == 8 and unseen["pairs"]["made"] == 8
+    assert 0 <= unseen["pairs"]["valid_share"] <= 1 and 0 <= unseen["pairs"]["label_iou"] <= 1
+    assert sum(unseen["pairs"]["reasons"].values()) == 8
+    for found in (result["seen"], unseen):
+        assert set(found) >= {"safe", "plain"}
+        assert -1 <= found["safe"]["likeness"] <= 2
+    assert "wood, never seen" in line
+    again, _ = run(arguments, ["wood"], pairs=4)  # nothing is trained or made anew
+    assert again == result
+
+
+def test_an_unknown_category_is_named_with_those_that_are_there(arguments):
+    with pytest.raises(DataError, match="no category glass in the data; there are metal, wood"):
+        run(arguments, ["glass"], pairs=1)
+    with pytest.raises(DataError, match="nothing is left to train"):
+        run(arguments, ["metal", "wood"], pairs=1)
