@@ -62,9 +62,9 @@ class CoordinatorActor:
             further=negative_quotas(known.alarms, config),
         )
 
-    def plan_pool(self, config: Config, per_type: int, revisions: Revisions) -> list[Assignment]:
+    def plan_pool(self, config: Config, per_type: int, revisions: Revisions, wave: int) -> list[Assignment]:
         """Candidates for every type, that several arms choose from."""
-        return plan_pool(self.stock, config, per_type, revisions)
+        return plan_pool(self.stock, config, per_type, revisions, wave)
 
     def judge(
         self,

@@ -28,6 +28,7 @@ from actors.extractor import ExtractorActor
 from actors.generator import GeneratorActor
 from actors.group import ActorGroup
 from actors.resources import actor_options, code_hash, preflight
+from actors.shelf import data_key
 from cdiff.config import Config
 from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
@@ -190,7 +191,7 @@ class Crew:
         if not (arm.startswith("B3") or arm.endswith("B2")):
             return revisions
         plan = self._coordinator().call("plan", known, number, revisions, config)
-        tasks = [assignment.task for assignment in plan[:_MINED]]
+        tasks = [assignment.task for assignment in plan if assignment.purpose != "negative"][:_MINED]
         with self._bar(f"round {number}: adapting {arm}", self.generators) as watch:
             seed = config.seed + number
             return self.generators.call("adapt", tasks, list(outcomes), seed, watch=watch)
@@ -230,7 +231,13 @@ class Crew:
     def _train(self, targets: list[str], photos: list[str]) -> dict[str, Any]:
         """Train the generator, or take the one of an earlier run with the same photos, settings and code."""
         key = content_hash(
-            [self.manifest.hash, targets, self.config.generator.model_dump(), self.config.safe.model_dump()]
+            [
+                data_key(self.dataset, self.train),
+                targets,
+                photos,
+                self.config.generator.model_dump(),
+                self.config.safe.model_dump(),
+            ]
         )
         shelf = self.run.home / "generators" / f"{key}-{code_hash('cdiff/generator', 'cdiff/safe')}"
         if shelf.is_dir():
@@ -271,9 +278,11 @@ class Crew:
                 bar.update()
         return {name: from_json(kind, (ledger.milestone(name) or {})["result"]) for name in work}
 
-    def pool(self, per_type: int, revisions: Revisions, config: Config, label: str) -> list[Attempt]:
-        """Candidates for every type, made as the given configuration says; shards that are there are only read."""
-        plan = self._coordinator().call("plan_pool", config, per_type, revisions)
+    def pool(
+        self, per_type: int, revisions: Revisions, config: Config, wave: int, label: str
+    ) -> list[Attempt]:
+        """A wave of candidates for every type, made as the configuration says; shards that are there are only read."""
+        plan = self._coordinator().call("plan_pool", config, per_type, revisions, wave)
         return self._generate(plan, label)
 
     def _generate(self, plan: Sequence[Assignment], label: str) -> list[Attempt]:

@@ -77,7 +77,7 @@ class DownstreamActor:
         """Fit a segmenter as requested and store it. Equal requests give equal weights: what another run fitted is taken."""
         began = time.perf_counter()
         config = self.config.downstream
-        key = fit_key(request, self.dataset, config)
+        key = fit_key(request, self.dataset, self.config)
         known = taken_fit(self.run, key)
         if known is not None:
             return from_json(Fit, known)
@@ -190,9 +190,7 @@ class DownstreamActor:
     def _perlin(self, request: FitRequest) -> list[TrainingItem]:
         if not request.perlin:
             return []
-        ids = request.sample_ids
-        normals = [i for i in ids if self.dataset.sample(i).is_normal] or list(ids)
-        pairs = perlin_pairs(self.dataset, normals, ids, request.perlin, request.seed)
+        pairs = perlin_pairs(self.dataset, request.sample_ids, request.perlin, request.seed)
         return [synthetic_item(image, mask, self.config.downstream) for image, mask in pairs]
 
     def _loss(self, model: torch.nn.Module, attempt: Attempt) -> float:

@@ -8,7 +8,7 @@ from actors.resources import set_threads
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.store import Run
-from cdiff.evaluation.fidelity import coverage, kid, standardised
+from cdiff.evaluation.fidelity import by_kind, coverage, kid, standardised
 from cdiff.generator.model import Generator
 from cdiff.generator.placement import Frame, cut_off, frame_of
 from cdiff.types import Attempt
@@ -53,9 +53,10 @@ class ExtractorActor:
     def fidelity(
         self, revision: str, target_ids: list[str], attempts: list[Attempt]
     ) -> dict[str, float | None]:
-        """Distance and coverage of made targets against real ones that the generator never saw."""
+        """Distance and coverage of made targets against real ones that the generator never saw, means over types."""
         generator = Generator.load(self.run.checkpoint(revision), self.config.resources.device)
         targets = [self.dataset.target(target_id) for target_id in target_ids]
         made = pair_features(generator, self.run, attempts, self.config)
         real, made = standardised(real_features(generator, self.dataset, targets), made)
-        return {"kid": kid(real, made), "coverage": coverage(real, made)}
+        kinds = [f"{t.category}/{t.type}" for t in targets], [f"{a.category}/{a.type}" for a in attempts]
+        return {"kid": by_kind(kid, real, made, kinds), "coverage": by_kind(coverage, real, made, kinds)}

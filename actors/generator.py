@@ -54,11 +54,11 @@ class GeneratorActor:
         revisions = shard[0].task.revisions
         generator, bank = self._generator(revisions)
         name = shard_name(shard)
-        take_shard(self.run, name, shard)
+        take_shard(self.run, name, shard, self.config)
         attempts = produce_shard(
             shard, self.run, generator, bank, self._miners(revisions), self.dataset, self.config
         )
-        shelve_shard(self.run, name, shard)
+        shelve_shard(self.run, name, shard, self.config)
         return attempts
 
     def adapt(self, tasks: list[GenerationTask], outcomes: list[Outcome], seed: int) -> Revisions:

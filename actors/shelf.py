@@ -1,44 +1,72 @@
 """What other runs of one home made already and this one would make again, byte for byte: fits, and candidates that nobody judged.
 
     HOME/shelf/fits/KEY/      a segmenter's revision folder and fit.json
-    HOME/shelf/shards/CODE/   Parquet shards with their COMMIT
+    HOME/shelf/shards/KEY/    Parquet shards with their COMMIT
 
-A key holds all that decides the result: the code, the photos' checksums, the settings and the request. So a benchmark that is
+A key holds what decides the result: the code, photos and masks, the settings, the request, PyTorch and its threads. So a benchmark that is
 run again with another budget fits anew only what the budget changes. The folder can be deleted at any time.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from actors.resources import code_hash
-from cdiff.config import DownstreamConfig
+from cdiff.config import Config, DownstreamConfig
 from cdiff.data.dataset import Dataset
 from cdiff.data.store import Run, shard_committed, shard_files
-from cdiff.types import Assignment, content_hash
+from cdiff.types import Assignment, Sample, content_hash
 
 if TYPE_CHECKING:
     from actors.downstream import Fit, FitRequest
 
 BUILT_IN = DownstreamConfig().factory
+_CODE = code_hash()  # at import: the files may change while this process lives
 
 
-def fit_key(request: FitRequest, dataset: Dataset, config: DownstreamConfig) -> str:
+def fit_key(request: FitRequest, dataset: Dataset, config: Config) -> str:
     """Name of a fit on the shelf; "" for one with a user's own network or weights, whose code no key knows."""
-    if config.factory != BUILT_IN or config.weights:
+    if config.downstream.factory != BUILT_IN or config.downstream.weights:
         return ""
-    photos = [dataset.sample(sample_id).checksum for sample_id in request.sample_ids]
     pairs = sorted(pair.task_id for pair in request.pairs)
     asked = asdict(replace(request, sample_ids=(), pairs=()))
-    settings = config.model_dump(exclude={"base_steps", "steps", "fold_share"})  # the request names its steps
-    code = code_hash("cdiff/downstream", "cdiff/data", "cdiff/generator")
-    return content_hash([code, photos, list(request.sample_ids), pairs, asked, settings])
+    settings = config.downstream.model_dump(
+        exclude={"base_steps", "steps", "fold_share"}
+    )  # the request names its steps
+    return content_hash([_made_by(config), data_key(dataset, request.sample_ids), pairs, asked, settings])
+
+
+def data_key(dataset: Dataset, sample_ids: Iterable[str]) -> str:
+    """Hash of photos, masks and types: whoever corrects an annotation gets nothing that was made before."""
+    return content_hash([_content(dataset.sample(sample_id)) for sample_id in sample_ids])
+
+
+@cache
+def _content(sample: Sample) -> list[Any]:
+    masks = [hashlib.sha256(Path(file.path).read_bytes()).hexdigest() for file in sample.masks]
+    return [
+        sample.sample_id,
+        sample.checksum,
+        sample.types,
+        sample.group,
+        masks,
+        [f.types for f in sample.masks],
+    ]
+
+
+def _made_by(config: Config) -> list[Any]:
+    """Code as this process imported it, and what else rounds otherwise."""
+    return [_CODE, torch.__version__, config.resources.threads, config.resources.device]
 
 
 def taken_fit(run: Run, key: str) -> dict[str, Any] | None:
@@ -63,21 +91,21 @@ def shelve_fit(run: Run, key: str, fit: Fit) -> None:
     _renamed(temporary, folder)
 
 
-def take_shard(run: Run, name: str, shard: Sequence[Assignment]) -> None:
+def take_shard(run: Run, name: str, shard: Sequence[Assignment], config: Config) -> None:
     """Bring a shard of candidates into the run, if an equal one was made in another."""
     if not _unjudged(shard) or shard_committed(run, name):
         return
-    source = Run(_shards(run))
+    source = Run(_shards(run, config))
     if shard_committed(source, name):
         for here, there in zip(shard_files(source, name), shard_files(run, name), strict=True):
             _copied(here, there)
 
 
-def shelve_shard(run: Run, name: str, shard: Sequence[Assignment]) -> None:
+def shelve_shard(run: Run, name: str, shard: Sequence[Assignment], config: Config) -> None:
     """Put a shard of candidates on the shelf; its COMMIT last."""
-    if not _unjudged(shard) or shard_committed(Run(_shards(run)), name):
+    if not _unjudged(shard) or shard_committed(Run(_shards(run, config)), name):
         return
-    for here, there in zip(shard_files(run, name), shard_files(Run(_shards(run)), name), strict=True):
+    for here, there in zip(shard_files(run, name), shard_files(Run(_shards(run, config)), name), strict=True):
         _copied(here, there)
 
 
@@ -85,10 +113,10 @@ def _unjudged(shard: Iterable[Assignment]) -> bool:
     return all(a.task.recipe.arm == "B0" and not a.task.revisions.segmenter for a in shard)
 
 
-def _shards(run: Run) -> Path:
-    return (
-        run.home / "shelf" / "shards" / code_hash("cdiff/generator", "cdiff/safe", "cdiff/wasm", "cdiff/data")
-    )
+def _shards(run: Run, config: Config) -> Path:
+    """Tasks name the weights that they depend on; how crops are cut stands in the settings alone."""
+    settings = config.generator.model_dump(), config.safe.model_dump(), config.data.model_dump()
+    return run.home / "shelf" / "shards" / content_hash([_made_by(config), *settings])
 
 
 def _copied(source: Path, target: Path) -> None:

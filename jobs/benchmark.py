@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped; the same command goes on from what is measured", file=sys.stderr)
         return 130
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    args.out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print(f"{line}\nwritten    {args.out}")
     return 0
 

@@ -30,7 +30,7 @@ from cdiff.evaluation.report import Picture, ReportContent, write_report
 from cdiff.generator.paste import cut
 from cdiff.tracking import Tracker
 from cdiff.types import Decision, Pair, RoundResult
-from cdiff.wasm.quality import VALID
+from cdiff.wasm.quality import INVALID, STOPPED
 
 if TYPE_CHECKING:
     from jobs.session import Session
@@ -219,8 +219,8 @@ def best_and_worst(dice: dict[str, float]) -> tuple[list[str], list[str]]:
 def _grids(run: Run, session: Session, pairs: Sequence[Pair]) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Grids of kept and of turned-away pairs, spread evenly over slices and reasons."""
     kept = [pair for pair in pairs if pair.kept]
-    invalid = [pair for pair in pairs if not pair.kept and pair.reason not in VALID]
-    selected = [pair for pair in pairs if pair.reason in VALID]
+    invalid = [pair for pair in pairs if pair.reason in INVALID]
+    selected = [pair for pair in pairs if not pair.kept and pair.reason not in INVALID]
     away = _spread(invalid, _SHOWN) or _spread(selected, _SHOWN)
     return _grid(run, session, _spread(kept, _SHOWN)), _grid(run, session, away)
 
@@ -277,10 +277,11 @@ def _by_reason(pairs: Sequence[Pair]) -> dict[str, int]:
 
 
 def _valid_share(ledger: Ledger) -> float | None:
-    """Share of all candidates that passed every validity check, whether they were needed or not."""
+    """Share of the judged candidates that passed every validity check, whether they were needed or not."""
     pairs = [pair for result in ledger.rounds() for pair in ledger.pairs(result.round)]
-    valid = [pair for pair in pairs if pair.kept or pair.reason in VALID]
-    return len(valid) / len(pairs) if pairs else None
+    judged = [pair for pair in pairs if pair.reason != STOPPED]
+    valid = [pair for pair in judged if pair.reason not in INVALID]
+    return len(valid) / len(judged) if judged else None
 
 
 def _seconds(ledger: Ledger, real_only: Assessed) -> dict[str, float]:

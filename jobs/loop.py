@@ -51,7 +51,13 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
             validation=candidate.headline(),
             decision=decision,
             seconds=seconds.all(),
-            gains=crew.gains(outcomes, known.weaknesses, best, candidate, kept),
+            gains=crew.gains(
+                outcomes,
+                known.weaknesses,
+                best,
+                candidate,
+                ledger.kept_pairs(since=ledger.best_round()) + kept,
+            ),
         )
         ledger.commit_round(result, pairs)
         best = candidate if decision.stands else best

@@ -28,7 +28,7 @@ from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run
 from cdiff.errors import ConfigError
 from cdiff.evaluation.tally import Tally
-from cdiff.types import Revisions, Weakness
+from cdiff.types import Revisions
 from jobs.quality_choices import MADE, Choice, Key, choices
 
 ARMS = ("real_only", "again", "copy_paste", "perlin", "undirected", "wasm")
@@ -48,7 +48,7 @@ class SplitResult:
     choices: dict[Key, Choice] = field(default_factory=dict)
     validation: dict[Key, Evaluation] = field(default_factory=dict)
     scores: dict[Key, Evaluation] = field(default_factory=dict)  # on the photos that were asked for
-    weaknesses: dict[int, list[Weakness]] = field(default_factory=dict)
+    revisions: dict[Key, str] = field(default_factory=dict)  # of the fitted models
     fidelity: dict[Key, dict[str, float | None]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     look: str = "test"
@@ -57,7 +57,8 @@ class SplitResult:
 
     def tally(self, arm: str, seed: int, swapped: bool = False) -> Tally:
         """Pixel counts of an arm's model."""
-        return Tally.load(self.run.tally(_tally_name(self.look, arm, seed) + "-swapped" * swapped))
+        name = _tally_name(self.look, self.revisions[arm, seed])
+        return Tally.load(self.run.tally(name + "-swapped" * swapped))
 
 
 def measure_split(
@@ -91,7 +92,7 @@ def measure_split(
     )
     revisions = crew.prepare(ledger) if set(arms) & set(MADE) else None
     base = _bases(crew, ledger, seeds)
-    result.choices, result.weaknesses = choices(crew, ledger, revisions, base, arms)
+    result.choices = choices(crew, ledger, revisions, base, arms)
     requests = {key: _request(crew, key[1], base, choice) for key, choice in result.choices.items()}
     fits = _fit(crew, ledger, "fit", requests, f"split {split}: fitting arms")
     result.seconds = _seconds(ledger, config, fits)
@@ -159,25 +160,21 @@ def _request(crew: Crew, seed: int, base: Mapping[int, str], choice: Choice) -> 
 def _score(crew: Crew, ledger: Ledger, result: SplitResult, fits: Mapping[Key, Fit]) -> None:
     """Score on validation, which gives the threshold of IoU; then read the test split, once per model."""
     label = f"split {result.split}: scoring on"
-    keys = list(result.choices)
+    result.revisions = {key: fit.revision for key, fit in fits.items()}
+    models = sorted(set(result.revisions.values()))
     work: dict[str, tuple[Any, ...]] = {
-        f"validation:{arm}:{seed}": (fits[arm, seed].revision, list(crew.validation), None)
-        for arm, seed in keys
+        f"validation:{model}": (model, list(crew.validation), None) for model in models
     }
     found = crew.each(ledger, "evaluate", work, Evaluation, f"{label} validation")
-    result.validation = {key: found[f"validation:{key[0]}:{key[1]}"] for key in keys}
+    known = {model: found[f"validation:{model}"] for model in models}
     ids = list(crew.manifest.ids(result.look))
     work = {
-        f"{result.look}-scores:{arm}:{seed}": (
-            fits[arm, seed].revision,
-            ids,
-            result.validation[arm, seed].threshold,
-            _tally_name(result.look, arm, seed),
-        )
-        for arm, seed in keys
+        f"{result.look}:{model}": (model, ids, known[model].threshold, _tally_name(result.look, model))
+        for model in models
     }
     found = crew.each(ledger, "weigh", work, Evaluation, f"{label} {result.look}")
-    result.scores = {key: found[f"{result.look}-scores:{key[0]}:{key[1]}"] for key in keys}
+    for key, model in result.revisions.items():
+        result.validation[key], result.scores[key] = known[model], found[f"{result.look}:{model}"]
 
 
 def _compare_features(crew: Crew, ledger: Ledger, revisions: Revisions, result: SplitResult) -> None:
@@ -185,6 +182,8 @@ def _compare_features(crew: Crew, ledger: Ledger, revisions: Revisions, result: 
     real = [target.target_id for target in crew.dataset.all_targets(crew.validation)]
     for (arm, seed), choice in result.choices.items():
         name = f"fidelity:{arm}:{seed}"
+        if arm.endswith(LONG):
+            continue
         if choice.pairs and ledger.milestone(name) is None:
             attempts = [pair.attempt for pair in choice.pairs]
             ledger.record(name, result=crew.extractor.call("fidelity", revisions.generator, real, attempts))
@@ -192,14 +191,17 @@ def _compare_features(crew: Crew, ledger: Ledger, revisions: Revisions, result: 
 
 
 def _seconds(ledger: Ledger, config: Config, fits: Mapping[Key, Fit]) -> dict[str, float]:
-    """What an arm costs, in seconds of one actor.
+    """What arms cost, in seconds of one actor.
 
-    Beside its last fit, the aimed arm takes the generator's training, as many candidates as the loop would make, and the
-    fold models.
+    Beside its last fit, the aimed arm takes the generator's training, all candidates of the pool, the fold models, and the
+    probes where there are any.
     """
-    trained, pool = ledger.milestone("generator") or {}, ledger.milestone("pool") or {}
+    trained, pool = ledger.milestone("generator") or {}, ledger.milestone("pool:candidates") or {}
     downstream, wasm = config.downstream, config.wasm
-    fit = sum(f.seconds for f in fits.values()) / len(fits)
+    plain = [fit.seconds for (arm, _), fit in fits.items() if arm in PLAIN] or [
+        f.seconds for f in fits.values()
+    ]
+    fit = max(sum(plain) / len(plain), 1e-3)
     folds = (
         wasm.folds
         * downstream.fold_share
@@ -207,13 +209,15 @@ def _seconds(ledger: Ledger, config: Config, fits: Mapping[Key, Fit]) -> dict[st
         / downstream.steps
         * fit
     )
-    pairs = wasm.oversample * wasm.pairs * float(pool.get("seconds_per_pair", 0.0))
-    generator = float(trained.get("trained_in", 0.0))
-    told = {"fit": fit, "generator": generator, "folds": folds, "candidates": pairs}
-    return {name: round(v, 1) for name, v in told.items()} | {
-        "aimed_extra": round(generator + folds + pairs, 1)
+    told = {
+        "fit": fit,
+        "generator": float(trained.get("trained_in", 0.0)),
+        "folds": folds,
+        "candidates": float(pool.get("seconds", 0.0)),
+        "probes": 2 * wasm.probe_steps / downstream.steps * fit,
     }
+    return told | {"aimed_extra": sum(value for name, value in told.items() if name != "fit")}
 
 
-def _tally_name(look: str, arm: str, seed: int) -> str:
-    return f"{look}-{arm}-{seed}"
+def _tally_name(look: str, revision: str) -> str:
+    return f"{look}-{revision}"

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from actors.crew import Crew
 from actors.downstream import Evaluation, Fit, FitRequest
 from cdiff.config import Config
+from cdiff.config_file import build_config
 from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
-from cdiff.types import Arm, Attempt, Gain, Knowledge, Outcome, Pair, Purpose, Revisions, Weakness
+from cdiff.data.store import pool_seconds
+from cdiff.types import (
+    Arm,
+    Attempt,
+    Gain,
+    Knowledge,
+    Outcome,
+    Pair,
+    Purpose,
+    Revisions,
+    Weakness,
+    content_hash,
+)
 from cdiff.wasm.budget import largest_remainder, quotas
 from cdiff.wasm.gains import measured_gains
-from cdiff.wasm.pool import dealt, types_of, undirected_quotas
-from cdiff.wasm.quality import Thresholds, counts, judge, survival_bounds
+from cdiff.wasm.pool import chosen as pool_choice
+from cdiff.wasm.pool import types_of, undirected_quotas
+from cdiff.wasm.quality import Thresholds, beyond_band, counts, survival_bounds
 from cdiff.wasm.weakness import rank
 
 Key = tuple[str, int]  # arm and seed
 
+WAVES = 4  # of a pool, at most
+_JUDGED = 200  # candidates per call
 CHANCE = "again"
 # Arms that are one round of the loop for each seed, plan and top-up included, under a mining arm each.
 MINED: dict[str, Arm] = {
@@ -41,12 +56,22 @@ class Choice:
     perlin: int = 0
     again: int = 0
     counts: tuple[tuple[str, str, int], ...] = ()  # (slice, reason or "kept", how many)
+    beyond_band: int = 0  # kept pairs whose difficulty lies outside the band that was wanted
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an arm and seed ask of a pool."""
+
+    slices: Sequence[Weakness]
+    quotas: Mapping[tuple[str, Purpose], int]
+    judge: str = ""  # revision of the segmenter whose loss is difficulty; "": nobody judges
 
 
 def choices(
     crew: Crew, ledger: Ledger, revisions: Revisions | None, base: Mapping[int, str], arms: Sequence[str]
-) -> tuple[dict[Key, Choice], dict[int, list[Weakness]]]:
-    """The choice of every arm and seed, and each seed's slices, weakest first.
+) -> dict[Key, Choice]:
+    """The choice of every arm and seed.
 
     Args:
         base: revision of each seed's model of real photos alone.
@@ -57,35 +82,63 @@ def choices(
         for seed in base:
             chosen[arm, seed] = Choice(again=int(arm == CHANCE), perlin=pairs if arm == "perlin" else 0)
     if revisions is None:
-        return chosen, {}
+        return chosen
     found = ledger.milestone("extractor") or {}
     thresholds = from_json(Thresholds, found["thresholds"])
     types = types_of(crew.dataset.all_targets(crew.train))
     uniform = undirected_quotas(types, pairs)
+    seeds = list(base)
     if "copy_paste" in arms:
-        copies = crew.pool(2 * max(uniform.values()), revisions, copying(config), "pasting copies")
-        for seed in base:
-            chosen["copy_paste", seed] = choose(copies, types, uniform, {}, thresholds, config, seed)
+        wanted = {("copy_paste", seed): Wanted(types, uniform) for seed in seeds}
+        own, per_type = copying(config), 2 * max(uniform.values())
+        chosen |= _from_pool(crew, ledger, revisions, own, per_type, wanted, thresholds, "copies")
     outcomes = _outcomes(crew, ledger, list(base)) if {"wasm", *MINED} & set(arms) else {}
     ranked = {seed: rank(rows, config.wasm.min_targets) for seed, rows in outcomes.items()}
     for arm in (arm for arm in arms if arm in MINED):
         for seed, rows in outcomes.items():
             chosen[arm, seed] = _mined(crew, ledger, revisions, base[seed], ranked[seed], rows, arm, seed)
-    if {"undirected", "wasm"} & set(arms):
-        began = time.perf_counter()
-        pool = crew.pool(config.wasm.pool, revisions, unjudged(config), "making candidates")
-        if ledger.milestone("pool") is None:
-            taken = (time.perf_counter() - began) * config.resources.generators / len(pool)
-            ledger.record("pool", seconds_per_pair=taken, candidates=len(pool))
-        for seed in base if "undirected" in arms else ():
-            chosen["undirected", seed] = choose(pool, types, uniform, {}, thresholds, config, seed)
-        if "wasm" in arms:
-            losses = _losses(crew, ledger, base, pool)
-            gains = _probed(crew, ledger, base, pool, ranked, outcomes, thresholds)
-            for seed, slices in ranked.items():
-                wanted = quotas(config.model_copy(update={"seed": seed}), slices, gains.get(seed, ()), 1)
-                chosen["wasm", seed] = choose(pool, slices, wanted, losses[seed], thresholds, config, seed)
-    return chosen, ranked
+    wanted = {("undirected", seed): Wanted(types, uniform) for seed in seeds if "undirected" in arms}
+    own, per_type = unjudged(config), config.wasm.pool
+    if "wasm" in arms:
+        gains = _probed(crew, ledger, revisions, base, ranked, outcomes, thresholds)
+        for seed, slices in ranked.items():
+            seeded = config.model_copy(update={"seed": seed})
+            quota = quotas(seeded, slices, gains.get(seed, ()), 1)
+            wanted["wasm", seed] = Wanted(slices, quota, judge=base[seed])
+    if wanted:
+        chosen |= _from_pool(crew, ledger, revisions, own, per_type, wanted, thresholds, "candidates")
+    return chosen
+
+
+def _from_pool(
+    crew: Crew,
+    ledger: Ledger,
+    revisions: Revisions,
+    config: Config,
+    per_type: int,
+    wanted: Mapping[Key, Wanted],
+    thresholds: Thresholds,
+    label: str,
+) -> dict[Key, Choice]:
+    """What each arm and seed takes from one pool. While one lacks pairs, the pool gets a further wave, WAVES at most."""
+    pool: list[Attempt] = []
+    found: dict[Key, Choice] = {}
+    for wave in range(WAVES):
+        pool += crew.pool(per_type, revisions, config, wave, f"making {label}, wave {wave + 1}")
+        found = {}
+        for (arm, seed), asked in wanted.items():
+            losses = _losses(crew, ledger, asked.judge, pool, label) if asked.judge else {}
+            pairs = pool_choice(pool, asked.slices, asked.quotas, losses, thresholds, crew.config, seed)
+            found[arm, seed] = _kept(pairs, crew.config)
+        if all(len(found[key].pairs) >= sum(asked.quotas.values()) for key, asked in wanted.items()):
+            break
+    ledger.record(f"pool:{label}", candidates=len(pool), seconds=pool_seconds(crew.run, pool))
+    return found
+
+
+def _kept(pairs: Sequence[Pair], config: Config) -> Choice:
+    kept = tuple(pair for pair in pairs if pair.kept)
+    return Choice(kept, counts=counts(pairs), beyond_band=sum(beyond_band(pairs, config).values()))
 
 
 def _mined(
@@ -100,37 +153,22 @@ def _mined(
 ) -> Choice:
     """A round of the loop under one mining arm. All arms of a seed plan the same references, backgrounds and poses."""
     config = crew.config
-    config = config.model_copy(
-        update={"seed": seed, "wasm": config.wasm.model_copy(update={"arm": MINED[arm]})}
-    )
+    values = config.model_dump()
+    config = build_config({**values, "seed": seed, "wasm": {**values["wasm"], "arm": MINED[arm]}})
     known = Knowledge(tuple(slices), bounds=survival_bounds(outcomes, config))
     name = f"adapted:{arm}:{seed}"
     if ledger.milestone(name) is None:
         adapted = crew.adapt(known, outcomes, 1, revisions, segmenter, config)
         ledger.record(name, revisions=adapted)
     found = from_json(Revisions, (ledger.milestone(name) or {})["revisions"])
-    pairs = crew.make_pairs(known, 1, found, config)
-    return Choice(tuple(pair for pair in pairs if pair.kept), counts=counts(pairs))
-
-
-def choose(
-    pool: Sequence[Attempt],
-    slices: Sequence[Weakness],
-    wanted: Mapping[tuple[str, Purpose], int],
-    losses: Mapping[str, float],
-    thresholds: Thresholds,
-    config: Config,
-    seed: int,
-) -> Choice:
-    """The pool's candidates that the gate keeps for the quotas of one arm and seed."""
-    pairs = judge(dealt(pool, slices, wanted, losses, seed), wanted, thresholds, config, last=True)
-    return Choice(tuple(pair for pair in pairs if pair.kept), counts=counts(pairs))
+    return _kept(crew.make_pairs(known, 1, found, config), config)
 
 
 def copying(config: Config) -> Config:
     """The configuration under which a task pastes the real target and its mask as they are."""
     sampling = config.sampling.model_copy(update={"start_strength": 0.0, "mode": "given_mask"})
-    return unjudged(config).model_copy(update={"sampling": sampling})
+    wasm = unjudged(config).wasm.model_copy(update={"start_strengths": ()})
+    return config.model_copy(update={"sampling": sampling, "wasm": wasm})
 
 
 def unjudged(config: Config) -> Config:
@@ -151,8 +189,8 @@ def _outcomes(crew: Crew, ledger: Ledger, seeds: Sequence[int]) -> dict[int, lis
 def _probed(
     crew: Crew,
     ledger: Ledger,
+    revisions: Revisions,
     base: Mapping[int, str],
-    pool: Sequence[Attempt],
     ranked: Mapping[int, list[Weakness]],
     outcomes: Mapping[int, list[Outcome]],
     thresholds: Thresholds,
@@ -164,18 +202,18 @@ def _probed(
     config, steps = crew.config, crew.config.wasm.probe_steps
     if not steps:
         return {}
-    even: dict[int, Choice] = {}
+    wanted: dict[Key, Wanted] = {}
+    for seed, slices in ranked.items():
+        parts = largest_remainder(config.wasm.pairs, [1.0] * len(slices))
+        named = zip(slices, parts, strict=True)
+        wanted["probe", seed] = Wanted(slices, {(w.slice.name, "uniform"): n for w, n in named})
+    own = unjudged(config)
+    even = _from_pool(crew, ledger, revisions, own, config.wasm.pool, wanted, thresholds, "candidates")
     work: dict[str, tuple[FitRequest]] = {}
     for seed, revision in base.items():
-        slices = ranked[seed]
-        parts = largest_remainder(config.wasm.pairs, [1.0] * len(slices))
-        wanted: dict[tuple[str, Purpose], int] = {
-            (w.slice.name, "uniform"): n for w, n in zip(slices, parts, strict=True)
-        }
-        even[seed] = choose(pool, slices, wanted, {}, thresholds, config, seed)
         control = FitRequest(tuple(crew.train), steps, seed, revision)
         work[f"probe:control:{seed}"] = (control,)
-        work[f"probe:pairs:{seed}"] = (replace(control, pairs=even[seed].pairs),)
+        work[f"probe:pairs:{seed}"] = (replace(control, pairs=even["probe", seed].pairs),)
     fits = crew.each(ledger, "fit", work, Fit, "probing gains")
     asked = {f"{name}:scores": (fit.revision, list(crew.validation), None) for name, fit in fits.items()}
     found = crew.each(ledger, "evaluate", asked, Evaluation, "scoring probes")
@@ -185,16 +223,18 @@ def _probed(
             found[f"probe:pairs:{seed}:scores"].outcomes,
             outcomes[seed],
             ranked[seed],
-            even[seed].pairs,
+            even["probe", seed].pairs,
         )
         for seed in base
     }
 
 
-def _losses(
-    crew: Crew, ledger: Ledger, base: Mapping[int, str], pool: list[Attempt]
-) -> dict[int, dict[str, float]]:
-    work = {f"losses:{seed}": (revision, pool) for seed, revision in base.items()}
-    found = crew.each(ledger, "losses", work, list[float], "judging candidates")
-    ids = [attempt.task_id for attempt in pool]
-    return {seed: dict(zip(ids, found[f"losses:{seed}"], strict=True)) for seed in base}
+def _losses(crew: Crew, ledger: Ledger, segmenter: str, pool: list[Attempt], label: str) -> dict[str, float]:
+    """By task_id the loss of a segmenter on every candidate."""
+    parts = [pool[first : first + _JUDGED] for first in range(0, len(pool), _JUDGED)]
+    work = {
+        f"losses:{segmenter}:{content_hash([a.task_id for a in part])}": (segmenter, part) for part in parts
+    }
+    found = crew.each(ledger, "losses", work, list[float], f"judging {label}")
+    values = [value for name in work for value in found[name]]
+    return dict(zip([attempt.task_id for attempt in pool], values, strict=True))

@@ -12,7 +12,7 @@ from cdiff.errors import ConfigError, RunError
 from cdiff.evaluation.quality_page import verdict, write_page
 from cdiff.evaluation.report import Picture
 from jobs.closing import pair_grid
-from jobs.quality import SplitResult, measure_split
+from jobs.quality import LONG, PLAIN, SplitResult, measure_split
 from jobs.quality_summary import summary
 from jobs.session import Session, open_session
 
@@ -26,6 +26,7 @@ def run(arguments: list[str], args: argparse.Namespace, about: dict[str, Any]) -
     Raises:
         CdiffError: of the kind that fits; what is measured stays in the runs.
     """
+    _check(args)
     results, pictures = [], []
     splits = list(dict.fromkeys(args.splits))
     for number, split in enumerate(splits):
@@ -41,14 +42,29 @@ def _run_split(
     arguments: list[str], split: int, seeds: list[int], args: Any
 ) -> tuple[SplitResult, list[Picture]]:
     """Open the split's run, measure, and track it in MLflow."""
-    with open_session([*arguments, f"data.split_seed={split}"], purpose="quality-") as session:
+    with open_session([*arguments, f"data.split_seed={split}"], purpose=f"quality-split{split}-") as session:
         if session is None:
             raise ConfigError("--dry-run is of jobs/loop.py: it prints the same configuration.")
+        if session.config.wasm.probe_steps and args.look == "validation":
+            raise ConfigError("wasm.probe_steps aims by the validation photos: --look test scores on others.")
         _demand_same_code(session)
         with session.crew() as crew:
             long = args.equal_compute, args.most_fits
             result = measure_split(crew, session.ledger, split, seeds, args.arms, args.look, *long)
         return result, track(session, result)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse wishes that would be lost in silence, before anything is fitted."""
+    plain = [arm for arm in PLAIN if arm in args.arms]
+    if len(set(args.seeds)) < len(args.seeds):
+        raise ConfigError(f"--seeds {args.seeds}: each seed once.")
+    if stray := sorted(set(args.equal_compute) - set(args.seeds)):
+        raise ConfigError(f"--equal-compute {stray}: not among --seeds {args.seeds}.")
+    if args.equal_compute and not ("wasm" in args.arms and plain):
+        raise ConfigError(f"--equal-compute compares wasm with {' and '.join(PLAIN)}: name them in --arms.")
+    if args.most_fits and args.most_fits < 2:
+        raise ConfigError("--most-fits: at least 2, or 0 for no bound; one fit is what every arm has.")
 
 
 def _demand_same_code(session: Session) -> None:
@@ -73,7 +89,8 @@ def track(session: Session, result: SplitResult) -> list[Picture]:
                 log.metrics({"pairs": {"kept": len(result.choices[arm, seed].pairs)}})
         pictures = []
         for (arm, seed), choice in result.choices.items():
-            grid = pair_grid(session, choice.pairs) if seed == result.seeds[0] else None
+            shown = seed == result.seeds[0] and not arm.endswith(LONG)
+            grid = pair_grid(session, choice.pairs) if shown else None
             if grid is not None:
                 tracker.picture(f"pairs {arm}", grid)
                 pictures.append(Picture(grid, f"split {result.split}, {arm.replace('_', ' ')}, seed {seed}"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cdiff.evaluation.comparison import TYPE, Comparison, Resampled, resample, smallest_detectable
-from cdiff.wasm.quality import VALID
+from cdiff.wasm.quality import STOPPED, VALID
 from jobs.quality import LONG, PLAIN, SplitResult
 from jobs.quality_choices import CHANCE, Choice
 
@@ -53,8 +53,9 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
             for arm in arms
         },
         "pairs": {arm: [_pairs(home[s].choices[arm, s]) for s in seeds] for arm in arms},
+        "beyond_band": {arm: [home[s].choices[arm, s].beyond_band for s in seeds] for arm in arms},
         "spent": {arm: _spent([home[s].choices[arm, s] for s in seeds]) for arm in arms},
-        "seconds": {str(r.split): r.seconds for r in results},
+        "seconds": {str(r.split): {k: round(v, 1) for k, v in r.seconds.items()} for r in results},
     }
 
 
@@ -67,7 +68,7 @@ def fidelity(
     for choice in choices:
         for _, reason, number in choice.counts:
             judged[reason] = judged.get(reason, 0) + number
-    total = sum(judged.values())
+    total = sum(judged.values()) - judged.get(STOPPED, 0)
     kept = [dict(pair.attempt.measures) for choice in choices for pair in choice.pairs]
     out: dict[str, float | None] = {
         "valid_share": sum(judged.get(reason, 0) for reason in VALID) / total if total else None
@@ -111,6 +112,10 @@ def _comparisons(drawn: Resampled, arms: Sequence[str]) -> list[Comparison]:
     """The aimed arm against every other one, and every arm against real photos alone."""
     wanted = [(AIMED, other) for other in arms if other not in (AIMED, CHANCE)] if AIMED in arms else []
     wanted += [(arm, BASELINE) for arm in arms if arm not in (AIMED, BASELINE) and BASELINE in arms]
+    control = "mined_B0"
+    wanted += [
+        (arm, control) for arm in arms if arm.startswith("mined_") and arm != control and control in arms
+    ]
     metrics = ["pixel_ap", "mdice", *(m for m in drawn.metrics if m.startswith(TYPE))]
     return [drawn.compare(metric, arm, minus) for arm, minus in wanted for metric in metrics]
 
@@ -119,7 +124,7 @@ def _equal_compute(
     results: Sequence[SplitResult], home: Mapping[int, SplitResult], seeds: Sequence[int], seed: int
 ) -> dict[str, Any] | None:
     """The aimed arm against those that ran on for as long; of the seeds that did."""
-    long = [s for s in seeds if (f"{BASELINE}{LONG}", s) in home[s].choices]
+    long = [s for s in seeds if any((f"{arm}{LONG}", s) in home[s].choices for arm in PLAIN)]
     if not long:
         return None
     arms = [AIMED, *(f"{arm}{LONG}" for arm in PLAIN if (f"{arm}{LONG}", long[0]) in home[long[0]].choices)]

@@ -2,7 +2,7 @@
 
 One generator is trained on all categories but the unseen ones. Then, without training anything:
 
-    seen       one photo of every type was held out: its targets, on their own photo and pasted elsewhere, described by SAFE and
+    seen       one object of every type was held out: its targets, on their own photo and pasted elsewhere, described by SAFE and
                by plain pooling of the same encoder (cdiff.evaluation.scenes)
     unseen     the same for the targets of each unseen category, and pairs made with their tokens on that category's photos:
                share that the gate finds valid, and how well each mask agrees with the one read from its image
@@ -29,15 +29,15 @@ from cdiff.evaluation.scenes import describe_scenes
 from cdiff.generator.model import Generator
 from cdiff.generator.placement import cut_off, draw_pose, frame_of, repaint_pose
 from cdiff.generator.training import train_generator
-from cdiff.types import Attempt, Pose, Purpose, Revisions, Target, content_hash
+from cdiff.types import Attempt, Pose, Revisions, Target, content_hash
 from cdiff.wasm.budget import Stock
 from cdiff.wasm.calibration import calibrate
 from cdiff.wasm.mining import Miners
-from cdiff.wasm.pool import plan_pool, types_of
+from cdiff.wasm.pool import plan_pool
 from cdiff.wasm.production import produce_shard
-from cdiff.wasm.quality import VALID, judge
+from cdiff.wasm.quality import validity_reasons
 
-ENOUGH = 3  # photos of a type from which one is held out
+ENOUGH = 3  # objects of a type from which one is held out
 
 
 def run(arguments: Sequence[str], unseen: Sequence[str], pairs: int) -> tuple[dict[str, Any], str]:
@@ -52,7 +52,7 @@ def run(arguments: Sequence[str], unseen: Sequence[str], pairs: int) -> tuple[di
     args = _parser().parse_intermixed_args(list(arguments))
     config = load_config(args.config, [*args.overrides, "wasm.arm=B0"])
     torch.set_num_threads(config.resources.threads)
-    dataset = Dataset(read_sources(args.data, None, config.data), config.data)
+    dataset = Dataset(read_sources(args.data, args.groups, config.data), config.data)
     known = {sample.category for sample in dataset.samples}
     if missing := sorted(set(unseen) - known):
         raise DataError(
@@ -94,22 +94,23 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("overrides", nargs="*", metavar="section.key=value")
     out.add_argument("--config")
     out.add_argument("--data", action="append", required=True)
+    out.add_argument("--groups")
     out.add_argument("--home")
     return out
 
 
 def _divided(dataset: Dataset, unseen: Sequence[str]) -> tuple[list[Target], list[Target]]:
-    """Targets that train, and those of one held-out photo of every type with enough photos."""
-    learned, held = [], []
-    photos: dict[tuple[str, ...], list[str]] = {}
-    for sample in dataset.samples:
-        if not sample.is_normal and sample.category not in unseen:
-            photos.setdefault((sample.category, *sample.types), []).append(sample.sample_id)
-    for ids in photos.values():
-        last = ids[-1:] if len(ids) >= ENOUGH else []
-        held += dataset.all_targets(last)
-        learned += dataset.all_targets([name for name in ids if name not in last])
-    return learned, held
+    """Targets that train, and those of one held-out object of every type with enough objects."""
+    objects: dict[tuple[str, ...], list[str]] = {}
+    shown = [s for s in dataset.samples if not s.is_normal and s.category not in unseen]
+    for sample in shown:
+        own = objects.setdefault((sample.category, *sample.types), [])
+        if sample.group not in own:
+            own.append(sample.group)
+    out = {(kind[0], own[-1]) for kind, own in objects.items() if len(own) >= ENOUGH}
+    held = [s.sample_id for s in shown if (s.category, s.group) in out]
+    rest = [s.sample_id for s in shown if (s.category, s.group) not in out]
+    return dataset.all_targets(rest), dataset.all_targets(held)
 
 
 def _trained(dataset: Dataset, targets: list[Target], config: Config, run_folder: Run) -> Generator:
@@ -143,19 +144,20 @@ def _unseen(
     normals = [sample.sample_id for sample in own if sample.is_normal]
     ids = [sample.sample_id for sample in own]
     targets = dataset.all_targets(ids)
+    if len(targets) < 2 or len(normals or ids) < 2:
+        raise DataError(
+            f"{category}: two targets and two photos to paint on are the least that can be compared."
+        )
     scenes = describe_scenes(generator, dataset, targets, normals or ids, rng).summary()
     attempts = _made(generator, dataset, targets, normals or ids, config, run_folder, pairs)
     limits = calibrate(generator, dataset, [], [target.target_id for target in targets], config)
-    wanted: dict[tuple[str, Purpose], int] = {(w.slice.name, "uniform"): pairs for w in types_of(targets)}
-    verdicts = judge(attempts, wanted, limits, config, last=True)
-    valid = sum(pair.kept or pair.reason in VALID for pair in verdicts)
-    reasons = [pair.reason or "kept" for pair in verdicts]
+    reasons = [reason or "valid" for reason in validity_reasons(attempts, limits, config)]
     return {
         "targets": len(targets),
         **scenes,
         "pairs": {
-            "made": len(verdicts),
-            "valid_share": valid / len(verdicts),
+            "made": len(reasons),
+            "valid_share": reasons.count("valid") / len(reasons),
             "label_iou": float(np.mean([attempt.measure("label_iou") for attempt in attempts])),
             "reasons": {reason: reasons.count(reason) for reason in sorted(set(reasons))},
         },

@@ -121,13 +121,14 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
     write_manifest(manifest, run.splits_path)
     print(f"run        {run.path}", flush=True)
     ledger = Ledger(run.ledger_path)
-    if ledger.events():
+    if ledger.events() and not purpose:
         print(f"resumed    with {len(ledger.rounds())} of {config.rounds} rounds committed", flush=True)
     for split in ("train", "validation", "test"):
         print(f"split      {manifest.count(split)}", flush=True)
     for note in manifest.notes:
         print(f"note       {note}", flush=True)
-    command = "python jobs/loop.py " + " ".join(arguments if arguments is not None else sys.argv[1:])
+    told = " ".join(arguments if arguments is not None else sys.argv[1:])
+    command = f"python jobs/{'benchmark.py quality' if purpose else 'loop.py'} {told}"
     with _connected() as cluster:
         print(f"cluster    {cluster}", flush=True)
         yield Session(

@@ -146,17 +146,17 @@ class Ledger:
         """The round whose candidate is the best model; 0: the model of real photos alone is."""
         return max((result.round for result in self.rounds() if result.decision.stands), default=0)
 
-    def kept_pairs(self, accepted_only: bool = True, until: int | None = None) -> list[Pair]:
+    def kept_pairs(self, accepted_only: bool = True, until: int | None = None, since: int = 0) -> list[Pair]:
         """The kept pairs of all committed rounds, by default of the accepted ones: what is trained on. Errors as `pairs`.
 
         Args:
-            until: the last round that counts; None: all.
+            until: the last round that counts; None: all. since: the last one that does not.
         """
         return [
             pair
             for event in self._rounds()
             if event["result"]["decision"]["accepted"] or not accepted_only
-            if until is None or event["result"]["round"] <= until
+            if since < event["result"]["round"] and (until is None or event["result"]["round"] <= until)
             for pair in self._pairs(event)
             if pair.kept
         ]

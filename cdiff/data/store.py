@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ __all__ = [
     "find_run",
     "home_folder",
     "open_run",
+    "pool_seconds",
     "read_attempts",
     "read_crops",
     "read_pair",
@@ -94,9 +95,11 @@ def shard_name(assignments: Sequence[Assignment]) -> str:
     return f"pairs/{content_hash([assignment.task_id for assignment in assignments])}.parquet"
 
 
-def write_shard(run: Run, name: str, rows: Sequence[ShardRow]) -> str:
+def write_shard(run: Run, name: str, rows: Sequence[ShardRow], seconds: float = 0.0) -> str:
     """Store a shard, then commit it; returns its name.
 
+    Args:
+        seconds: what it took to make; it stands in the COMMIT, not in the shard, since no two times are equal.
     Raises:
         ValueError: a row that does not say this shard and its own place in it, or whose task a file would change
             (a float given as an int).
@@ -111,7 +114,12 @@ def write_shard(run: Run, name: str, rows: Sequence[ShardRow]) -> str:
     path = _shard_path(run, name)
     data = _encode(rows)
     write_durably(path, data)
-    commit = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data), "rows": len(rows)}
+    commit = {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "rows": len(rows),
+        "seconds": round(seconds, 3),
+    }
     write_durably(_commit_path(path), json.dumps(commit).encode())
     return name
 
@@ -133,6 +141,14 @@ def shard_files(run: Run, name: str) -> tuple[Path, Path]:
     """A shard's file and, to be written after it, its COMMIT."""
     path = _shard_path(run, name)
     return path, _commit_path(path)
+
+
+def pool_seconds(run: Run, attempts: Iterable[Attempt]) -> float:
+    """What the shards of some attempts took when they were made, in seconds of one actor, wherever that was."""
+    commits = [
+        _commit_path(_shard_path(run, name)) for name in sorted({attempt.shard for attempt in attempts})
+    ]
+    return sum(float(json.loads(commit.read_bytes()).get("seconds", 0.0)) for commit in commits)
 
 
 def read_provenance(run: Run, name: str) -> pa.Table:

@@ -5,6 +5,8 @@ Features are rows, one per target; both sets come from the same frozen network.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -73,9 +75,32 @@ def same_target_likeness(here: Features, elsewhere: Features) -> float:
     return float(np.trace(likeness) / count - others)
 
 
+def by_kind(
+    measure: Callable[[Features, Features], float | None],
+    real: Features,
+    made: Features,
+    kinds: tuple[Sequence[str], Sequence[str]],
+) -> float | None:
+    """Mean of a measure over the kinds that have it, so that a set with more of one kind is not farther for that alone.
+
+    Args:
+        kinds: of each real and of each made row.
+    """
+    values = []
+    for kind in sorted(set(kinds[0]) & set(kinds[1])):
+        rows = [part[[own == kind for own in names]] for part, names in zip((real, made), kinds, strict=True)]
+        values.append(measure(rows[0], rows[1]))
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
 def standardised(real: Features, *sets: Features) -> list[Features]:
-    """All sets in units of the real one's standard deviations, column by column, around its mean."""
-    mean, spread = np.mean(real, axis=0), np.std(real, axis=0) + 1e-6
+    """All sets in units of the real one's standard deviations, column by column, around its mean.
+
+    A column that hardly varies counts as varying a tenth as much as columns do on average.
+    """
+    mean, spread = np.mean(real, axis=0), np.std(real, axis=0)
+    spread = np.maximum(spread, 0.1 * spread.mean() + 1e-9)
     return [(np.asarray(rows) - mean) / spread for rows in (real, *sets)]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cdiff.data.dataset import Dataset
-from cdiff.evaluation.fidelity import retrieval_at_1, same_target_likeness
+from cdiff.evaluation.fidelity import retrieval_at_1, same_target_likeness, standardised
 from cdiff.generator.model import Generator, crop_around, target_crop
 from cdiff.types import Target
 
@@ -49,7 +49,7 @@ def describe_scenes(
 
     Args:
         targets: best such that the generator never saw.
-        backgrounds: sample_ids; the least covered place of some is taken, and never the target's own photo.
+        backgrounds: sample_ids; of those of the target's category, but never its own photo, the least covered place is taken.
     Raises:
         ValueError: under two targets, or no background but a target's own photo.
     """
@@ -68,10 +68,8 @@ def describe_scenes(
             rows[f"plain{mark}"].append(generator.pooled(scene, mask))
     stacked = {name: torch.stack(found).numpy() for name, found in rows.items()}
     names = [f"{target.category}/{target.type}" for target in targets]
-    spread = stacked["plain"].std(axis=0) + 1e-6  # plain features have no common scale
-    mean = stacked["plain"].mean(axis=0)
-    plain = tuple((stacked[name] - mean) / spread for name in ("plain", "plain'"))
-    return Scenes(names, (stacked["safe"], stacked["safe'"]), (plain[0], plain[1]))
+    pairs = {name: standardised(stacked[name], stacked[f"{name}'"]) for name in ("safe", "plain")}
+    return Scenes(names, (pairs["safe"][0], pairs["safe"][1]), (pairs["plain"][0], pairs["plain"][1]))
 
 
 def _empty_crop(
@@ -83,7 +81,11 @@ def _empty_crop(
     rng: np.random.Generator,
 ) -> torch.Tensor:
     """A crop as large as the target's own, of another photo, where that shows least of its targets."""
-    others = [name for name in backgrounds if name != target.sample_id]
+    others = [
+        name
+        for name in backgrounds
+        if name != target.sample_id and dataset.sample(name).category == target.category
+    ]
     if not others:
         raise ValueError(f"no background but {target.target_id}'s own photo")
     name = others[int(rng.integers(len(others)))]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cdiff.data.dataset import Dataset
 from cdiff.evaluation.metrics import dice
 from cdiff.evaluation.protocol import MASK_THRESHOLD
+from cdiff.types import Sample
 
 BINS = 2048  # of the scores' logits: pixel AP stays within a thousandth of the exact one
 LOGIT = 16.0  # scores beyond are as sure as float32 tells
@@ -126,7 +127,8 @@ def tally(
 
     Args:
         scored: sample_id and score map [H, W] in [0, 1] at native size, each photo once.
-        swapped: for a negative control, whose masks a photo is scored against (`swapped_masks`); else its own.
+        swapped: for a negative control, whose masks a photo with targets is scored against (`swapped_masks`); those that are not
+            in it are left out. Without, each is scored against its own.
     """
     types: dict[str, list[tuple[str, Counts, Counts]]] = {}
     normals: dict[str, list[tuple[str, Counts, Counts]]] = {}
@@ -134,6 +136,8 @@ def tally(
     ids = []
     for sample_id, scores in scored:
         sample, bins = dataset.sample(sample_id), _bins(scores)
+        if swapped is not None and not sample.is_normal and sample_id not in swapped:
+            continue
         owner = (swapped or {}).get(sample_id, sample_id)
         mask = _fitted(dataset.mask(owner), scores.shape)
         ids.append(sample_id)
@@ -159,19 +163,22 @@ def tally(
 
 
 def swapped_masks(dataset: Dataset, ids: Iterable[str], seed: int) -> dict[str, str]:
-    """Whose masks each photo with targets gets: those of another photo of the same types, where there is one.
+    """Whose masks each photo with targets gets: those of a photo of another object with the same types.
 
-    What a model gains against such masks it gains by where and how large targets are, not by finding them.
+    What a model gains against such masks it gains by where and how large targets are, not by finding them. A photo without
+    such another is left out.
     """
     rng = np.random.default_rng([seed, 29])
-    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    alike: dict[tuple[str, tuple[str, ...]], list[Sample]] = {}
     for sample in (dataset.sample(sample_id) for sample_id in sorted(ids)):
         if not sample.is_normal:
-            alike.setdefault((sample.category, sample.types), []).append(sample.sample_id)
+            alike.setdefault((sample.category, sample.types), []).append(sample)
     out: dict[str, str] = {}
     for members in alike.values():
-        order = [members[i] for i in rng.permutation(len(members))]
-        out |= dict(zip(order, order[1:] + order[:1], strict=True))
+        for sample in members:
+            others = [other.sample_id for other in members if other.group != sample.group]
+            if others:
+                out[sample.sample_id] = others[int(rng.integers(len(others)))]
     return out
 
 

@@ -9,7 +9,7 @@ Source: Zavrtanik et al., DRAEM (2108.07610); Perlin, An Image Synthesizer (1985
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,21 +36,30 @@ _RECOLOURED: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
 
 
 def perlin_pairs(
-    dataset: Dataset, backgrounds: Sequence[str], textures: Sequence[str], count: int, seed: int
-) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    dataset: Dataset, sample_ids: Sequence[str], count: int, seed: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
     """Images uint8 [H, W, 3] and masks bool [H, W] that show a blended texture, beside what the background shows already.
 
     Args:
-        backgrounds, textures: sample_ids of training photos; a background takes its texture from another photo where there
-            is one.
+        sample_ids: training photos. Each category is painted on in proportion to its photos with targets: on its normals, where
+            it has some. A texture comes from another photo of the category, where there is one.
     Raises:
-        ValueError: no background or no texture.
+        ValueError: no photo.
     """
-    if not (backgrounds and textures):
-        raise ValueError("pairs of Perlin noise need photos to paint on and photos to take textures from")
+    if not sample_ids:
+        raise ValueError("pairs of Perlin noise need photos to paint on")
     rng = np.random.default_rng([seed, 31])
-    order = [str(name) for name in rng.permutation(sorted(backgrounds))]
-    return [_pair(dataset, order[i % len(order)], sorted(textures), rng) for i in range(count)]
+    photos: dict[str, list[str]] = {}
+    for name in sorted(sample_ids):
+        photos.setdefault(dataset.sample(name).category, []).append(name)
+    shown = [max(1, sum(not dataset.sample(n).is_normal for n in own)) for own in photos.values()]
+    category = rng.choice(len(shown), count, p=np.array(shown) / sum(shown))
+    names = list(photos)
+    normals = {c: [n for n in own if dataset.sample(n).is_normal] for c, own in photos.items()}
+    decks = {c: [str(n) for n in rng.permutation(normals[c] or own)] for c, own in photos.items()}
+    for number, place in enumerate(category):
+        own = names[place]
+        yield _pair(dataset, decks[own][number % len(decks[own])], photos[own], rng)
 
 
 def _pair(

@@ -38,9 +38,11 @@ def adapt(
     Returns:
         The tasks' revisions with those of the parts.
     Raises:
-        ValueError: B2 without a segmenter.
+        ValueError: B2 without a segmenter, or tasks of several recipes.
     """
     revisions, recipe = tasks[0].revisions, tasks[0].recipe
+    if any(task.recipe != recipe for task in tasks):
+        raise ValueError("a mining arm is fitted to tasks of one recipe")
     if recipe.arm.startswith("B3"):
         token = train_weakness_token(generator, dataset, outcomes, config, seed, progress)
         miners = replace(miners, token=token)

@@ -90,6 +90,7 @@ class Gradient:
     config: Config
 
     def finish(self, sampler: Sampler, jobs: Sequence[Job]) -> list[State]:
+        self.segmenter.to(jobs[0].condition.background_3RR.device)
         views = {id(job.condition): (job, seen_by(job, self.config)) for job in jobs}
 
         def guide(states: Sequence[State], clean_B3RR: torch.Tensor) -> torch.Tensor:

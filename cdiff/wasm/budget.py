@@ -155,17 +155,19 @@ def quotas(
 
 def start_strengths(
     config: Config, weaknesses: Sequence[Weakness], gains: Sequence[Gain] = (), round: int = 0
-) -> dict[str, list[float]]:
-    """By slice the start strengths of its tasks, in turn; each as often as the budget would choose it."""
+) -> dict[str, float]:
+    """The start strength of each slice in this round: one, so that the round's gain is that of this strength.
+
+    The one that wins most draws of the slice's posteriors; while nothing is known, one at random.
+    """
     options = config.wasm.start_strengths or (config.sampling.start_strength,)
-    won = _won(config, weaknesses, gains, round) if gains else {}
+    won = _won(config, weaknesses, gains, round)
     out = {}
     for weakness in weaknesses:
         name = weakness.slice.name
-        counts = {(name, strength): won.get((name, strength), 0) for strength in options}
-        if not sum(counts.values()):
-            counts = dict.fromkeys(counts, 1)
-        out[name] = [strength for _, strength in interleaved(counts)]
+        rng = np.random.default_rng([config.seed, round, _THOMPSON, zlib.crc32(name.encode())])
+        shuffled = [options[i] for i in rng.permutation(len(options))]
+        out[name] = max(shuffled, key=lambda strength: won.get((name, strength), 0))
     return out
 
 
@@ -244,7 +246,7 @@ class _Planner:
         config: Config,
         round: int,
         revisions: Revisions,
-        start: Mapping[str, Sequence[float]],
+        start: Mapping[str, float],
     ) -> None:
         self.slices = {weakness.slice.name: weakness for weakness in weaknesses}
         self.stock, self.config, self.round, self.revisions = stock, config, round, revisions
@@ -263,7 +265,7 @@ class _Planner:
         for index, (name, purpose) in zip(count(first), interleaved(wanted), strict=False):
             cycle = references[name]
             reference = self.stock.targets[cycle[used[name] % len(cycle)]]
-            start = self.start[name][used[name] % len(self.start[name])]
+            start = self.start[name]
             used[name] += 1
             rng = self._rng(_POSES, index)
             background = self._background(reference, decks, index, rng)
@@ -298,7 +300,7 @@ class _Planner:
         photos = self.stock.backgrounds.get(reference.category, ())
         if not photos:
             raise ValueError(f"category {reference.category!r} has no photo to paint on")
-        if reference.sample_id in photos and rng.random() < self.config.sampling.repaint:
+        if reference.type and reference.sample_id in photos and rng.random() < self.config.sampling.repaint:
             return reference.sample_id
         others = {photo for photo in photos if self.stock.groups[photo] != reference.group}
         eligible = others or set(photos) - {reference.sample_id} or set(photos)

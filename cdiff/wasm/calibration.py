@@ -58,7 +58,7 @@ def label_agreement(
         target = dataset.target(target_id)
         task = _repaint(target_id, target.sample_id, recipe, number, config, rng, dataset)
         layout = spell_out(task, dataset, config)
-        tokens = generator.safe.fused(bank[target_id][None]).detach()
+        tokens = generator.safe.fused(bank[target_id][None].to(generator.safe.idle.device)).detach()
         condition = condition_of(layout, generator, tokens[0])
         conditions.append(condition)
         images.append(condition.background_3RR)

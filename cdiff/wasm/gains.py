@@ -55,7 +55,8 @@ def measured_gains(
     Args:
         before, after: outcomes of the same validation targets without and with the pairs.
         training: outcomes of the training targets; they say where the bins of size and contrast lie.
-        pairs: the kept ones that made the difference. A slice's pairs of several start strengths share its gain.
+        pairs: the kept ones that made the difference. Where a slice's are of several start strengths (of more than one round), these
+            share its gain.
     """
     paired = {row.target_id: row for row in before if row.type}
     changes: dict[str, list[float]] = {}

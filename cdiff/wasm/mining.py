@@ -158,6 +158,7 @@ def condition_for(layout: Layout, generator: Generator, bank: TokenBank, miners:
     if task.recipe.arm.startswith("B3"):
         token = _given(miners.token, "a difficulty token", "B3")
         extra = token.wanted(task.reference, task.difficulty, task.strengths.weakness_strength)[None]
+        extra = extra.to(_device(generator))
     tokens = generator.safe.fused(bank[task.reference][None].to(_device(generator)), extra)
     return condition_of(layout, generator, tokens[0].detach())
 

@@ -7,6 +7,7 @@ Source: online hard example mining (Shrivastava et al., 1604.03540), here with s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -31,10 +32,11 @@ def alarms_of(
     sides: dict[str, list[int]] = {}
     for target in targets:
         sides.setdefault(target.category, []).append(target.longer_side)
+    photos = Counter(sample.category for sample in normals.values())  # one alone has no elsewhere
     found = []
     for row in outcomes:
-        if not row.type and row.confidence >= _SURE and row.sample_id in normals and row.category in sides:
-            side = max(8, int(np.median(sides[row.category])))
+        if not row.type and row.confidence >= _SURE and row.sample_id in normals and photos[row.category] > 1:
+            side = max(8, int(np.median(sides.get(row.category, [8]))))
             name = f"{row.sample_id}@{row.peak[0]}-{row.peak[1]}-{side}"
             found.append(Alarm(place_of(normals[row.sample_id], name), row.confidence))
     return tuple(sorted(found, key=lambda alarm: (-alarm.score, alarm.place.target_id)))

@@ -63,6 +63,7 @@ class NoiseMiner(nn.Module):
     @torch.inference_mode()
     def moved(self, condition: Condition, mask_1RR: torch.Tensor, noise_3RR: torch.Tensor) -> torch.Tensor:
         """A draw of q that a standard normal draw [3, R, R] becomes."""
+        self.to(condition.background_3RR.device)
         mean, spread = self(inputs_of([condition], [mask_1RR]))
         return mean[0] + spread[0] * noise_3RR
 
@@ -105,14 +106,17 @@ def train_noise_miner(
     Raises:
         ValueError: there is no job.
     """
+    jobs = [job for job in jobs if bool(job.condition.region_1RR.any())]  # a paste may fall off its photo
     if not jobs:
         raise ValueError("a noise miner needs pastes to learn from")
     settings, rng = config.wasm, np.random.default_rng([seed, 41])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         miner = NoiseMiner()
+    device = jobs[0].condition.background_3RR.device
+    miner.to(device)
     optimiser = torch.optim.AdamW(miner.parameters(), lr=settings.miner_lr)
-    segmenter = segmenter.eval()
+    segmenter = segmenter.eval().to(device)
     views = [seen_by(job, config) for job in jobs]
     for step in range(settings.miner_steps):
         chosen = rng.choice(len(jobs), sampler.micro_batch)

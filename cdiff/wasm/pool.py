@@ -1,11 +1,10 @@
 """A pool of candidate pairs that several arms and seeds choose from: what differs between arms is then the choice alone.
 
     plan_pool   as many tasks for every type, whatever its share of the targets; nobody judges while they are made
-    dealt       a seed's view of the pool: each candidate serves a slice and a purpose, in an order of the seed's own
-    judge       the gate of a round (cdiff.wasm.quality) keeps what the quotas ask for
+    chosen      what the quotas of an arm and seed take from the valid ones
 
-An undirected arm deals the pool to quotas in proportion to the targets; an aimed arm to the quotas of ranked slices, with
-losses of the seed's own segmenter.
+An undirected arm has quotas in proportion to the targets; an aimed one those of its ranked slices, within the difficulty
+bands, by the losses of the seed's own segmenter.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from dataclasses import replace
 import numpy as np
 
 from cdiff.config import Config
-from cdiff.types import Assignment, Attempt, Purpose, Revisions, Slice, Target, Weakness
-from cdiff.wasm.budget import Quotas, Stock, deal, interleaved, largest_remainder
+from cdiff.types import Assignment, Attempt, Pair, Purpose, Revisions, Slice, Target, Weakness
+from cdiff.wasm.budget import Quotas, Stock, band, deal, largest_remainder
+from cdiff.wasm.quality import FULL, Thresholds, difficulty_ranks, validity_reasons
 
 
 def types_of(targets: Iterable[Target]) -> list[Weakness]:
@@ -29,11 +29,17 @@ def types_of(targets: Iterable[Target]) -> list[Weakness]:
     return [Weakness(piece, tuple(sorted(ids)), 0.0, 0.0, 0.0, 0.0) for piece, ids in ordered]
 
 
-def plan_pool(stock: Stock, config: Config, per_type: int, revisions: Revisions) -> list[Assignment]:
-    """`per_type` tasks for each category and type, interleaved; every target of a type is used about as often."""
+def plan_pool(
+    stock: Stock, config: Config, per_type: int, revisions: Revisions, wave: int = 0
+) -> list[Assignment]:
+    """`per_type` tasks for each category and type, interleaved; every target of a type is used about as often.
+
+    Args:
+        wave: further waves have seeds of their own.
+    """
     slices = types_of(stock.targets.values())
     wanted: Quotas = {(weakness.slice.name, "uniform"): per_type for weakness in slices}
-    return deal(wanted, slices, stock, config, round=0, revisions=revisions)
+    return deal(wanted, slices, stock, config, round=wave, revisions=revisions)
 
 
 def undirected_quotas(slices: Sequence[Weakness], pairs: int) -> Quotas:
@@ -42,43 +48,67 @@ def undirected_quotas(slices: Sequence[Weakness], pairs: int) -> Quotas:
     return {(w.slice.name, "uniform"): n for w, n in zip(slices, parts, strict=True) if n}
 
 
-def dealt(
+def chosen(
+    pool: Sequence[Attempt],
+    slices: Sequence[Weakness],
+    quotas: Mapping[tuple[str, Purpose], int],
+    losses: Mapping[str, float],
+    thresholds: Thresholds,
+    config: Config,
+    seed: int,
+) -> list[Pair]:
+    """The gate's verdicts on the pool for one arm and seed.
+
+    1. Validity as in a round (cdiff.wasm.quality), in an order of the seed's own. No slice stops: a pool is there already.
+    2. Difficulty is the rank of min(kappa, loss) among the valid candidates of the type. Of each slice, the weak share takes the
+       first within the band, then the easy share the first below it, then the uniform share the first of what is left.
+    3. What a band lacks is filled up with the valid ones nearest to it; `beyond_band` counts them.
+
+    Args:
+        losses: by task_id, the loss of the seed's segmenter; {} where nothing judges.
+    Returns:
+        A pair for each candidate of a slice with a quota, its slice, purpose, index and loss given anew.
+    """
+    view = _view(pool, slices, quotas, losses, seed)
+    reasons = validity_reasons(view, thresholds, config)
+    valid = [attempt for attempt, reason in zip(view, reasons, strict=True) if not reason]
+    ranks = difficulty_ranks(valid, config)
+    taken: dict[int, Purpose] = {}
+    for name in sorted({key[0] for key in quotas}):
+        left = [attempt.assignment.index for attempt in valid if attempt.assignment.slice == name]
+        for purpose in _TAKING:
+            low, high = band(purpose, config)
+            wanted = quotas.get((name, purpose), 0)
+            near = sorted(left, key=lambda index: max(0.0, low - ranks[index], ranks[index] - high))
+            taken |= dict.fromkeys(near[:wanted], purpose)
+            left = [index for index in left if index not in taken]
+    out = []
+    for attempt, reason in zip(view, reasons, strict=True):
+        index = attempt.assignment.index
+        told = reason or ("" if index in taken else FULL)
+        assignment = replace(attempt.assignment, purpose=taken.get(index, "uniform"))
+        out.append(Pair(replace(attempt, assignment=assignment), told))
+    return out
+
+
+_TAKING: tuple[Purpose, ...] = ("weak", "easy", "uniform")
+
+
+def _view(
     pool: Sequence[Attempt],
     slices: Sequence[Weakness],
     quotas: Mapping[tuple[str, Purpose], int],
     losses: Mapping[str, float],
     seed: int,
 ) -> list[Attempt]:
-    """The pool as one seed's attempts: slice, purpose and index are given anew, and the loss is the seed's.
-
-    The candidates of a slice are shared out among its purposes in proportion to the quotas. Those of slices without a quota
-    are left out.
-
-    Args:
-        losses: by task_id, the loss of the seed's segmenter; {} where nothing judges.
-    """
     owner = {target_id: weakness.slice.name for weakness in slices for target_id in weakness.targets}
-    order = np.random.default_rng([seed, 23]).permutation(len(pool))
-    mine: dict[str, list[Attempt]] = {}
-    for place in order:
-        attempt = pool[place]
-        mine.setdefault(owner.get(attempt.assignment.task.reference, ""), []).append(attempt)
+    asked = {name for (name, _), number in quotas.items() if number}
     out: list[Attempt] = []
-    for name in sorted(mine):
-        own = {key: number for key, number in quotas.items() if key[0] == name and number}
-        if not own:
-            continue
-        parts = largest_remainder(len(mine[name]), [float(number) for number in own.values()])
-        purposes = interleaved(dict(zip(own, parts, strict=True)))
-        for (_, purpose), attempt in zip(purposes, mine[name], strict=True):
-            out.append(_relabelled(attempt, name, purpose, len(out), losses.get(attempt.task_id, 0.0)))
+    for place in np.random.default_rng([seed, 23]).permutation(len(pool)):
+        attempt = pool[place]
+        name = owner.get(attempt.assignment.task.reference, "")
+        if name in asked:
+            measures = dict(attempt.measures) | {"loss": losses.get(attempt.task_id, 0.0)}
+            assignment = replace(attempt.assignment, slice=name, index=len(out))
+            out.append(replace(attempt, assignment=assignment, measures=tuple(sorted(measures.items()))))
     return out
-
-
-def _relabelled(attempt: Attempt, name: str, purpose: Purpose, index: int, loss: float) -> Attempt:
-    measures = dict(attempt.measures) | {"loss": loss}
-    return replace(
-        attempt,
-        assignment=replace(attempt.assignment, slice=name, purpose=purpose, index=index),
-        measures=tuple(sorted(measures.items())),
-    )

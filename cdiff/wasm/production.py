@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -45,13 +46,13 @@ def produce_shard(
         segmenter = miners.segmenter
         if segmenter is not None:
             miners = replace(miners, judge=loss_judge(segmenter, config))
-        tasks = [assignment.task for assignment in assignments]
+        began, tasks = time.perf_counter(), [assignment.task for assignment in assignments]
         produced = make_pairs(generator, bank, tasks, dataset, config, miners)
         rows = [
             _row(assignment, name, number, pair, segmenter, dataset, config)
             for number, (assignment, pair) in enumerate(zip(assignments, produced, strict=True))
         ]
-        write_shard(run, name, rows)
+        write_shard(run, name, rows, time.perf_counter() - began)
     return read_attempts(run, name)
 
 
@@ -89,7 +90,9 @@ def _row(
     if segmenter is not None:
         shown = pair.image, pair.mask, pair.target, config
         measures["loss"] = local_loss(segmenter, *shown)
-        measures["survives"] = survival(segmenter, *shown, pair.treated)
+        measures["survives"] = survival(segmenter, *shown)
+        if pair.treated:  # of arms that climb the loss alone
+            measures["survives_look"] = survival(segmenter, *shown, pair.treated)
     measures["reference_distance"] = _distance(
         fingerprint(crop), fingerprint(np.clip(own, 0, 255).astype(np.uint8))
     )

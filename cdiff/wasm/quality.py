@@ -35,11 +35,12 @@ INVALID = (
     "adversarial",
 )
 STOPPED, OUT_OF_BAND, FULL = "slice stopped", "out of band", "budget full"
-VALID = ("kept", OUT_OF_BAND, FULL, STOPPED)  # verdicts of pairs that nothing is said against
+VALID = ("kept", OUT_OF_BAND, FULL)  # verdicts of pairs that nothing is said against
 THUMBNAIL = 24  # side of a fingerprint
 
 _BOUNDED = ("visible", "on_object", "sharpness", "label_iou", "survives")
 _SHARPNESS_SLACK = 0.75  # a real target laid on another photo takes its own focus along
+_LOOK_SLACK = 0.2  # a look of the denoiser smooths real targets, too, and their bound knows nothing of it
 _OBJECT_SLACK = 0.05  # foreground maps of two photos of one object differ by about this much
 _QUANTILES = np.linspace(0.02, 0.98, 33)
 _TOUCHING = 0.5  # share of the smaller box from which targets on one photo lie in one place
@@ -201,7 +202,8 @@ def validity_reason(measures: Mapping[str, float], key: str, thresholds: Thresho
         measures["sharpness"] < thresholds.bound("sharpness", key) * _SHARPNESS_SLACK,
         measures.get("label_iou", np.inf) < thresholds.bound("label_iou", key),
         measures.get("reference_distance", np.inf) < config.gate.duplicate,
-        measures.get("survives", np.inf) < thresholds.bound("survives", key),
+        min(measures.get("survives", np.inf), measures.get("survives_look", np.inf) + _LOOK_SLACK)
+        < thresholds.bound("survives", key),
     )
     return next((reason for reason, fails in zip(INVALID, tests, strict=True) if fails), "")
 
@@ -235,7 +237,7 @@ def judge(
     ordered = sorted(attempts, key=lambda attempt: attempt.assignment.index)
     if len({attempt.assignment.index for attempt in ordered}) != len(ordered):
         raise ValueError("two attempts of one index: each place in the plan is judged once")
-    reasons = _validity(ordered, thresholds, config)
+    reasons = validity_reasons(ordered, thresholds, config)
     _stop_slices(ordered, reasons, config)
     _select(ordered, reasons, quotas, config, last)
     return [Pair(attempt, reason) for attempt, reason in zip(ordered, reasons, strict=True)]
@@ -305,7 +307,8 @@ def _key(attempt: Attempt) -> str:
     return f"{attempt.category}/{attempt.type}"
 
 
-def _validity(ordered: Sequence[Attempt], thresholds: Thresholds, config: Config) -> list[str]:
+def validity_reasons(ordered: Sequence[Attempt], thresholds: Thresholds, config: Config) -> list[str]:
+    """`validity_reason` of each attempt, and near-duplicates of earlier ones (`judge`, rule 1)."""
     reasons: list[str] = []
     related: dict[str, list[Attempt]] = defaultdict(
         list
@@ -384,16 +387,26 @@ def _select(
                 reasons[place] = OUT_OF_BAND
 
 
-def _band_distances(valid: Sequence[Attempt], config: Config) -> dict[int, float]:
-    """How far each valid attempt's difficulty lies outside its purpose's band, by index; 0 within."""
+def difficulty_ranks(valid: Sequence[Attempt], config: Config) -> dict[int, float]:
+    """By index the rank of min(kappa, loss) among the valid attempts of the type, in [0, 1]."""
     by_type: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in valid:
         by_type[_key(attempt)].append(attempt)
-    distances = {}
+    out = {}
     for attempts in by_type.values():
         losses = np.minimum([attempt.measure("loss") for attempt in attempts], config.wasm.kappa)
-        ranks = [((losses < loss).sum() + 0.5 * (losses == loss).sum()) / len(losses) for loss in losses]
-        for attempt, value in zip(attempts, ranks, strict=True):
-            low, high = band(attempt.assignment.purpose, config)
-            distances[attempt.assignment.index] = max(0.0, low - float(value), float(value) - high)
+        for attempt, loss in zip(attempts, losses, strict=True):
+            rank = ((losses < loss).sum() + 0.5 * (losses == loss).sum()) / len(losses)
+            out[attempt.assignment.index] = float(rank)
+    return out
+
+
+def _band_distances(valid: Sequence[Attempt], config: Config) -> dict[int, float]:
+    """How far each valid attempt's difficulty lies outside its purpose's band, by index; 0 within."""
+    ranks = difficulty_ranks(valid, config)
+    distances = {}
+    for attempt in valid:
+        low, high = band(attempt.assignment.purpose, config)
+        rank = ranks[attempt.assignment.index]
+        distances[attempt.assignment.index] = max(0.0, low - rank, rank - high)
     return distances

@@ -43,7 +43,7 @@ class WeaknessToken(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(len(FEATURES), _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, dim))
         self.gamma = nn.Parameter(torch.zeros(()))
-        self.table = table  # features [F] by target_id
+        self.table = table  # features [F] by target_id, on the CPU
         self.revision = ""
 
     def forward(self, features_BF: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,7 @@ class WeaknessToken(nn.Module):
         """
         features = self.table.get(target_id, _middling()).clone()
         features[0] = difficulty
-        return strength * self(features[None])[0]
+        return strength * self(features[None].to(self.gamma.device))[0]
 
     def save(self, checkpoints: Path) -> str:
         """Write weights and table to checkpoints/REVISION.safetensors; returns the revision."""
@@ -127,7 +127,7 @@ def train_weakness_token(
     patches = cut_patches(dataset, targets, [], settings, np.random.default_rng([seed, 43]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        token = WeaknessToken(config.safe.dim, table)
+        token = WeaknessToken(config.safe.dim, table).to(generator.safe.idle.device)
     generator.requires_grad_(False)
     features = torch.stack([table[target.target_id] for target in targets])
     optimiser = torch.optim.AdamW(token.parameters(), lr=config.wasm.token_lr)
@@ -145,8 +145,12 @@ def train_weakness_token(
 
 def _loss(generator, token, patches, index, features, rng, step):  # type: ignore[no-untyped-def]
     settings, noise = generator.config, torch.Generator().manual_seed(7_000_003 + step)
-    image, mask = augmented(patches, index, settings.resolution, rng)
-    reference, reference_mask = augmented(patches, index, settings.resolution, rng)
+    device = generator.safe.idle.device
+    image, mask = (part.to(device) for part in augmented(patches, index, settings.resolution, rng))
+    reference, reference_mask = (
+        part.to(device) for part in augmented(patches, index, settings.resolution, rng)
+    )
+    features = features.to(device)
     with torch.no_grad():
         safe = generator.safe(reference, reference_mask, [patches.kinds[i] for i in index])
     tokens = generator.safe.fused(safe, token(features))
@@ -158,7 +162,7 @@ def _apart(w_BD: torch.Tensor, missed_B: torch.Tensor) -> torch.Tensor:
     """Supervised contrast: tokens of missed targets near each other, and away from those of found ones."""
     unit = F.normalize(w_BD, dim=1)
     logits = unit @ unit.T / _TEMPERATURE
-    itself = torch.eye(len(unit), dtype=torch.bool)
+    itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     same = (missed_B[:, None] == missed_B[None]) & ~itself
     share = F.log_softmax(logits.masked_fill(itself, -1e4), dim=1)
     counted = same.sum(dim=1)

@@ -56,7 +56,8 @@ def seen_by(job: Job, config: Config) -> View:
     feather = np.zeros(layout.kept.shape, np.float32)
     _lay(target, place, crop)
     _lay(feather, feathered(layout.canvas.region, layout.canvas.reach) * layout.canvas.region, crop)
-    box = around(target > 0.5 if (target > 0.5).any() else feather > 0, config)
+    shown = next((part for part in (target > 0.5, feather > 0) if part.any()), None)
+    box = crop if shown is None else around(shown, config)  # a paste may fall off its photo
     size = config.downstream.crop
     photo, truth, one, weight = (
         to_resolution(cut_plain(part, box), size)

@@ -9,7 +9,7 @@ prior; the ranking only says what is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -55,18 +55,6 @@ def false_positives(outcomes: Iterable[Outcome]) -> list[Weakness]:
     rows = sorted((row for row in outcomes if not row.type), key=lambda row: row.target_id)
     categories = sorted({row.category for row in rows})
     return _sorted([_weakness(Slice(c), [row for row in rows if row.category == c]) for c in categories])
-
-
-def slice_of(target_id: str, weaknesses: Sequence[Weakness]) -> Slice:
-    """The slice that a target belongs to.
-
-    Raises:
-        KeyError: no slice has it.
-    """
-    for weakness in weaknesses:
-        if target_id in weakness.targets:
-            return weakness.slice
-    raise KeyError(target_id)
 
 
 def leaves_of(rows: Iterable[Outcome]) -> dict[str, tuple[float, float, float]]:

@@ -4,12 +4,15 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from actors.downstream import Fit, FitRequest
-from actors.shelf import fit_key, shelve_fit, shelve_shard, take_shard, taken_fit
+from actors.shelf import data_key, fit_key, shelve_fit, shelve_shard, take_shard, taken_fit
 from cdiff.config import Config
 from cdiff.config_file import dump_config
+from cdiff.data.dataset import Dataset
 from cdiff.data.store import (
     IMAGES,
     Run,
@@ -23,7 +26,11 @@ from cdiff.data.store import (
 from cdiff.types import Assignment, Attempt, GenerationTask, Pose, Recipe, Revisions, Strengths
 
 SPLITS: Any = SimpleNamespace(hash="abc")
-DOWNSTREAM = Config().downstream
+CONFIG = Config()
+
+
+def changed(**values: Any) -> Config:
+    return CONFIG.model_copy(update={"downstream": CONFIG.downstream.model_copy(update=values)})
 
 
 @pytest.fixture
@@ -69,10 +76,10 @@ def test_a_fit_is_taken_with_its_weights_and_its_cost(runs):
 def test_fits_are_equal_only_with_equal_photos_pairs_steps_and_settings(photos):
     ids = [sample.sample_id for sample in photos.samples]
     request = FitRequest(tuple(ids), 10, 0)
-    key = fit_key(request, photos, DOWNSTREAM)
-    assert key == fit_key(dataclasses.replace(request), photos, DOWNSTREAM)
+    key = fit_key(request, photos, CONFIG)
+    assert key == fit_key(dataclasses.replace(request), photos, CONFIG)
     others = [
-        fit_key(dataclasses.replace(request, **change), photos, DOWNSTREAM)
+        fit_key(dataclasses.replace(request, **change), photos, CONFIG)
         for change in (
             {"steps": 11},
             {"seed": 1},
@@ -83,15 +90,17 @@ def test_fits_are_equal_only_with_equal_photos_pairs_steps_and_settings(photos):
         )
     ]
     pair: Any = SimpleNamespace(task_id="made")
-    others.append(fit_key(dataclasses.replace(request, pairs=(pair,)), photos, DOWNSTREAM))
-    others.append(fit_key(request, photos, DOWNSTREAM.model_copy(update={"lr": 0.5})))
+    others.append(fit_key(dataclasses.replace(request, pairs=(pair,)), photos, CONFIG))
+    others.append(fit_key(request, photos, changed(lr=0.5)))
+    threads = CONFIG.resources.model_copy(update={"threads": 3})
+    others.append(fit_key(request, photos, CONFIG.model_copy(update={"resources": threads})))
     assert len({key, *others}) == 1 + len(others)
-    longer_base = DOWNSTREAM.model_copy(update={"base_steps": 7})  # the request says how many steps it takes
+    longer_base = changed(base_steps=7)  # the request says how many steps it takes
     assert fit_key(request, photos, longer_base) == key
 
 
 def test_a_users_own_network_is_never_shelved(runs, photos):
-    own = DOWNSTREAM.model_copy(update={"factory": "mine:network"})
+    own = changed(factory="mine:network")
     assert fit_key(FitRequest((), 1, 0), photos, own) == ""
     shelve_fit(runs[0], "", Fit("none", (), 0.0))
     assert taken_fit(runs[0], "") is None
@@ -102,7 +111,23 @@ def test_candidates_that_nobody_judged_are_taken_and_others_are_not(runs):
     free, judged = [assignment(n) for n in range(3)], [assignment(n, "B1", "s") for n in range(3)]
     for shard in (free, judged):
         name = written(one, shard)
-        shelve_shard(one, name, shard)
-        take_shard(other, name, shard)
+        shelve_shard(one, name, shard, CONFIG)
+        take_shard(other, name, shard, CONFIG)
     assert shard_committed(other, shard_name(free)) and not shard_committed(other, shard_name(judged))
     assert read_attempts(other, shard_name(free)) == read_attempts(one, shard_name(free))
+
+
+def test_a_corrected_mask_makes_other_data(photos, tmp_path):
+    sample = next(s for s in photos.samples if not s.is_normal)
+    file = tmp_path / "mask.png"
+    keys = set()
+    for side in (3, 4):
+        mask = np.zeros((sample.height, sample.width), np.uint8)
+        mask[:side, :side] = 255
+        path = file.with_stem(f"mask{side}")
+        Image.fromarray(mask).save(path)
+        masks = tuple(dataclasses.replace(m, path=str(path)) for m in sample.masks)
+        keys.add(
+            data_key(Dataset([dataclasses.replace(sample, masks=masks)], CONFIG.data), [sample.sample_id])
+        )
+    assert len(keys) == 2

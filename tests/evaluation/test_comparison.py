@@ -1,13 +1,11 @@
 """Intervals of paired differences over seeds and source objects."""
 
-import math
-
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
-from cdiff.evaluation.comparison import resample, smallest_detectable
+from cdiff.evaluation.comparison import Resampled, resample, smallest_detectable
 from cdiff.evaluation.protocol import evaluate
 from cdiff.evaluation.tally import Tally, swapped_masks, tally
 
@@ -106,18 +104,18 @@ def test_mean_dice_is_that_of_the_protocol(arms, dataset, ids, maps_of):
 def test_the_smallest_detectable_difference_is_found_with_the_power_it_promises():
     rng, sd, seeds = np.random.default_rng(0), 0.03, 8
     nothing = rng.normal(0, sd, 400)
-    smallest = smallest_detectable(nothing.tolist(), seeds)
+    smallest = smallest_detectable(nothing.tolist(), seeds) or 0.0
     tried = rng.normal(smallest, sd, (2000, seeds))
     found = np.mean([stats.ttest_1samp(row, 0).pvalue < 0.05 for row in tried])
     assert found == pytest.approx(0.8, abs=0.05)
-    assert smallest_detectable(nothing.tolist(), 32) < smallest / 1.8
-    assert math.isnan(smallest_detectable([0.1], 8)) and math.isnan(smallest_detectable(nothing.tolist(), 1))
+    assert 0 < (smallest_detectable(nothing.tolist(), 32) or 0.0) < smallest / 1.8
+    assert smallest_detectable([0.1], 8) is None and smallest_detectable(nothing.tolist(), 1) is None
 
 
 def test_a_gain_vanishes_against_the_masks_of_other_photos(dataset, ids, maps_of, arms):
     """Skill that finds targets is worth nothing where the masks are another photo's: the negative control."""
     swapped = swapped_masks(dataset, ids, seed=0)
-    assert sorted(swapped) == sorted(swapped.values()) and all(a != b for a, b in swapped.items())
+    assert all(dataset.sample(a).group != dataset.sample(b).group for a, b in swapped.items())
     assert all(dataset.sample(a).types == dataset.sample(b).types for a, b in swapped.items())
 
     def against(skill, seeds):
@@ -127,3 +125,27 @@ def test_a_gain_vanishes_against_the_masks_of_other_photos(dataset, ids, maps_of
     lost = control.compare("pixel_ap", "a", "b")
     kept = resample(arms, [0] * 5, 0, 300).compare("pixel_ap", "strong", "weak")
     assert abs(lost.mean) < 0.25 * kept.mean
+
+
+@pytest.mark.parametrize(("seeds", "least"), [(3, 0.9), (5, 0.92), (8, 0.93)])
+def test_few_seeds_cover_a_difference_as_often_as_promised(seeds, least):
+    """Differences that vary between seeds alone, around a true one of 0.02."""
+    rng, covered = np.random.default_rng(seeds), 0
+    for _ in range(300):
+        exact = rng.normal(0.02, 0.03, seeds)
+        counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=500).astype(float)
+        arm = {"pixel_ap": np.repeat(exact[:, None], 500, axis=1)}
+        zero = {"pixel_ap": np.zeros((seeds, 500))}
+        found = Resampled(
+            {"a": {"pixel_ap": exact}, "b": {"pixel_ap": np.zeros(seeds)}}, {"a": arm, "b": zero}, counts
+        ).compare("pixel_ap", "a", "b")
+        covered += found.low <= 0.02 <= found.high
+    assert least <= covered / 300 <= 0.99
+
+
+def test_an_object_that_two_splits_test_is_one_observation(dataset, ids, tally_of):
+    """The same photos under two split numbers say no more than one of them."""
+    one = resample({"a": [tally_of(3.0)] * 4, "b": [tally_of(2.0)] * 4}, [0] * 4, seed=0, replicates=400)
+    two = resample({"a": [tally_of(3.0)] * 4, "b": [tally_of(2.0)] * 4}, [0, 1, 0, 1], seed=0, replicates=400)
+    widths = [found.high - found.low for found in (r.compare("pixel_ap", "a", "b") for r in (one, two))]
+    assert widths[1] == pytest.approx(widths[0], rel=0.05)

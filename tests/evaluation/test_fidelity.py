@@ -5,7 +5,14 @@ import pytest
 import torch
 from torchmetrics.image.kid import maximum_mean_discrepancy, poly_mmd
 
-from cdiff.evaluation.fidelity import coverage, kid, retrieval_at_1, same_target_likeness, standardised
+from cdiff.evaluation.fidelity import (
+    by_kind,
+    coverage,
+    kid,
+    retrieval_at_1,
+    same_target_likeness,
+    standardised,
+)
 
 
 def _normal(count, seed, shift=0.0, dim=8):
@@ -53,3 +60,12 @@ def test_sets_are_measured_in_the_real_ones_units():
     own, other = standardised(real, real + 7)
     assert own.mean() == pytest.approx(0, abs=1e-9) and own.std(axis=0) == pytest.approx(1, abs=1e-3)
     assert other.mean() == pytest.approx(1, abs=0.2)
+
+
+def test_a_set_with_more_of_one_kind_is_not_farther_for_that():
+    near, far = _normal(60, 0), _normal(60, 1, shift=5)
+    real, kinds = np.concatenate([near, far]), ["a"] * 60 + ["b"] * 60
+    made = np.concatenate([_normal(20, 2), _normal(100, 3, shift=5)])
+    own = ["a"] * 20 + ["b"] * 100
+    assert abs(by_kind(kid, real, made, (kinds, own)) or 0) < 0.3 * abs(kid(real, made) or 0)
+    assert by_kind(kid, real, made, (kinds, ["c"] * 120)) is None

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from cdiff.types import Attempt, Pose, Revisions, Slice, Target, Weakness
-from cdiff.wasm.budget import Stock, quotas
-from cdiff.wasm.pool import dealt, plan_pool, types_of, undirected_quotas
-from cdiff.wasm.quality import Thresholds, judge
+from cdiff.types import Attempt, Pose, Revisions, Target
+from cdiff.wasm.budget import Quotas, Stock, quotas
+from cdiff.wasm.pool import chosen, plan_pool, types_of, undirected_quotas
+from cdiff.wasm.quality import Thresholds, beyond_band
 
 REVISIONS = Revisions("generator", "bank")
 
@@ -65,35 +65,66 @@ def test_undirected_pairs_follow_the_targets(stock):
     }
 
 
-def test_an_aimed_arm_is_kept_by_the_same_gate_within_its_bands(stock, pool, tiny_config):
+def test_an_aimed_arm_takes_its_quotas_within_their_bands(stock, pool, tiny_config):
     config = tiny_config.model_copy(update={"wasm": tiny_config.wasm.model_copy(update={"pairs": 20})})
     slices = [
         replace(w, score=0.7 if w.slice.type == "bar" else 0.3) for w in types_of(stock.targets.values())
     ]
     losses = {a.task_id: place / 100 for place, a in enumerate(pool)}
     wanted = quotas(config, slices)
-    view = dealt(pool, slices, wanted, losses, seed=3)
-    pairs = judge(view, wanted, Thresholds(()), config, last=True)
-    kept = [pair for pair in pairs if pair.kept]
-    assert len(kept) == 20
-    assert Counter(p.attempt.assignment.slice for p in kept)["metal/bar"] > 10
+    pairs = chosen(pool, slices, wanted, losses, Thresholds(()), config, seed=3)
+    kept = [pair.attempt.assignment for pair in pairs if pair.kept]
+    assert Counter((a.slice, a.purpose) for a in kept) == wanted
+    assert not beyond_band(pairs, config)
     bars = sorted(losses[a.task_id] for a in pool if a.type == "bar")
-    for pair in kept:
-        if pair.attempt.assignment.slice == "metal/bar" and pair.attempt.assignment.purpose == "weak":
+    for pair in pairs:
+        if pair.kept and pair.attempt.assignment.slice == "metal/bar":
             rank = bars.index(pair.attempt.measure("loss")) / len(bars)
-            assert 0.35 < rank < 0.9
+            low, high = {"weak": (0.35, 0.9), "easy": (0, 0.45), "uniform": (0, 1)}[
+                pair.attempt.assignment.purpose
+            ]
+            assert low < rank < high or low == 0 <= rank < high
 
 
-def test_a_seed_has_an_order_of_its_own_and_repeats(stock, pool):
+def test_what_a_band_lacks_is_filled_up_and_counted_and_faults_stay_out(stock, pool, tiny_config):
+    slices = types_of(stock.targets.values())
+    wanted: Quotas = {("metal/bar", "weak"): 40}
+    losses = {a.task_id: place / 100 for place, a in enumerate(pool)}
+    pairs = chosen(pool, slices, wanted, losses, Thresholds(()), tiny_config, seed=0)
+    assert sum(pair.kept for pair in pairs) == 40
+    assert (
+        12 <= sum(beyond_band(pairs, tiny_config).values()) <= 15
+    )  # 45 % of the some sixty valid are in the band
+    faint = Thresholds((("visible", "metal/bar", 2.0),))
+    assert {p.reason for p in chosen(pool, slices, wanted, losses, faint, tiny_config, 0)} == {"not visible"}
+
+
+def test_no_slice_of_a_pool_stops(stock, pool, tiny_config):
+    """Two thirds invalid would stop a slice of a round; a pool is made already."""
+    spoiled = [
+        replace(a, measures=tuple(sorted({**dict(a.measures), "visible": 0.0 if n % 3 else 1.0}.items())))
+        for n, a in enumerate(pool)
+    ]
+    slices = types_of(stock.targets.values())
+    limits = Thresholds((("visible", "", 0.5),))
+    pairs = chosen(spoiled, slices, {("metal/pit", "uniform"): 15}, {}, limits, tiny_config, seed=0)
+    assert sum(pair.kept for pair in pairs) == 15
+    assert {pair.reason for pair in pairs} == {"", "not visible", "budget full"}
+
+
+def test_a_seed_has_an_order_of_its_own_and_repeats(stock, pool, tiny_config):
     slices = types_of(stock.targets.values())
     wanted = undirected_quotas(slices, 20)
-    ids = [[a.task_id for a in dealt(pool, slices, wanted, {}, seed)][:20] for seed in (0, 0, 1)]
-    assert ids[0] == ids[1] != ids[2]
-    view = dealt(pool, slices, wanted, {}, 0)
-    assert [a.assignment.index for a in view] == list(range(len(view)))
+
+    def kept(seed):
+        pairs = chosen(pool, slices, wanted, {}, Thresholds(()), tiny_config, seed)
+        return [pair.task_id for pair in pairs if pair.kept]
+
+    assert kept(0) == kept(0) != kept(1)
+    assert len(kept(0)) == 20
 
 
-def test_slices_without_a_quota_are_left_out(stock, pool):
-    slices = [*types_of(stock.targets.values()), Weakness(Slice("wood"), (), 0, 0, 0, 0)]
-    view = dealt(pool, slices, {("metal/pit", "uniform"): 5}, {}, 0)
-    assert {a.type for a in view} == {"pit"} and len(view) == 60
+def test_further_waves_are_other_candidates(stock, tiny_config):
+    waves = [plan_pool(stock, tiny_config, 12, REVISIONS, wave) for wave in (0, 0, 1)]
+    ids = [{a.task_id for a in wave} for wave in waves]
+    assert ids[0] == ids[1] and not ids[0] & ids[2]
