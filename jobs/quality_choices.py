@@ -132,7 +132,9 @@ def _from_pool(
             found[arm, seed] = _kept(pairs, crew.config)
         if all(len(found[key].pairs) >= sum(asked.quotas.values()) for key, asked in wanted.items()):
             break
-    ledger.record(f"pool:{label}", candidates=len(pool), seconds=pool_seconds(crew.run, pool))
+    told = {"candidates": len(pool), "seconds": pool_seconds(crew.run, pool)}
+    if ledger.milestone(f"pool:{label}") != told:
+        ledger.record(f"pool:{label}", **told)
     return found
 
 

@@ -207,8 +207,13 @@ def _fidelity(result: Mapping[str, Any]) -> str:
     if not known:
         return ""
     names = [name for name in next(iter(known.values())) if any(v[name] is not None for v in known.values())]
-    rows = [(_said(arm), *(_number(values[name]) for name in names)) for arm, values in known.items()]
-    return page.table(("arm", *(name.replace("_", " ") for name in names)), rows)
+    beyond = result.get("beyond_band", {})
+    rows = [
+        (_said(arm), *(_number(values[name]) for name in names), _listed(beyond.get(arm, ())))
+        for arm, values in known.items()
+    ]
+    header = ("arm", *(name.replace("_", " ") for name in names), "pairs beyond the band, by seed")
+    return page.table(header, rows)
 
 
 def _facts(result: Mapping[str, Any]) -> dict[str, object]:

@@ -85,10 +85,9 @@ def test_all_arms_of_a_seed_go_on_from_one_base(result, home):
     assert sum(name.startswith("base:") for name in names) == 2  # seeds 0 and 2 are on this split
     assert sum(name.startswith("fit:") for name in names) == 2 * len(ARMS)
     assert sum(name.startswith("fold:") for name in names) == 4
-    scored = [name for name in names if name.startswith("test-scores:")]
-    assert (
-        len(scored) == len(set(scored)) == 2 * len(ARMS) + 2
-    )  # each model reads it once, those that ran on too
+    scored = [name for name in names if name.startswith("test:")]
+    models = 2 * len(ARMS) + 2  # those that ran on, too
+    assert len(scored) == len(set(scored)) == models  # each reads it once
 
 
 def test_the_page_and_mlflow_show_every_arm(result, done, home):
@@ -125,9 +124,9 @@ def test_without_a_base_the_remedy_is_named(home, arguments):
 def test_fidelity_is_told_of_every_arm_with_stored_pairs(result):
     for arm in ("copy_paste", "undirected", "wasm"):
         assert 0 <= result["fidelity"][arm]["valid_share"] <= 1
-        assert result["fidelity"][arm]["kid"] is not None
         met = result["fidelity"][arm]["coverage"]
         assert met is None or 0 <= met <= 1  # so few real targets have no neighbourhoods
+        assert 0 <= result["fidelity"][arm]["label_iou"] <= 1
     assert result["fidelity"]["real_only"]["kid"] is None
 
 
@@ -135,7 +134,8 @@ def test_arms_without_a_generator_run_on_for_what_the_aimed_arm_costs(result):
     equal = result["equal_compute"]
     assert equal["seeds"] == [0] and set(equal["arms"]) == {"wasm", "real_only_long", "copy_paste_long"}
     seconds = result["seconds"]["0"]
-    assert equal["fits_of_equal_time"]["0"] == 1 + max(1, round(seconds["aimed_extra"] / seconds["fit"]))
+    worth = 1 + max(1.0, seconds["aimed_extra"] / seconds["fit"])  # of rounded seconds
+    assert equal["fits_of_equal_time"]["0"] == pytest.approx(worth, rel=0.1, abs=1)
     assert 2 <= equal["fits"]["0"] <= 3
     assert equal["arms"]["real_only_long"]["pixel_ap"] != result["arms"]["real_only"]["pixel_ap"][:1]
     assert {c["minus"] for c in equal["comparisons"]} == {"real_only_long", "copy_paste_long"}
