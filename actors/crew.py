@@ -47,7 +47,6 @@ from cdiff.types import (
     Pair,
     Recipe,
     Revisions,
-    Weakness,
     content_hash,
 )
 from cdiff.wasm.gains import measured_gains
@@ -199,13 +198,13 @@ class Crew:
     def gains(
         self,
         outcomes: Sequence[Outcome],
-        weaknesses: Sequence[Weakness],
+        known: Knowledge,
         before: Assessed,
         after: Assessed,
         pairs: Sequence[Pair],
     ) -> tuple[Gain, ...]:
-        """What a round's pairs brought on validation, by slice; the next budget learns from it."""
-        return measured_gains(before.outcomes, after.outcomes, outcomes, weaknesses, pairs)
+        """What pairs brought on validation that `after` has seen and `before` has not, by slice; the next budget learns from it."""
+        return measured_gains(before.outcomes, after.outcomes, outcomes, known.weaknesses, pairs)
 
     def make_pairs(
         self, known: Knowledge, number: int, revisions: Revisions, config: Config | None = None

@@ -33,7 +33,10 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
     log_start(tracker, ledger, real_only)
     for number in ledger.remaining(config.rounds):
         seconds = Stopwatch()
-        accepted = ledger.kept_pairs()
+        accepted, unseen = (
+            ledger.kept_pairs(),
+            ledger.kept_pairs(since=ledger.best_round()),
+        )  # unseen: by the best model
         outcomes = seconds("outcomes", crew.outcomes, accepted)
         known = seconds("rank", crew.rank, outcomes, ledger.gains())
         revisions = seconds("adapt", crew.adapt, known, outcomes, number, generator, best.revision)
@@ -51,13 +54,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
             validation=candidate.headline(),
             decision=decision,
             seconds=seconds.all(),
-            gains=crew.gains(
-                outcomes,
-                known.weaknesses,
-                best,
-                candidate,
-                ledger.kept_pairs(since=ledger.best_round()) + kept,
-            ),
+            gains=crew.gains(outcomes, known, best, candidate, unseen + kept),
         )
         ledger.commit_round(result, pairs)
         best = candidate if decision.stands else best
