@@ -22,7 +22,7 @@ from cdiff.data.dataset import Dataset
 from cdiff.types import Outcome
 from cdiff.wasm.view import local_loss
 
-HARD = 0.1  # nats; below it there is no hardness that could be gone
+HARD = 0.3  # nats; what is found has less, and no hardness that could be gone
 _BLUR = 0.8  # standard deviation, pixels of the segmenter
 _JPEG = 75
 
