@@ -167,16 +167,17 @@ class Tracker(Log):
         """The nested run of one control arm and seed, with both as parameters; told again, it is overwritten."""
         from mlflow.entities import Param
 
-        with self._nested(f"{arm} seed {seed}", {ARM_TAG: f"{arm}:{seed}"}) as run_id:
+        colour = COLOURS[int(content_hash(arm), 16) % len(COLOURS)]  # one for all seeds of an arm
+        with self._nested(f"{arm} seed {seed}", {ARM_TAG: f"{arm}:{seed}"}, colour) as run_id:
             with _explained():
                 params = [Param("arm", arm), Param("seed", str(seed))]
                 self._client.log_batch(run_id, params=params)
             yield Log(self._client, run_id)
 
     @contextmanager
-    def _nested(self, name: str, tags: dict[str, str]) -> Iterator[str]:
+    def _nested(self, name: str, tags: dict[str, str], colour: str = "") -> Iterator[str]:
         with _explained():
-            run_id = self._child_run(name, tags)
+            run_id = self._child_run(name, tags, colour)
         try:
             yield run_id
         except BaseException as error:
@@ -188,14 +189,15 @@ class Tracker(Log):
         """End the parent run."""
         self._end(self.run_id, status)
 
-    def _child_run(self, name: str, tags: dict[str, str]) -> str:
+    def _child_run(self, name: str, tags: dict[str, str], colour: str) -> str:
         own = "".join(f" and tags.`{key}` = '{value}'" for key, value in tags.items())
         wanted = f"tags.mlflow.parentRunId = '{self.run_id}'{own}"
         found = self._client.search_runs([self.experiment_id], wanted, max_results=1)
         if found:
             self._client.update_run(found[0].info.run_id, status="RUNNING")
             return found[0].info.run_id
-        tags = {"mlflow.parentRunId": self.run_id, **tags}
+        drawn = {"mlflow.runColor": colour} if colour else {}
+        tags = {"mlflow.parentRunId": self.run_id, **tags, **drawn}
         return self._client.create_run(self.experiment_id, tags=tags, run_name=name).info.run_id
 
     def _end(self, run_id: str, status: Status) -> None:

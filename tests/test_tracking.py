@@ -94,6 +94,21 @@ def test_a_round_is_a_nested_run_whose_metrics_stand_on_the_parent_by_step(run):
     assert all(found.data.metrics.keys() == {"validation/pixel_ap", "loss"} for found in runs)
 
 
+def test_arms_and_seeds_are_nested_runs_that_compare_by_parameter_and_colour(run):
+    tracker = Tracker(run, Config())
+    for value, (arm, seed) in enumerate([("wasm", 0), ("wasm", 1), ("real_only", 0), ("wasm", 0)]):
+        with tracker.arm(arm, seed) as log:
+            log.metrics({"test": {"pixel_ap": value / 10}})
+    wanted = f"tags.mlflow.parentRunId = '{tracker.run_id}'"
+    runs = client(tracker).search_runs([tracker.experiment_id], wanted)
+    found = {(r.data.params["arm"], r.data.params["seed"]): r for r in runs}
+    assert len(runs) == len(found) == 3  # told again, it is overwritten
+    assert found["wasm", "0"].data.metrics["test/pixel_ap"] == 0.3
+    colours = {key: r.data.tags["mlflow.runColor"] for key, r in found.items()}
+    assert colours["wasm", "0"] == colours["wasm", "1"] != colours["real_only", "0"]
+    assert "test/pixel_ap" not in client(tracker).get_run(tracker.run_id).data.metrics
+
+
 def test_metric_names_of_any_type_are_legal_and_stay_apart(run):
     names = [
         "metal/crack+",
