@@ -304,13 +304,13 @@ class Crew:
             return ""
         found = ledger.milestone("base")
         if found is None:
-            fitted = self._fit("base", [], steps, "")
+            fitted = self._fit("base", [], steps, "", base=True)
             ledger.record("base", revision=fitted.revision, seconds=fitted.seconds)
             return fitted.revision
         return str(found["revision"])
 
-    def _fit(self, name: str, pairs: Sequence[Pair], steps: int, start: str) -> Fit:
-        request = FitRequest(tuple(self.train), steps, self._seed(), start, tuple(pairs))
+    def _fit(self, name: str, pairs: Sequence[Pair], steps: int, start: str, base: bool = False) -> Fit:
+        request = FitRequest(tuple(self.train), steps, self._seed(), start, tuple(pairs), base=base)
         with self._bar(f"fitting {name}", self.downstream) as watch:
             return self.downstream.call("fit", request, watch=watch)
 

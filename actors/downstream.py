@@ -40,6 +40,7 @@ class FitRequest:
     start: str = ""  # revision of the segmenter that is gone on from
     pairs: tuple[Pair, ...] = ()
     perlin: int = 0  # pairs of Perlin noise: they are made on the spot, from the seed
+    base: bool = False  # a base of real photos: `downstream.base_share` crops stand beside its batches, to the last step
     cycle: int = 0  # fits that go on from each other differ in this: each sees other batches
     again: int = 0  # fits that differ in this alone see other crops beside the same real batches
 
@@ -78,6 +79,9 @@ class DownstreamActor:
         began = time.perf_counter()
         config = self.config.downstream
         key = fit_key(request, self.dataset, self.config)
+        if request.base:
+            beside = {"synthetic_share": config.base_share, "synthetic_until": 1.0}
+            config = config.model_copy(update=beside)
         known = taken_fit(self.run, key)
         if known is not None:
             return from_json(Fit, known)
@@ -110,7 +114,7 @@ class DownstreamActor:
             base: steps on the request's real photos alone that come first, as with the models that it stands for.
         """
         if base:
-            start = self.fit(replace(request, pairs=(), steps=base)).revision
+            start = self.fit(replace(request, pairs=(), steps=base, base=True)).revision
             request = replace(request, start=start)
         fitted = self.fit(request)
         model = self._load(fitted.revision)

@@ -177,6 +177,12 @@ class DownstreamConfig(Settings):
     base_steps: int = Field(
         0, ge=0, description="Steps on real photos alone, taken once, from which every fit goes on; 0: none."
     )
+    base_share: float = Field(
+        0.5,
+        gt=0,
+        le=4,
+        description="Crops of real targets beside each batch of the base, in batches, to its last step.",
+    )
     steps: int = Field(1000, ge=1, description="Optimiser steps of a fit, after the base.")
     fold_share: float = Field(
         0.5, gt=0, le=1, description="Steps of a fold model as a share of `base_steps` + `steps`."

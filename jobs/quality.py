@@ -145,7 +145,7 @@ def _run_on(
 def _bases(crew: Crew, ledger: Ledger, seeds: Sequence[int]) -> dict[int, str]:
     """Revision of the model of real photos alone that all arms of a seed go on from."""
     steps = crew.config.downstream.base_steps
-    work = {f"base:{seed}": (FitRequest(tuple(crew.train), steps, seed),) for seed in seeds}
+    work = {f"base:{seed}": (FitRequest(tuple(crew.train), steps, seed, base=True),) for seed in seeds}
     fits = crew.each(ledger, "fit", work, Fit, "fitting bases")
     return {seed: fits[f"base:{seed}"].revision for seed in seeds}
 
