@@ -106,9 +106,16 @@ def top_up(
         assignments: all of the round so far; the cycle over a slice's targets goes on where they end.
         lacking: missing pairs by slice and purpose, as `quality.shortfall` gives them.
     """
-    wanted = _oversampled(lacking, config)
-    strengths = start_strengths(config, weaknesses, gains, round)
-    return _Planner(weaknesses, stock, config, round, revisions, strengths).assign(wanted, assignments)
+    return deal(
+        _oversampled(lacking, config),
+        weaknesses,
+        stock,
+        config,
+        round=round,
+        revisions=revisions,
+        gains=gains,
+        earlier=assignments,
+    )
 
 
 def deal(
@@ -120,10 +127,11 @@ def deal(
     round: int,
     revisions: Revisions,
     gains: Sequence[Gain] = (),
+    earlier: Sequence[Assignment] = (),
 ) -> list[Assignment]:
-    """Exactly the wanted number of tasks by slice and purpose, in an interleaved order."""
+    """Exactly the wanted number of tasks by slice and purpose, in an interleaved order, after the earlier ones."""
     strengths = start_strengths(config, weaknesses, gains, round)
-    return _Planner(weaknesses, stock, config, round, revisions, strengths).assign(wanted, ())
+    return _Planner(weaknesses, stock, config, round, revisions, strengths).assign(wanted, earlier)
 
 
 def quotas(

@@ -16,8 +16,9 @@ from cdiff.types import GenerationTask, Recipe, Revisions, Strengths
 from cdiff.wasm.budget import recipe_of
 from cdiff.wasm.labels import mask_agreement
 from cdiff.wasm.layout import condition_of, coverage, spell_out
+from cdiff.wasm.measures import real_measures
 from cdiff.wasm.mining import sampler_for
-from cdiff.wasm.quality import Thresholds, real_measures, thresholds
+from cdiff.wasm.quality import Thresholds, thresholds
 
 _MOST_SEEN, _MOST_READ = 400, 120  # enough for a 5th percentile, and bounded on large data sets
 

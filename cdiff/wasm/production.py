@@ -19,8 +19,8 @@ from cdiff.safe.tokens import TokenBank
 from cdiff.types import Assignment, Attempt, Box
 from cdiff.wasm.arms import Judge
 from cdiff.wasm.layout import Layout
+from cdiff.wasm.measures import fingerprint, measure_pair, visibility
 from cdiff.wasm.mining import Miners, Produced, make_pairs
-from cdiff.wasm.quality import fingerprint, measure_pair, visibility
 from cdiff.wasm.survival import survival
 from cdiff.wasm.view import local_loss
 

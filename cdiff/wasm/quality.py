@@ -11,16 +11,14 @@ tests, of blurred, unchanged and displaced versions 0 to 8 %, of versions enlarg
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from cdiff.config import Config
-from cdiff.data.dataset import MIN_AREA, Dataset
-from cdiff.generator.paste import to_resolution
-from cdiff.types import Attempt, Box, Outcome, Pair, Purpose, Target
+from cdiff.data.dataset import MIN_AREA
+from cdiff.types import Attempt, Box, Outcome, Pair, Purpose
 from cdiff.wasm.budget import band
 from cdiff.wasm.survival import HARD
 
@@ -36,13 +34,11 @@ INVALID = (
 )
 STOPPED, OUT_OF_BAND, FULL = "slice stopped", "out of band", "budget full"
 VALID = ("kept", OUT_OF_BAND, FULL)  # verdicts of pairs that nothing is said against
-THUMBNAIL = 24  # side of a fingerprint
 
 _BOUNDED = ("visible", "on_object", "sharpness", "label_iou", "survives")
 _SHARPNESS_SLACK = 0.75  # a real target laid on another photo takes its own focus along
 _LOOK_SLACK = 0.2  # a look of the denoiser smooths real targets, too, and their bound knows nothing of it
 _OBJECT_SLACK = 0.05  # foreground maps of two photos of one object differ by about this much
-_QUANTILES = np.linspace(0.02, 0.98, 33)
 _TOUCHING = 0.5  # share of the smaller box from which targets on one photo lie in one place
 
 
@@ -93,91 +89,6 @@ def thresholds(rows: Sequence[tuple[str, Mapping[str, float]]], config: Config) 
         (*place, float(np.percentile(values, config.gate.percentile))) for place, values in enough.items()
     ]
     return Thresholds(tuple(sorted(bounds)))
-
-
-def real_measures(
-    dataset: Dataset, targets: Iterable[Target], foreground: Callable[[np.ndarray], np.ndarray]
-) -> list[tuple[str, dict[str, float]]]:
-    """What can be seen of real targets, by "category/type": rows for `thresholds`.
-
-    Args:
-        foreground: uint8 [H, W, 3] -> bool [H, W], the object; called once per photo.
-    """
-    maps: dict[str, np.ndarray] = {}
-    rows = []
-    for target in sorted(targets, key=lambda target: target.target_id):
-        image, mask = dataset.image(target.sample_id), dataset.target_mask(target.target_id)
-        if target.sample_id not in maps:
-            maps = {target.sample_id: foreground(image)}  # sorted: a photo's targets follow each other
-        rows.append((f"{target.category}/{target.type}", _seen(image, mask, maps[target.sample_id])))
-    return rows
-
-
-def measure_pair(
-    image: np.ndarray, background: np.ndarray, mask: np.ndarray, region: np.ndarray, foreground: np.ndarray
-) -> dict[str, float]:
-    """What the pixels of a finished photo say; the caller adds `label_iou`, `reference_distance` and `loss`.
-
-    Args:
-        image, background: uint8 [H, W, 3]; mask: bool [H, W] the new target alone.
-        region: bool [H, W], where the generator might paint; foreground: bool [H, W], the object on the background.
-    Returns:
-        area        pixels
-        visible     see `visibility`
-        changed     mean absolute difference to the background inside the mask, share of full scale
-        outside     largest absolute difference to the background outside the region, grey levels: must be 0
-        on_object   share of the mask on the object
-        sharpness   see `sharpness`
-    """
-    difference = np.abs(image.astype(np.int16) - background)
-    beyond = difference[~region]
-    return {
-        **_seen(image, mask, foreground),
-        "changed": float(difference[mask].mean() / 255) if mask.any() else 0.0,
-        "outside": float(beyond.max()) if beyond.size else 0.0,
-    }
-
-
-def visibility(image: np.ndarray, mask: np.ndarray) -> float:
-    """How far the colours inside a mask differ from those of the ring around it, in [0, 1].
-
-    Mean over channels of the Wasserstein-1 distance between the two sets of values, as a share of full scale: a shift of
-    the mean counts, and so does a texture of equal mean.
-
-    Args:
-        image: uint8 [H, W, 3]; mask: bool [H, W]. An empty mask, or one without a ring, gives 0.
-    """
-    place = _surroundings(mask)
-    colours, inside = image[place].astype(np.float32), mask[place]
-    ring = _ring(inside)
-    if not ring.any():
-        return 0.0
-    here, there = (np.quantile(colours[part], _QUANTILES, axis=0) for part in (inside, ring))
-    return float(np.abs(here - there).mean() / 255)
-
-
-def sharpness(image: np.ndarray, mask: np.ndarray) -> float:
-    """High-frequency energy along a mask's outline relative to the ring around it, at the photo's own size.
-
-    Mean |grey - Gaussian of 0.7 px| over the outline, 2 px to either side, divided by that of the ring, with a quarter of a
-    grey level added to both. The outline, not the whole inside: blowholes and stains are smooth within, and only their
-    border tells a sharp photo from an enlarged thumbnail. 1 where there is no ring to compare with, 0 for an empty mask.
-    Arguments as for `visibility`.
-    """
-    place = _surroundings(mask)
-    grey, inside = image[place].mean(axis=2, dtype=np.float32), mask[place]
-    ring = _ring(inside)
-    if not inside.any() or not ring.any():
-        return float(inside.any())
-    outline = ndimage.binary_dilation(inside, iterations=2) & ~ndimage.binary_erosion(inside, iterations=2)
-    fine = np.abs(grey - ndimage.gaussian_filter(grey, 0.7))
-    return float((fine[outline].mean() + 0.25) / (fine[ring].mean() + 0.25))
-
-
-def fingerprint(crop: np.ndarray) -> bytes:
-    """24 x 24 grey thumbnail of a crop, uint8 [h, w, 3], row by row."""
-    small = to_resolution(crop.mean(axis=2, dtype=np.float32), THUMBNAIL)[0].numpy()
-    return np.clip(np.rint(small), 0, 255).astype(np.uint8).tobytes()
 
 
 def validity_reason(measures: Mapping[str, float], key: str, thresholds: Thresholds, config: Config) -> str:
@@ -270,37 +181,6 @@ def beyond_band(pairs: Iterable[Pair], config: Config) -> dict[str, int]:
     distances = _band_distances([pair.attempt for pair in valid], config)
     outside = [p for p in valid if p.kept and distances[p.attempt.assignment.index] > 0]
     return dict(sorted(Counter(pair.attempt.assignment.slice for pair in outside).items()))
-
-
-def _seen(image: np.ndarray, mask: np.ndarray, foreground: np.ndarray) -> dict[str, float]:
-    return {
-        "area": float(mask.sum()),
-        "visible": visibility(image, mask),
-        "on_object": float(foreground[mask].mean()) if mask.any() else 0.0,
-        "sharpness": sharpness(image, mask),
-    }
-
-
-def _surroundings(mask: np.ndarray) -> tuple[slice, slice]:
-    """The mask's box with room for the ring: everything is measured there, whatever the photo's size."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        return slice(0, 1), slice(0, 1)
-    reach = 7 + max(int(np.ptp(rows)), int(np.ptp(columns))) // 3
-    return (
-        slice(max(0, int(rows[0]) - reach), int(rows[-1]) + 1 + reach),
-        slice(max(0, int(columns[0]) - reach), int(columns[-1]) + 1 + reach),
-    )
-
-
-def _ring(mask: np.ndarray) -> np.ndarray:
-    """A band around the mask, a fifth of its longer side wide, 3 px at least, off the soft edge; empty for an empty mask."""
-    if not mask.any():
-        return np.zeros_like(mask)
-    side = max(int(np.ptp(axis)) + 1 for axis in np.nonzero(mask))
-    gap = max(1.0, 0.04 * side)
-    distance = ndimage.distance_transform_edt(~mask)
-    return (distance > gap) & (distance <= gap + max(3.0, side / 5))
 
 
 def _key(attempt: Attempt) -> str:

@@ -13,20 +13,16 @@ from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.carriers import from_json, to_json
 from cdiff.types import Assignment, Attempt, GenerationTask, Pose, Purpose, Recipe, Revisions, Strengths
+from cdiff.wasm.measures import fingerprint, measure_pair, real_measures, sharpness, visibility
 from cdiff.wasm.quality import (
     INVALID,
     Thresholds,
     beyond_band,
     counts,
-    fingerprint,
     judge,
-    measure_pair,
-    real_measures,
-    sharpness,
     shortfall,
     thresholds,
     validity_reason,
-    visibility,
 )
 
 CONFIG: Config = load_config(None, [])
