@@ -296,6 +296,9 @@ class WasmConfig(Settings):
 
 
 class GateConfig(Settings):
+    checks: bool = Field(
+        True, description="Turn away pairs that are not true; off: only to measure what the gate is worth."
+    )
     percentile: float = Field(
         5.0, ge=0, le=50, description="Percentile of held-out real targets that sets the thresholds."
     )

@@ -50,6 +50,9 @@ class SplitResult:
     scores: dict[Key, Evaluation] = field(default_factory=dict)  # on the photos that were asked for
     revisions: dict[Key, str] = field(default_factory=dict)  # of the fitted models
     fidelity: dict[Key, dict[str, float | None]] = field(default_factory=dict)
+    curve: dict[int, list[tuple[int, Evaluation]]] = field(
+        default_factory=dict
+    )  # of real photos alone by seed: steps, and scores on validation
     seconds: dict[str, float] = field(default_factory=dict)
     look: str = "test"
     cycles: int = 1  # fits of the arms that ran on ...
@@ -96,9 +99,10 @@ def measure_split(
     requests = {key: _request(crew, key[1], base, choice) for key, choice in result.choices.items()}
     fits = _fit(crew, ledger, "fit", requests, f"split {split}: fitting arms")
     result.seconds = _seconds(ledger, config, fits)
+    stages = {seed: [base[seed], fits["real_only", seed].revision] for seed in seeds if "real_only" in arms}
     if long and "wasm" in arms:
-        fits |= _run_on(crew, ledger, result, requests, fits, long, most_fits)
-    _score(crew, ledger, result, fits)
+        fits |= _run_on(crew, ledger, result, requests, fits, long, most_fits, stages)
+    _score(crew, ledger, result, fits, stages)
     if revisions is not None:
         _compare_features(crew, ledger, revisions, result)
     return result
@@ -120,10 +124,14 @@ def _run_on(
     fits: Mapping[Key, Fit],
     seeds: Sequence[int],
     most_fits: int,
+    stages: Mapping[int, list[str]],
 ) -> dict[Key, Fit]:
     """Equal computing: arms without a generator go on, fit after fit, until they took what the aimed arm takes in all.
 
     Each further fit is one like the first, with batches of its own.
+
+    Args:
+        stages: revisions of each seed's real-only models so far, to which those of the further fits are added.
     """
     result.equal_fits = 1 + max(1, round(result.seconds["aimed_extra"] / result.seconds["fit"]))
     result.cycles = min(result.equal_fits, most_fits) if most_fits else result.equal_fits
@@ -137,6 +145,8 @@ def _run_on(
             crew, ledger, f"long:{cycle}", further, f"equal computing, fit {cycle + 1} of {result.cycles}"
         )
         mine = {(arm.removesuffix(LONG), seed): fit for (arm, seed), fit in done.items()}
+        for seed in (seed for arm, seed in mine if arm == "real_only"):
+            stages[seed].append(mine["real_only", seed].revision)
     for arm, seed in mine:
         result.choices[f"{arm}{LONG}", seed] = result.choices[arm, seed]
     return {(f"{arm}{LONG}", seed): fit for (arm, seed), fit in mine.items()}
@@ -157,24 +167,43 @@ def _request(crew: Crew, seed: int, base: Mapping[int, str], choice: Choice) -> 
     )
 
 
-def _score(crew: Crew, ledger: Ledger, result: SplitResult, fits: Mapping[Key, Fit]) -> None:
-    """Score on validation, which gives the threshold of IoU; then read the test split, once per model."""
+def _score(
+    crew: Crew,
+    ledger: Ledger,
+    result: SplitResult,
+    fits: Mapping[Key, Fit],
+    stages: Mapping[int, Sequence[str]],
+) -> None:
+    """Score on validation, which gives the threshold of IoU; then read the test split, once per model.
+
+    Args:
+        stages: by seed, the real-only models from base to longest fit, whose scores on validation are the curve over steps.
+    """
     label = f"split {result.split}: scoring on"
     result.revisions = {key: fit.revision for key, fit in fits.items()}
     models = sorted(set(result.revisions.values()))
+    told = sorted({*models, *(model for own in stages.values() for model in own)})
     work: dict[str, tuple[Any, ...]] = {
-        f"validation:{model}": (model, list(crew.validation), None) for model in models
+        f"validation:{model}": (model, list(crew.validation), None) for model in told
     }
     found = crew.each(ledger, "evaluate", work, Evaluation, f"{label} validation")
-    known = {model: found[f"validation:{model}"] for model in models}
+    known = {model: found[f"validation:{model}"] for model in told}
+    for seed, own in stages.items():
+        at = [result.base_steps + number * result.steps for number in range(len(own))]
+        result.curve[seed] = [(steps, known[model]) for steps, model in zip(at, own, strict=True)]
     ids = list(crew.manifest.ids(result.look))
     work = {
-        f"{result.look}:{model}": (model, ids, known[model].threshold, _tally_name(result.look, model))
+        f"weighed:{result.look}:{model}": (
+            model,
+            ids,
+            known[model].threshold,
+            _tally_name(result.look, model),
+        )
         for model in models
     }
     found = crew.each(ledger, "weigh", work, Evaluation, f"{label} {result.look}")
     for key, model in result.revisions.items():
-        result.validation[key], result.scores[key] = known[model], found[f"{result.look}:{model}"]
+        result.validation[key], result.scores[key] = known[model], found[f"weighed:{result.look}:{model}"]
 
 
 def _compare_features(crew: Crew, ledger: Ledger, revisions: Revisions, result: SplitResult) -> None:

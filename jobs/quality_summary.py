@@ -43,6 +43,7 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
         "arms": {arm: _arm(home, arm, seeds) for arm in arms},
         "comparisons": [_plain(c) for c in _comparisons(drawn, arms)],
         "negative_control": _negative(swapped),
+        "curve": _curve(home, seeds),
         "power": _power(drawn, len(seeds)),
         "gain_ratio": _ratio(drawn, arms),
         "equal_compute": _equal_compute(results, home, seeds, seed),
@@ -55,7 +56,7 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
         "pairs": {arm: [_pairs(home[s].choices[arm, s]) for s in seeds] for arm in arms},
         "beyond_band": {arm: [home[s].choices[arm, s].beyond_band for s in seeds] for arm in arms},
         "spent": {arm: _spent([home[s].choices[arm, s] for s in seeds]) for arm in arms},
-        "seconds": {str(r.split): {k: round(v, 1) for k, v in r.seconds.items()} for r in results},
+        "seconds": {str(r.split): {k: float(f"{v:.4g}") for k, v in r.seconds.items()} for r in results},
     }
 
 
@@ -137,6 +138,19 @@ def _equal_compute(
         "arms": {arm: _arm(home, arm, long) for arm in arms},
         "comparisons": [_plain(found) for found in pairs],
     }
+
+
+def _curve(home: Mapping[int, SplitResult], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Real photos alone on validation, from the base on: is the baseline trained out where the arms are compared?"""
+    return [
+        {
+            "seed": s,
+            "steps": [steps for steps, _ in home[s].curve[s]],
+            **{name: [found.scores[name] for _, found in home[s].curve[s]] for name in ("pixel_ap", "mdice")},
+        }
+        for s in seeds
+        if s in home[s].curve
+    ]
 
 
 def _negative(swapped: Resampled) -> dict[str, Any] | None:

@@ -123,6 +123,22 @@ def forest(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:
     return _svg(bottom, parts, label)
 
 
+def curves(lines: Sequence[tuple[str, Sequence[int], Sequence[float]]], label: str) -> str:
+    """Values over steps, a line for each name (name, steps, values)."""
+    axis = _Axis([v for _, _, values in lines for v in values], [n for _, steps, _ in lines for n in steps])
+    parts = axis.frame()
+    for name, steps, values in lines:
+        places = [(axis.x(n), axis.y(value)) for n, value in zip(steps, values, strict=True)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(f'<polyline points="{path}" class="line"><title>{escape(name)}</title></polyline>')
+        for (x, y), n, value in zip(places, steps, values, strict=True):
+            title = f"{escape(name)}, {n:,} steps: {value:.3f}"
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="before"><title>{title}</title></circle>'
+            )
+    return _svg(axis.height, parts, label)
+
+
 class _Axis:
     """Maps rounds and values to the drawing: rounds evenly, values over a range of round numbers."""
 

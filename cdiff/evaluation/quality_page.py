@@ -54,7 +54,7 @@ def render(title: str, result: Mapping[str, Any], pictures: Sequence[Picture] = 
         page.section("Arms", _arms(result), page.paragraph(_setting(result), soft=True)),
         page.section("Differences", _differences(result), page.details("By type", _types(result))),
         page.section("At equal computing", _equal_compute(result)),
-        page.section("What can be told", _power(result), _negative(result)),
+        page.section("What can be told", _curve(result), _power(result), _negative(result)),
         page.section("Pairs", _fidelity(result), f'<div class="pictures">{figures}</div>' if figures else ""),
         page.section(
             "How to do it again", f"<pre>{page.text(result['command'])}</pre>", page.facts(_facts(result))
@@ -161,6 +161,22 @@ def _equal_compute(result: Mapping[str, Any]) -> str:
         f"the aimed arm take as long as {equal}. Seeds {_listed(found['seeds'])}."
     )
     return told + chart + page.paragraph(note, soft=True)
+
+
+def _curve(result: Mapping[str, Any]) -> str:
+    """Real photos alone over steps; a line that still rises says that the base is too short."""
+    lines = result.get("curve") or []
+    if not lines:
+        return ""
+    shown = [
+        page.chart(
+            f"Real photos alone on validation, {NAMES[metric]} by steps",
+            charts.curves([(f"seed {row['seed']}", row["steps"], row[metric]) for row in lines], metric),
+        )
+        for metric in ("pixel_ap", "mdice")
+    ]
+    note = "A line per seed, from its base on. Where lines still rise, a gain may be what more steps would have brought as well."
+    return page.columns(*shown) + page.paragraph(note, soft=True)
 
 
 def _power(result: Mapping[str, Any]) -> str:

@@ -189,6 +189,8 @@ def _key(attempt: Attempt) -> str:
 
 def validity_reasons(ordered: Sequence[Attempt], thresholds: Thresholds, config: Config) -> list[str]:
     """`validity_reason` of each attempt, and near-duplicates of earlier ones (`judge`, rule 1)."""
+    if not config.gate.checks:
+        return ["" for _ in ordered]
     reasons: list[str] = []
     related: dict[str, list[Attempt]] = defaultdict(
         list

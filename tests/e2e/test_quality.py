@@ -85,7 +85,7 @@ def test_all_arms_of_a_seed_go_on_from_one_base(result, home):
     assert sum(name.startswith("base:") for name in names) == 2  # seeds 0 and 2 are on this split
     assert sum(name.startswith("fit:") for name in names) == 2 * len(ARMS)
     assert sum(name.startswith("fold:") for name in names) == 4
-    scored = [name for name in names if name.startswith("test:")]
+    scored = [name for name in names if name.startswith("weighed:test:")]
     models = 2 * len(ARMS) + 2  # those that ran on, too
     assert len(scored) == len(set(scored)) == models  # each reads it once
 
@@ -134,8 +134,31 @@ def test_arms_without_a_generator_run_on_for_what_the_aimed_arm_costs(result):
     equal = result["equal_compute"]
     assert equal["seeds"] == [0] and set(equal["arms"]) == {"wasm", "real_only_long", "copy_paste_long"}
     seconds = result["seconds"]["0"]
-    worth = 1 + max(1.0, seconds["aimed_extra"] / seconds["fit"])  # of rounded seconds
-    assert equal["fits_of_equal_time"]["0"] == pytest.approx(worth, rel=0.1, abs=1)
+    worth = 1 + max(1.0, seconds["aimed_extra"] / seconds["fit"])  # four digits of each are told
+    assert equal["fits_of_equal_time"]["0"] == pytest.approx(worth, rel=0.01, abs=1)
     assert 2 <= equal["fits"]["0"] <= 3
     assert equal["arms"]["real_only_long"]["pixel_ap"] != result["arms"]["real_only"]["pixel_ap"][:1]
     assert {c["minus"] for c in equal["comparisons"]} == {"real_only_long", "copy_paste_long"}
+
+
+def test_real_photos_alone_have_a_curve_over_steps(result):
+    """From the base, over the fit that is compared, to the last of those that ran on."""
+    lines = {row["seed"]: row for row in result["curve"]}
+    assert set(lines) == {0, 1, 2}
+    base, steps = result["base_steps"], result["steps"]
+    ran_on = result["equal_compute"]["fits"]["0"]
+    assert lines[0]["steps"] == [base + n * steps for n in range(ran_on + 1)]
+    assert lines[1]["steps"] == [base, base + steps]
+    own = result["arms"]["real_only"]["validation_pixel_ap"]
+    assert [lines[seed]["pixel_ap"][1] for seed in range(3)] == own
+
+
+def test_while_anything_is_chosen_validation_photos_alone_are_scored(home, arguments, result):
+    """The same arms on validation: nothing is fitted again, and the test split is not read."""
+    out = home / "looked.json"
+    chosen = [str(out) if a == str(home / "quality-tiny.json") else a for a in arguments]
+    done = _benchmark(home, "--look", "validation", *chosen)
+    assert done.returncode == 0, done.stderr[-3000:]
+    looked = json.loads(out.read_text())
+    assert looked["looked_at"] == "validation"
+    assert looked["arms"]["wasm"]["pixel_ap"] == result["arms"]["wasm"]["validation_pixel_ap"]

@@ -36,6 +36,7 @@ def result():
         "power": {
             "pixel_ap": {"sd_of_real_only": 0.01, "smallest_detectable": {"5": 0.02, "8": float("nan")}}
         },
+        "curve": [{"seed": 4, "steps": [400, 470], "pixel_ap": [0.612, 0.613], "mdice": [0.5, 0.51]}],
         "negative_control": {"mean": 0.0, "low": -0.1, "high": 0.1, "holds_zero": True},
         "fidelity": {"real_only": {"label_iou": None}, "wasm": {"label_iou": 0.8}},
         "command": "python jobs/benchmark.py quality",
@@ -60,6 +61,7 @@ def test_the_page_shows_arms_differences_and_what_can_be_told(result):
         "holds zero",
         "pairs of one arm",
         "0.020",
+        "seed 4, 470 steps: 0.613",
     ):
         assert text in html, text
     assert "metal/&lt;pit&gt;" in html and "<pit>" not in html  # names of folders are no markup

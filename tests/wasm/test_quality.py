@@ -259,6 +259,23 @@ def test_of_near_duplicates_the_earlier_valid_one_wins() -> None:
     assert reasons == ["not visible", "", "near-duplicate", ""]
 
 
+def test_without_its_checks_the_gate_turns_nothing_away_as_untrue() -> None:
+    same: dict[str, Any] = {"reference": "tile/crack/7#0", "look": 1, "purpose": "uniform"}
+    attempts = [attempt(0, **same, visible=0.0), attempt(1, **same), attempt(2, **same)]
+    wanted: dict[Key, int] = {("tile/crack", "uniform"): 2}
+    unchecked = CONFIG.model_copy(update={"gate": CONFIG.gate.model_copy(update={"checks": False})})
+    assert [p.reason for p in judge(attempts, wanted, LIMITS, CONFIG, last=False)] == [
+        "not visible",
+        "",
+        "near-duplicate",
+    ]
+    assert [p.reason for p in judge(attempts, wanted, LIMITS, unchecked, last=False)] == [
+        "",
+        "",
+        "budget full",
+    ]
+
+
 def test_a_target_repainted_in_place_need_not_change_the_photo_much() -> None:
     faint: dict[str, Any] = {"reference": "tile/crack/7#1", "changed": 0.001, "purpose": "uniform"}
     attempts = [attempt(0, **faint, background="tile/crack/7"), attempt(1, **faint, background="tile/good/1")]
