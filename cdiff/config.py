@@ -155,6 +155,11 @@ class SamplingConfig(Settings):
     jitter: float = Field(
         0.1, ge=0, le=1, description="Shift from a real target's own position, share of the photo's side."
     )
+    keep_clear: bool = Field(
+        True,
+        description="Where a photo has targets of its own, a new one lies beside them, smaller if there is no room; off: near its "
+        "own place and at its own size, over them where they meet.",
+    )
     repaint: float = Field(
         0.0,
         ge=0,

@@ -210,12 +210,13 @@ def draw_pose(
 
     Args:
         reference: frame of the photo that shows the target.
-        occupied: boxes of the background photo's own targets, kept free as far as possible.
+        occupied: boxes of the background photo's own targets, kept free as far as possible with `sampling.keep_clear`.
         margin: range of crop side / longer side of the target.
         tries: drawn poses, of which the one whose surroundings are object and ground, or light and dark, as the target's
             own are, and that lies clear of `occupied`, wins: a target at the edge comes to lie at the edge. With
             `occupied`, the second half may be smaller than `sampling.scale` says, for where there is no room.
     """
+    occupied = occupied if config.keep_clear else ()
     shrink = [_CROWDED if occupied and number >= tries // 2 else 1.0 for number in range(tries)]
     drawn = [_one_pose(target, reference, background, config, margin, least, rng) for least in shrink]
     half = target.longer_side / 2

@@ -29,7 +29,8 @@ def label_check(
         for (im, _), la in zip(pasted, layouts, strict=True)
     ]
     wanted = [to_resolution(cut(ma, la.box), resolution) for (_, ma), la in zip(pasted, layouts, strict=True)]
-    return mask_agreement(sampler, conditions, images, wanted, [la.task.seed for la in layouts])
+    kept = [to_resolution(cut(la.kept, la.box), resolution) for la in layouts]
+    return mask_agreement(sampler, conditions, images, wanted, [la.task.seed for la in layouts], kept)
 
 
 def mask_agreement(
@@ -38,11 +39,15 @@ def mask_agreement(
     images: Sequence[torch.Tensor],
     masks: Sequence[torch.Tensor],
     seeds: Sequence[int],
+    kept: Sequence[torch.Tensor] = (),
 ) -> list[float]:
     """Soft IoU in [0, 1] of given masks [1, R, R], coverage in [0, 1], with masks read from the images [3, R, R].
 
     Read in few steps and without guidance: a clean image leaves the mask little freedom. Coverage is compared as it
     is, sum of minima by sum of maxima: above a threshold, nothing would be left of what is thinner than a pixel.
+
+    Args:
+        kept: where the photo shows targets of its own, coverage [1, R, R]: those are read as targets, too, and not compared.
     """
     reader = Sampler(sampler.denoiser, sampler.null_ND, READ_STEPS, sampler.micro_batch)
     plain = [replace(condition, guidance=1.0) for condition in conditions]
@@ -51,7 +56,10 @@ def mask_agreement(
         for c, image, seed in zip(plain, images, seeds, strict=True)
     ]
     read = [coverage(state.mask_1RR).cpu() for state in reader.run(starts, move_image=False)]
-    return [_soft_iou(r, mask.cpu()) for r, mask in zip(read, masks, strict=True)]
+    free = [1 - other for other in kept] or [torch.ones_like(mask) for mask in masks]
+    return [
+        _soft_iou(r * f.cpu(), mask.cpu() * f.cpu()) for r, mask, f in zip(read, masks, free, strict=True)
+    ]
 
 
 def _soft_iou(read: torch.Tensor, wanted: torch.Tensor) -> float:

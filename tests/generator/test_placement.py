@@ -129,6 +129,21 @@ def test_where_there_is_no_room_beside_the_photos_own_a_new_target_is_smaller() 
     assert overlap(poses) < 0.2 < 0.28 < overlap(first)
 
 
+def test_where_targets_may_meet_a_new_one_keeps_its_size_and_place() -> None:
+    texture = np.random.default_rng(0).integers(60, 200, (150, 150, 3)).astype(np.uint8)
+    frame = frame_of(texture)
+    target = Target("a#0", "a", "tissue", "polyp", "g", (40, 40, 110, 110), 700)
+    config, occupied = SamplingConfig(keep_clear=False, scale=(1, 1)), [(40, 40, 110, 110)]
+    met, alone = (
+        [
+            draw_pose(target, frame, frame, boxes, config, (1.3, 2.2), np.random.default_rng(s))
+            for s in range(9)
+        ]
+        for boxes in (occupied, [])
+    )
+    assert met == alone and {pose.scale for pose in met} == {1.0}
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_places_around_a_target_go_where_the_paste_puts_them(flip: bool) -> None:
     mask = np.zeros((80, 90), bool)

@@ -209,6 +209,25 @@ def test_a_thin_mask_agrees_with_itself_and_not_with_another_place() -> None:
     assert agreement(torch.zeros(1, 32, 32)) == 0
 
 
+def test_where_the_photo_shows_a_target_of_its_own_masks_are_not_compared() -> None:
+    """A new target that meets the photo's own: the network reads both, and the mask of the new one is right."""
+    own, new = torch.zeros(1, 32, 32), torch.zeros(1, 32, 32)
+    own[:, 4:16, 4:16], new[:, 12:24, 12:24] = 1.0, 1.0
+    both = torch.maximum(own, new)
+    image, region, tokens = torch.zeros(3, 32, 32), torch.zeros(1, 32, 32), torch.zeros(2, 8)
+    condition = Condition(image, region, tokens, image, new, guidance=1.0, tau=1.0)
+    reader: Any = Heading(both * 2 - 1)
+    sampler = Sampler(reader, tokens, steps=4, micro_batch=2)
+
+    def agreement(mask: torch.Tensor, *kept: torch.Tensor) -> float:
+        return mask_agreement(sampler, [condition], [image], [mask], [0], kept)[0]
+
+    assert agreement(new) == pytest.approx(144 / 272, abs=1e-3)  # 2 x 144 less 16 in common
+    assert agreement(new, own) == pytest.approx(1, abs=1e-3)
+    assert agreement(torch.roll(new, 6, 2), own) < 0.5  # elsewhere it is compared as ever
+    assert agreement(own, own) == 0  # hidden by the photo's own: nothing new is shown
+
+
 def test_pairs_and_real_targets_agree_by_coverage(photos, bank, tiny_config, tiny_generator, tasks) -> None:
     """A generator that reads every mask right finds thin labels right, on real targets and on made ones."""
     target = photos.target(tasks[1].reference)
