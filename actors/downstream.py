@@ -26,6 +26,7 @@ from cdiff.evaluation.protocol import best_iou_threshold, evaluate, photo_dice
 from cdiff.evaluation.tally import Tally, swapped_masks, tally
 from cdiff.generator.perlin import perlin_pairs
 from cdiff.types import Attempt, Decision, Outcome, Pair
+from cdiff.wasm.layout import new_target
 from cdiff.wasm.survival import with_survival
 from cdiff.wasm.view import local_loss
 
@@ -199,10 +200,7 @@ class DownstreamActor:
 
     def _loss(self, model: torch.nn.Module, attempt: Attempt) -> float:
         image, mask = self._pixels(attempt)
-        left, top, right, bottom = attempt.box
-        target = np.zeros_like(mask)
-        target[top:bottom, left:right] = mask[top:bottom, left:right]
-        return local_loss(model, image, mask, target, self.config)
+        return local_loss(model, image, mask, new_target(attempt, mask, self.dataset), self.config)
 
     def _pixels(self, attempt: Attempt) -> tuple[np.ndarray, np.ndarray]:
         limits = Limits.of(self.config.data)

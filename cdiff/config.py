@@ -155,10 +155,12 @@ class SamplingConfig(Settings):
     jitter: float = Field(
         0.1, ge=0, le=1, description="Shift from a real target's own position, share of the photo's side."
     )
-    keep_clear: bool = Field(
-        True,
-        description="Where a photo has targets of its own, a new one lies beside them, smaller if there is no room; off: near its "
-        "own place and at its own size, over them where they meet.",
+    crowded: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Where a photo's own targets leave no room, a new one may be smaller by this factor, to lie beside them; 1: it "
+        "keeps its size and meets them.",
     )
     repaint: float = Field(
         0.0,
@@ -302,7 +304,8 @@ class WasmConfig(Settings):
 
 class GateConfig(Settings):
     checks: bool = Field(
-        True, description="Turn away pairs that are not true; off: only to measure what the gate is worth."
+        True,
+        description="Turn away pairs that are not true; off, to measure what that is worth: only empty ones and broken pastes.",
     )
     percentile: float = Field(
         5.0, ge=0, le=50, description="Percentile of held-out real targets that sets the thresholds."

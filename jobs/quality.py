@@ -124,7 +124,7 @@ def _run_on(
     fits: Mapping[Key, Fit],
     seeds: Sequence[int],
     most_fits: int,
-    stages: Mapping[int, list[str]],
+    stages: dict[int, list[str]],
 ) -> dict[Key, Fit]:
     """Equal computing: arms without a generator go on, fit after fit, until they took what the aimed arm takes in all.
 
@@ -182,12 +182,12 @@ def _score(
     label = f"split {result.split}: scoring on"
     result.revisions = {key: fit.revision for key, fit in fits.items()}
     models = sorted(set(result.revisions.values()))
-    told = sorted({*models, *(model for own in stages.values() for model in own)})
+    scored = sorted({*models, *(model for own in stages.values() for model in own)})
     work: dict[str, tuple[Any, ...]] = {
-        f"validation:{model}": (model, list(crew.validation), None) for model in told
+        f"validation:{model}": (model, list(crew.validation), None) for model in scored
     }
     found = crew.each(ledger, "evaluate", work, Evaluation, f"{label} validation")
-    known = {model: found[f"validation:{model}"] for model in told}
+    known = {model: found[f"validation:{model}"] for model in scored}
     for seed, own in stages.items():
         at = [result.base_steps + number * result.steps for number in range(len(own))]
         result.curve[seed] = [(steps, known[model]) for steps, model in zip(at, own, strict=True)]

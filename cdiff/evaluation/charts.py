@@ -124,23 +124,29 @@ def forest(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:
 
 
 def curves(lines: Sequence[tuple[str, Sequence[int], Sequence[float]]], label: str) -> str:
-    """Values over steps, a line for each name (name, steps, values)."""
-    axis = _Axis([v for _, _, values in lines for v in values], [n for _, steps, _ in lines for n in steps])
-    parts = axis.frame()
-    for name, steps, values in lines:
+    """How values change over steps from where each line begins (name, steps, values); the last change stands at its end.
+
+    Lines begin at levels of their own: on one axis these would hide whether any still rises.
+    """
+    changes = [(name, steps, [value - values[0] for value in values]) for name, steps, values in lines]
+    axis = _Axis([v for _, _, values in changes for v in values], [n for _, steps, _ in lines for n in steps])
+    parts = axis.frame(most=6)
+    for (name, steps, values), (_, _, levels) in zip(changes, lines, strict=True):
         places = [(axis.x(n), axis.y(value)) for n, value in zip(steps, values, strict=True)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{path}" class="line"><title>{escape(name)}</title></polyline>')
-        for (x, y), n, value in zip(places, steps, values, strict=True):
-            title = f"{escape(name)}, {n:,} steps: {value:.3f}"
+        for (x, y), n, level in zip(places, steps, levels, strict=True):
+            title = f"{escape(name)}, {n:,} steps: {level:.3f}"
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="before"><title>{title}</title></circle>'
             )
+        x, y = places[-1]
+        parts.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}">{values[-1]:+.3f}</text>')
     return _svg(axis.height, parts, label)
 
 
 class _Axis:
-    """Maps rounds and values to the drawing: rounds evenly, values over a range of round numbers."""
+    """Maps rounds or steps and values to the drawing: the former evenly, values over a range of round numbers."""
 
     height, top, bottom = 190, 22, 162
 
@@ -159,8 +165,8 @@ class _Axis:
     def y(self, value: float) -> float:
         return self.bottom - (self.bottom - self.top) * (value - self.low) / (self.high - self.low)
 
-    def frame(self) -> list[str]:
-        """Grid lines with their values, rounds under them; at most twelve labels."""
+    def frame(self, most: int = 12) -> list[str]:
+        """Grid lines with their values, rounds or steps under them; `most` labels of these."""
         parts = []
         digits = max(0, -math.floor(math.log10(self.step)))
         for tick in range(round((self.high - self.low) / self.step) + 1):
@@ -170,7 +176,7 @@ class _Axis:
             parts.append(
                 f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" class="soft">{value:.{digits}f}</text>'
             )
-        every = math.ceil(len(self.numbers) / 12)
+        every = math.ceil(len(self.numbers) / most)
         for number in self.numbers[::every]:
             name = "real only" if number == 0 else str(number)
             parts.append(

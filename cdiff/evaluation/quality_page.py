@@ -170,12 +170,15 @@ def _curve(result: Mapping[str, Any]) -> str:
         return ""
     shown = [
         page.chart(
-            f"Real photos alone on validation, {NAMES[metric]} by steps",
+            f"Real photos alone on validation: change of {NAMES[metric]} by steps",
             charts.curves([(f"seed {row['seed']}", row["steps"], row[metric]) for row in lines], metric),
         )
         for metric in ("pixel_ap", "mdice")
     ]
-    note = "A line per seed, from its base on. Where lines still rise, a gain may be what more steps would have brought as well."
+    note = (
+        "A line per seed, from its base on over the fit that is compared to those that ran on (--equal-compute), where there are any. Where "
+        "lines still rise at the compared fit, a gain may vanish with longer training. Fits differ from bases in the crops beside their batches."
+    )
     return page.columns(*shown) + page.paragraph(note, soft=True)
 
 

@@ -32,7 +32,6 @@ _OUTLINE = (
     0.02  # how far around a target the frame is looked for, share of the photo's longer side, at least 8 px
 )
 _CUT_SHARE = 0.05  # share of that band on the frame from which the target counts as cut off
-_CROWDED = 0.5  # where the photo has targets of its own, later poses may be smaller by this factor, to find room beside them
 _WORKING_SIDE = 192  # foreground is found on a photo shrunk to this longer side
 
 
@@ -210,14 +209,13 @@ def draw_pose(
 
     Args:
         reference: frame of the photo that shows the target.
-        occupied: boxes of the background photo's own targets, kept free as far as possible with `sampling.keep_clear`.
+        occupied: boxes of the background photo's own targets, kept free as far as possible.
         margin: range of crop side / longer side of the target.
         tries: drawn poses, of which the one whose surroundings are object and ground, or light and dark, as the target's
             own are, and that lies clear of `occupied`, wins: a target at the edge comes to lie at the edge. With
-            `occupied`, the second half may be smaller than `sampling.scale` says, for where there is no room.
+            `occupied`, the second half may be smaller than `sampling.scale` says, by `sampling.crowded`.
     """
-    occupied = occupied if config.keep_clear else ()
-    shrink = [_CROWDED if occupied and number >= tries // 2 else 1.0 for number in range(tries)]
+    shrink = [config.crowded if occupied and number >= tries // 2 else 1.0 for number in range(tries)]
     drawn = [_one_pose(target, reference, background, config, margin, least, rng) for least in shrink]
     half = target.longer_side / 2
     dx, dy = (_CONTEXT * half * grid for grid in np.meshgrid(_STEPS, _STEPS))

@@ -11,6 +11,7 @@ import torch
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.generator.model import Generator
+from cdiff.generator.paste import cut, to_resolution
 from cdiff.generator.placement import foreground, repaint_pose
 from cdiff.types import GenerationTask, Recipe, Revisions, Strengths
 from cdiff.wasm.budget import recipe_of
@@ -54,7 +55,7 @@ def label_agreement(
     bank = generator.bank(dataset, [dataset.target(target_id) for target_id in target_ids])
     recipe = recipe_of(config)
     sampler = sampler_for(generator, recipe)
-    conditions, images, masks, seeds, keys = [], [], [], [], []
+    conditions, images, masks, seeds, kept, keys = [], [], [], [], [], []
     for number, target_id in enumerate(target_ids):
         target = dataset.target(target_id)
         task = _repaint(target_id, target.sample_id, recipe, number, config, rng, dataset)
@@ -65,9 +66,10 @@ def label_agreement(
         images.append(condition.background_3RR)
         masks.append(coverage(condition.start_mask_1RR))
         seeds.append(number)
+        kept.append(to_resolution(cut(layout.kept, layout.box), generator.config.resolution))
         keys.append(f"{target.category}/{target.type}")
     with torch.inference_mode():
-        agreed = mask_agreement(sampler, conditions, images, masks, seeds)
+        agreed = mask_agreement(sampler, conditions, images, masks, seeds, kept)
     return [(key, {"label_iou": value}) for key, value in zip(keys, agreed, strict=True)]
 
 

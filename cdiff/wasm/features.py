@@ -13,6 +13,7 @@ from cdiff.data.images import Limits, decode_mask_png, decode_png
 from cdiff.data.store import Run, read_pair
 from cdiff.generator.model import Generator, crop_around, target_crop
 from cdiff.types import Attempt, Target
+from cdiff.wasm.layout import new_target
 
 
 def real_features(generator: Generator, dataset: Dataset, targets: Iterable[Target]) -> np.ndarray:
@@ -22,16 +23,16 @@ def real_features(generator: Generator, dataset: Dataset, targets: Iterable[Targ
     return _stacked([generator.pooled(image, mask) for image, mask in crops])
 
 
-def pair_features(generator: Generator, run: Run, attempts: Sequence[Attempt], config: Config) -> np.ndarray:
+def pair_features(
+    generator: Generator, run: Run, dataset: Dataset, attempts: Sequence[Attempt], config: Config
+) -> np.ndarray:
     """[N, F], the same of the new targets of stored pairs; what its photo shows beside the new one is left out."""
     limits, margin = Limits.of(config.data), sum(generator.config.margin) / 2
     rows = []
     for attempt in attempts:
         image, every = read_pair(run, attempt)
         photo, mask = decode_png(image, limits), decode_mask_png(every, limits)
-        left, top, right, bottom = attempt.box
-        own = np.zeros_like(mask)
-        own[top:bottom, left:right] = mask[top:bottom, left:right]
+        own = new_target(attempt, mask, dataset)
         rows.append(generator.pooled(*crop_around(photo, own, attempt.box, margin, generator.config)))
     return _stacked(rows)
 

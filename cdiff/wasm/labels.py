@@ -56,9 +56,10 @@ def mask_agreement(
         for c, image, seed in zip(plain, images, seeds, strict=True)
     ]
     read = [coverage(state.mask_1RR).cpu() for state in reader.run(starts, move_image=False)]
-    free = [1 - other for other in kept] or [torch.ones_like(mask) for mask in masks]
+    others = kept or [torch.zeros_like(mask) for mask in masks]
     return [
-        _soft_iou(r * f.cpu(), mask.cpu() * f.cpu()) for r, mask, f in zip(read, masks, free, strict=True)
+        _soft_iou((r - other.cpu()).clamp_min(0), (mask.cpu() - other.cpu()).clamp_min(0))
+        for r, mask, other in zip(read, masks, others, strict=True)
     ]
 
 

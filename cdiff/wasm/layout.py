@@ -12,7 +12,11 @@ from cdiff.data.dataset import Dataset
 from cdiff.generator.model import Generator
 from cdiff.generator.paste import Canvas, lay_out, paste_back, to_resolution
 from cdiff.generator.sampling import Condition
-from cdiff.types import Box, GenerationTask
+from cdiff.types import Attempt, Box, GenerationTask
+
+_SHOWN = (
+    0.5  # share of a new target that must lie beside the photo's own: of what hides there nothing new is seen
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,7 @@ def spell_out(task: GenerationTask, dataset: Dataset, config: Config) -> Layout:
     own = dataset.target_mask(target.target_id)
     photo = dataset.image(task.background)
     repaint = task.background == target.sample_id
-    kept = dataset.mask(task.background)
-    if repaint:
-        kept = kept & ~own
+    kept = kept_targets(task, dataset)
     canvas = lay_out(
         photo,
         dataset.image(target.sample_id),
@@ -56,6 +58,22 @@ def spell_out(task: GenerationTask, dataset: Dataset, config: Config) -> Layout:
         rng=np.random.default_rng([task.seed, 3]),
     )
     return Layout(task, photo, kept, dataset.sample(task.background).mode == "L", canvas)
+
+
+def kept_targets(task: GenerationTask, dataset: Dataset) -> np.ndarray:
+    """The targets that the background photo shows already and keeps, bool [H, W]; without the one that is repainted."""
+    kept, target = dataset.mask(task.background), dataset.target(task.reference)
+    if task.background == target.sample_id:
+        kept = kept & ~dataset.target_mask(target.target_id)
+    return kept
+
+
+def new_target(attempt: Attempt, mask: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """The new target alone, bool [H, W], of a stored pair's mask of all targets."""
+    left, top, right, bottom = attempt.box
+    own = np.zeros_like(mask)
+    own[top:bottom, left:right] = mask[top:bottom, left:right]
+    return own & ~kept_targets(attempt.assignment.task, dataset)
 
 
 def condition_of(layout: Layout, generator: Generator, tokens_ND: torch.Tensor) -> Condition:
@@ -77,7 +95,11 @@ def condition_of(layout: Layout, generator: Generator, tokens_ND: torch.Tensor) 
 def composite(
     layout: Layout, image_3RR: torch.Tensor, mask_1RR: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paste a generated crop and mask back: uint8 [H, W, 3] photo and bool [H, W] mask of the new target."""
+    """Paste a generated crop and mask back: uint8 [H, W, 3] photo and bool [H, W] mask of the new target.
+
+    Where it meets a target that the photo keeps, that one's pixels are not counted to it; one that is hidden for the most part
+    has an empty mask.
+    """
     if layout.grey:
         image_3RR = image_3RR.mean(dim=0, keepdim=True).expand(3, -1, -1)
     image, mask = paste_back(
@@ -88,7 +110,10 @@ def composite(
         resolution=image_3RR.shape[-1],
         detail=detail_share(layout.task.strengths.start_strength),
     )
-    return image, np.zeros_like(mask) if layout.negative else mask
+    new = mask & ~layout.kept
+    if layout.negative or new.sum() < _SHOWN * mask.sum():
+        new = np.zeros_like(mask)
+    return image, new
 
 
 def detail_share(start_strength: float) -> float:

@@ -94,7 +94,7 @@ def thresholds(rows: Sequence[tuple[str, Mapping[str, float]]], config: Config) 
 def validity_reason(measures: Mapping[str, float], key: str, thresholds: Thresholds, config: Config) -> str:
     """Why a pair is not true, or "".
 
-    Without `changed` (a target repainted in place changes little) that test is left out; without `reference_distance`,
+    Without `gate.checks` only what is painted beyond its region, or empty, is turned away. Without `changed` (a target repainted in place changes little) that test is left out; without `reference_distance`,
     `label_iou`, `survives` or `outside` theirs.
 
     Args:
@@ -102,6 +102,8 @@ def validity_reason(measures: Mapping[str, float], key: str, thresholds: Thresho
     """
     if not key.rpartition("/")[2]:  # a hard negative shows no target that could be seen or read
         return INVALID[0] if measures.get("outside", 0.0) > 0 else ""
+    if not config.gate.checks:  # what was painted beyond its region, or shows nothing, is no pair at all
+        return INVALID[0] if measures.get("outside", 0.0) > 0 else INVALID[1] * (measures["area"] < MIN_AREA)
     visible = thresholds.bound("visible", key)
     tests = (
         measures.get("outside", 0.0) > 0,
@@ -189,8 +191,6 @@ def _key(attempt: Attempt) -> str:
 
 def validity_reasons(ordered: Sequence[Attempt], thresholds: Thresholds, config: Config) -> list[str]:
     """`validity_reason` of each attempt, and near-duplicates of earlier ones (`judge`, rule 1)."""
-    if not config.gate.checks:
-        return ["" for _ in ordered]
     reasons: list[str] = []
     related: dict[str, list[Attempt]] = defaultdict(
         list
@@ -201,9 +201,8 @@ def validity_reasons(ordered: Sequence[Attempt], thresholds: Thresholds, config:
             measures.pop("changed", None)
         reason = validity_reason(measures, _key(attempt), thresholds, config)
         names = (f"of {task.reference}", f"on {task.background}")
-        if not reason and any(
-            _repeats(attempt, earlier, config) for name in names for earlier in related[name]
-        ):
+        earlier = [other for name in names for other in related[name]] if config.gate.checks else []
+        if not reason and any(_repeats(attempt, other, config) for other in earlier):
             reason = "near-duplicate"
         if not reason:
             for name in names:

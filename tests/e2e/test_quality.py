@@ -155,10 +155,15 @@ def test_real_photos_alone_have_a_curve_over_steps(result):
 
 def test_while_anything_is_chosen_validation_photos_alone_are_scored(home, arguments, result):
     """The same arms on validation: nothing is fitted again, and the test split is not read."""
+    ledgers = [home / "runs" / name / "ledger.jsonl" for name in result["runs"]]
+    before = [{e.get("name", "") for e in Ledger(path).events()} for path in ledgers]
     out = home / "looked.json"
     chosen = [str(out) if a == str(home / "quality-tiny.json") else a for a in arguments]
     done = _benchmark(home, "--look", "validation", *chosen)
     assert done.returncode == 0, done.stderr[-3000:]
     looked = json.loads(out.read_text())
     assert looked["looked_at"] == "validation"
+    for path, known in zip(ledgers, before, strict=True):
+        added = {e.get("name", "") for e in Ledger(path).events()} - known
+        assert added and all(name.startswith("weighed:validation:") for name in added)
     assert looked["arms"]["wasm"]["pixel_ap"] == result["arms"]["wasm"]["validation_pixel_ap"]

@@ -129,19 +129,17 @@ def test_where_there_is_no_room_beside_the_photos_own_a_new_target_is_smaller() 
     assert overlap(poses) < 0.2 < 0.28 < overlap(first)
 
 
-def test_where_targets_may_meet_a_new_one_keeps_its_size_and_place() -> None:
+def test_where_targets_may_meet_a_new_one_keeps_its_size() -> None:
     texture = np.random.default_rng(0).integers(60, 200, (150, 150, 3)).astype(np.uint8)
     frame = frame_of(texture)
     target = Target("a#0", "a", "tissue", "polyp", "g", (40, 40, 110, 110), 700)
-    config, occupied = SamplingConfig(keep_clear=False, scale=(1, 1)), [(40, 40, 110, 110)]
-    met, alone = (
-        [
-            draw_pose(target, frame, frame, boxes, config, (1.3, 2.2), np.random.default_rng(s))
-            for s in range(9)
-        ]
-        for boxes in (occupied, [])
-    )
-    assert met == alone and {pose.scale for pose in met} == {1.0}
+    config, occupied = SamplingConfig(crowded=1, scale=(1, 1)), [(40, 40, 110, 110)]
+    poses = [
+        draw_pose(target, frame, frame, occupied, config, (1.3, 2.2), np.random.default_rng(seed))
+        for seed in range(9)
+    ]
+    assert {pose.scale for pose in poses} == {1.0}
+    assert all(abs(p.x - 75) < 70 and abs(p.y - 75) < 70 for p in poses)  # there is no place beside it
 
 
 @pytest.mark.parametrize("flip", [False, True])

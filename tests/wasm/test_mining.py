@@ -15,7 +15,7 @@ from cdiff.types import GenerationTask, Pose, Recipe, Revisions, Strengths
 from cdiff.wasm.calibration import label_agreement
 from cdiff.wasm.labels import mask_agreement
 from cdiff.wasm.layout import detail_share, spell_out
-from cdiff.wasm.mining import Miners, make_pairs
+from cdiff.wasm.mining import Miners, Produced, make_pairs
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,32 @@ def test_a_new_target_beside_the_photos_own_gives_the_union(
     own = photos.mask(second.sample_id)
     assert (pair.mask & own).sum() == own.sum()
     assert np.array_equal(pair.mask, own | pair.target)
+
+
+def test_a_new_target_that_meets_the_photos_own_is_what_lies_beside_it(
+    photos, bank, tiny_config, tiny_generator
+) -> None:
+    """The label of such a pair is right when both are read; hidden for the most part, it is no new target."""
+    first, second = photos.all_targets(s.sample_id for s in photos.samples)[:2]
+    own = photos.mask(second.sample_id)
+    (left, top, right, bottom), (first_left, _, first_right, _) = second.box, first.box
+    edge = right + 0.2 * (first_right - first_left)  # a paste there still meets the photo's own target
+    recipe = Recipe("given_mask", "B0", 1, 0.25, 4, "euler", "float32", 3, 1)
+
+    def made(scale: float, x: float, generator: Any = tiny_generator) -> Produced:
+        pose = Pose(x, (top + bottom) / 2, 0.0, scale, False, 0.0, 1.6)
+        task = GenerationTask(
+            recipe, first.target_id, second.sample_id, pose, Strengths(2, 0.0), 0, Revisions("", "")
+        )
+        return make_pairs(generator, bank, [task], photos, tiny_config)[0]
+
+    pair = made(1.0, edge)
+    assert (pair.layout.canvas.mask > 0.5).sum() > pair.target.sum() > 0
+    assert not (pair.target & own).any()
+    reads = copy.deepcopy(tiny_generator)
+    reads.denoiser = Heading(to_resolution(cut(pair.mask, pair.layout.box), 32) * 2 - 1)
+    assert made(1.0, edge, reads).label_iou > 0.95
+    assert not made(0.2, (left + right) / 2).target.any()
 
 
 def test_real_detail_returns_fully_up_to_half_noise_and_not_at_all_from_pure_noise() -> None:

@@ -261,19 +261,22 @@ def test_of_near_duplicates_the_earlier_valid_one_wins() -> None:
 
 def test_without_its_checks_the_gate_turns_nothing_away_as_untrue() -> None:
     same: dict[str, Any] = {"reference": "tile/crack/7#0", "look": 1, "purpose": "uniform"}
-    attempts = [attempt(0, **same, visible=0.0), attempt(1, **same), attempt(2, **same)]
+    attempts = [
+        attempt(0, **same, visible=0.0),
+        attempt(1, **same),
+        attempt(2, **same),
+        attempt(3, **same, area=0),
+    ]
     wanted: dict[Key, int] = {("tile/crack", "uniform"): 2}
     unchecked = CONFIG.model_copy(update={"gate": CONFIG.gate.model_copy(update={"checks": False})})
     assert [p.reason for p in judge(attempts, wanted, LIMITS, CONFIG, last=False)] == [
         "not visible",
         "",
         "near-duplicate",
+        "not visible",
     ]
-    assert [p.reason for p in judge(attempts, wanted, LIMITS, unchecked, last=False)] == [
-        "",
-        "",
-        "budget full",
-    ]
+    reasons = [p.reason for p in judge(attempts, wanted, LIMITS, unchecked, last=False)]
+    assert reasons == ["", "", "budget full", "not visible"]  # where nothing was painted there is no pair
 
 
 def test_a_target_repainted_in_place_need_not_change_the_photo_much() -> None:
