@@ -14,9 +14,7 @@ from cdiff.generator.paste import Canvas, lay_out, paste_back, to_resolution
 from cdiff.generator.sampling import Condition
 from cdiff.types import Attempt, Box, GenerationTask
 
-_SHOWN = (
-    0.5  # share of a new target that must lie beside the photo's own: of what hides there nothing new is seen
-)
+_SHOWN = 0.5  # share of a new target that must lie beside the photo's own: nothing new is seen of the rest
 
 
 @dataclass(frozen=True, slots=True)

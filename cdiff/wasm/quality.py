@@ -94,19 +94,21 @@ def thresholds(rows: Sequence[tuple[str, Mapping[str, float]]], config: Config) 
 def validity_reason(measures: Mapping[str, float], key: str, thresholds: Thresholds, config: Config) -> str:
     """Why a pair is not true, or "".
 
-    Without `gate.checks` only what is painted beyond its region, or empty, is turned away. Without `changed` (a target repainted in place changes little) that test is left out; without `reference_distance`,
-    `label_iou`, `survives` or `outside` theirs.
+    Without `gate.checks` only what is painted beyond its region, or empty, is turned away. Without `changed` (a target
+    repainted in place changes little) that test is left out; without `reference_distance`, `label_iou`, `survives` or
+    `outside` theirs.
 
     Args:
         key: "category/type"; without a type for a hard negative.
     """
+    if measures.get("outside", 0.0) > 0:
+        return INVALID[0]
     if not key.rpartition("/")[2]:  # a hard negative shows no target that could be seen or read
-        return INVALID[0] if measures.get("outside", 0.0) > 0 else ""
-    if not config.gate.checks:  # what was painted beyond its region, or shows nothing, is no pair at all
-        return INVALID[0] if measures.get("outside", 0.0) > 0 else INVALID[1] * (measures["area"] < MIN_AREA)
+        return ""
+    if not config.gate.checks:
+        return INVALID[1] if measures["area"] < MIN_AREA else ""
     visible = thresholds.bound("visible", key)
     tests = (
-        measures.get("outside", 0.0) > 0,
         # A mask over plain texture can differ from its ring by chance: the photo must have changed there, too.
         measures["area"] < MIN_AREA
         or measures["visible"] < visible
@@ -118,7 +120,7 @@ def validity_reason(measures: Mapping[str, float], key: str, thresholds: Thresho
         min(measures.get("survives", np.inf), measures.get("survives_look", np.inf) + _LOOK_SLACK)
         < thresholds.bound("survives", key),
     )
-    return next((reason for reason, fails in zip(INVALID, tests, strict=True) if fails), "")
+    return next((reason for reason, fails in zip(INVALID[1:], tests, strict=True) if fails), "")
 
 
 def judge(
