@@ -238,9 +238,10 @@ class DownstreamConfig(Settings):
 class WasmConfig(Settings):
     folds: int = Field(2, ge=2, description="Cross-fitting folds of the training split.")
     pairs: int = Field(64, ge=1, description="Accepted pairs per round.")
-    budget: Literal["prior", "thompson"] = Field(
+    budget: Literal["targets", "prior", "thompson"] = Field(
         "thompson",
-        description="How weak slices share the budget: by their prior alone, or, once gains are measured, by Thompson sampling.",
+        description="How slices share the budget: as many pairs for each target (no weakness counts), by their prior alone, or, "
+        "once gains are measured, the weak share by Thompson sampling.",
     )
     gain_prior: float = Field(
         0.05, ge=0, description="Believed gain of the most promising slice, mean soft Dice per 100 pairs."

@@ -6,6 +6,7 @@ Unknown keys are refused with the nearest valid name.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ def load_config(path: str | Path | None = None, overrides: list[str] | None = No
     """
     values: dict[str, Any] = _read(Path(path)) if path else {}
     for override in overrides or []:
+        _apply(values, override)
+    return build_config(values)
+
+
+def overridden(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration with dotted overrides on top; errors as in `load_config`."""
+    values = config.model_dump()
+    for override in overrides:
         _apply(values, override)
     return build_config(values)
 

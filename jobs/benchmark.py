@@ -44,6 +44,14 @@ def parser() -> argparse.ArgumentParser:
     )
     pays.add_argument("--arms", nargs="+", choices=[*quality.ARMS, *MINED], default=list(quality.ARMS))
     pays.add_argument(
+        "--variant",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "KEY=VALUE"),
+        help="a further arm wasm_NAME that chooses under other settings, as often as wanted: hard wasm.band=[0.7,1]",
+    )
+    pays.add_argument(
         "--equal-compute",
         type=int,
         nargs="+",

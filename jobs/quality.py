@@ -10,6 +10,7 @@ models that rank weaknesses, the base's loss on every candidate, and one further
     undirected   generated pairs in proportion to the real targets, any difficulty
     wasm         generated pairs for the ranked slices, within the difficulty bands
     mined_B0 ..  a round of the loop under each mining arm, for comparing these with each other (not by default)
+    wasm_NAME    aimed under other settings (--variant): what ranking, budget, band or gate are worth
 
 All start from the same weights and see the same real batches, for equally many steps and crops. Everything is a call of
 some minutes whose result the ledger of the split's run keeps: the same command goes on where it was stopped.
@@ -35,6 +36,19 @@ ARMS = ("real_only", "again", "copy_paste", "perlin", "undirected", "wasm")
 PLAIN, LONG = ("real_only", "copy_paste"), "_long"  # arms that may run on, and what they are called then
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """What is compared."""
+
+    arms: Sequence[str]
+    look: str = "test"  # or "validation", while anything is still being chosen
+    long: Sequence[
+        int
+    ] = ()  # seeds whose arms without a generator run on for as long as the aimed one takes in all ...
+    most_fits: int = 0  # ... for as many fits at most; 0: no bound
+    variants: Mapping[str, Config] = field(default_factory=dict)  # further aimed arms: their configurations
+
+
 @dataclass
 class SplitResult:
     """All that was measured on one split."""
@@ -50,6 +64,9 @@ class SplitResult:
     scores: dict[Key, Evaluation] = field(default_factory=dict)  # on the photos that were asked for
     revisions: dict[Key, str] = field(default_factory=dict)  # of the fitted models
     fidelity: dict[Key, dict[str, float | None]] = field(default_factory=dict)
+    stages: dict[int, list[str]] = field(
+        default_factory=dict
+    )  # by seed, revisions of the models of real photos alone, from base to longest fit
     curve: dict[int, list[tuple[int, Evaluation]]] = field(
         default_factory=dict
     )  # of real photos alone by seed: steps, and scores on validation
@@ -65,21 +82,10 @@ class SplitResult:
 
 
 def measure_split(
-    crew: Crew,
-    ledger: Ledger,
-    split: int,
-    seeds: Sequence[int],
-    arms: Sequence[str],
-    look: str,
-    long: Sequence[int] = (),
-    most_fits: int = 0,
+    crew: Crew, ledger: Ledger, split: int, seeds: Sequence[int], wishes: Wishes
 ) -> SplitResult:
     """Fit and score all arms of all seeds of one split.
 
-    Args:
-        look: "test", or "validation" while anything is still being chosen.
-        long: seeds whose arms without a generator run on for as long as the aimed one takes in all.
-        most_fits: bound of these arms' fits; 0: none.
     Raises:
         ConfigError: the profile has no base of real photos to go on from.
     """
@@ -89,20 +95,21 @@ def measure_split(
             "the arms go on from one base of real photos per seed: set downstream.base_steps, best where real photos "
             "alone gain no more (the page of a first benchmark shows their curve)."
         )
-    downstream = config.downstream
+    fit = config.downstream
     result = SplitResult(
-        crew.run, split, crew.manifest.hash, tuple(seeds), downstream.base_steps, downstream.steps, look=look
+        crew.run, split, crew.manifest.hash, tuple(seeds), fit.base_steps, fit.steps, look=wishes.look
     )
-    revisions = crew.prepare(ledger) if set(arms) & set(MADE) else None
+    revisions = crew.prepare(ledger) if set(wishes.arms) & set(MADE) else None
     base = _bases(crew, ledger, seeds)
-    result.choices = choices(crew, ledger, revisions, base, arms)
+    result.choices = choices(crew, ledger, revisions, base, wishes.arms, wishes.variants)
     requests = {key: _request(crew, key[1], base, choice) for key, choice in result.choices.items()}
     fits = _fit(crew, ledger, "fit", requests, f"split {split}: fitting arms")
     result.seconds = _seconds(ledger, config, fits)
-    stages = {seed: [base[seed], fits["real_only", seed].revision] for seed in seeds if "real_only" in arms}
-    if long and "wasm" in arms:
-        fits |= _run_on(crew, ledger, result, requests, fits, long, most_fits, stages)
-    _score(crew, ledger, result, fits, stages)
+    if "real_only" in wishes.arms:
+        result.stages = {seed: [base[seed], fits["real_only", seed].revision] for seed in seeds}
+    if wishes.long and "wasm" in wishes.arms:
+        fits |= _run_on(crew, ledger, result, requests, fits, wishes)
+    _score(crew, ledger, result, fits)
     if revisions is not None:
         _compare_features(crew, ledger, revisions, result)
     return result
@@ -122,20 +129,16 @@ def _run_on(
     result: SplitResult,
     requests: Mapping[Key, FitRequest],
     fits: Mapping[Key, Fit],
-    seeds: Sequence[int],
-    most_fits: int,
-    stages: dict[int, list[str]],
+    wishes: Wishes,
 ) -> dict[Key, Fit]:
     """Equal computing: arms without a generator go on, fit after fit, until they took what the aimed arm takes in all.
 
     Each further fit is one like the first, with batches of its own.
-
-    Args:
-        stages: revisions of each seed's real-only models so far, to which those of the further fits are added.
     """
     result.equal_fits = 1 + max(1, round(result.seconds["aimed_extra"] / result.seconds["fit"]))
-    result.cycles = min(result.equal_fits, most_fits) if most_fits else result.equal_fits
-    mine = {(arm, s): fits[arm, s] for arm in PLAIN for s in result.seeds if s in seeds and (arm, s) in fits}
+    result.cycles = min(result.equal_fits, wishes.most_fits or result.equal_fits)
+    seeds = [seed for seed in result.seeds if seed in wishes.long]
+    mine = {(arm, seed): fits[arm, seed] for arm in PLAIN for seed in seeds if (arm, seed) in fits}
     for cycle in range(1, result.cycles):
         further = {
             (f"{arm}{LONG}", seed): replace(requests[arm, seed], start=fit.revision, cycle=cycle)
@@ -146,7 +149,7 @@ def _run_on(
         )
         mine = {(arm.removesuffix(LONG), seed): fit for (arm, seed), fit in done.items()}
         for seed in (seed for arm, seed in mine if arm == "real_only"):
-            stages[seed].append(mine["real_only", seed].revision)
+            result.stages[seed].append(mine["real_only", seed].revision)
     for arm, seed in mine:
         result.choices[f"{arm}{LONG}", seed] = result.choices[arm, seed]
     return {(f"{arm}{LONG}", seed): fit for (arm, seed), fit in mine.items()}
@@ -167,28 +170,18 @@ def _request(crew: Crew, seed: int, base: Mapping[int, str], choice: Choice) -> 
     )
 
 
-def _score(
-    crew: Crew,
-    ledger: Ledger,
-    result: SplitResult,
-    fits: Mapping[Key, Fit],
-    stages: Mapping[int, Sequence[str]],
-) -> None:
-    """Score on validation, which gives the threshold of IoU; then read the test split, once per model.
-
-    Args:
-        stages: by seed, the real-only models from base to longest fit, whose scores on validation are the curve over steps.
-    """
+def _score(crew: Crew, ledger: Ledger, result: SplitResult, fits: Mapping[Key, Fit]) -> None:
+    """Score on validation, which gives the threshold of IoU and the curve over steps; then read the test split, once per model."""
     label = f"split {result.split}: scoring on"
     result.revisions = {key: fit.revision for key, fit in fits.items()}
     models = sorted(set(result.revisions.values()))
-    scored = sorted({*models, *(model for own in stages.values() for model in own)})
+    scored = sorted({*models, *(model for own in result.stages.values() for model in own)})
     work: dict[str, tuple[Any, ...]] = {
         f"validation:{model}": (model, list(crew.validation), None) for model in scored
     }
     found = crew.each(ledger, "evaluate", work, Evaluation, f"{label} validation")
     known = {model: found[f"validation:{model}"] for model in scored}
-    for seed, own in stages.items():
+    for seed, own in result.stages.items():
         at = [result.base_steps + number * result.steps for number in range(len(own))]
         result.curve[seed] = [(steps, known[model]) for steps, model in zip(at, own, strict=True)]
     ids = list(crew.manifest.ids(result.look))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from actors.crew import Crew
 from actors.downstream import Evaluation, Fit, FitRequest
 from cdiff.config import Config
-from cdiff.config_file import build_config
+from cdiff.config_file import build_config, overridden
 from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import pool_seconds
+from cdiff.errors import ConfigError
 from cdiff.types import (
     Arm,
     Attempt,
@@ -45,6 +47,18 @@ MINED: dict[str, Arm] = {
     "mined_B4": "B4",
     "mined_B3_B1": "B3+B1",
 }
+# What a variant of the aimed arm may set: all that decides the choice from a pool, and nothing that decides what is in it.
+VARIED = (
+    "wasm.uniform",
+    "wasm.easy",
+    "wasm.band",
+    "wasm.kappa",
+    "wasm.budget",
+    "wasm.gain_prior",
+    "wasm.gain_spread",
+    "gate.checks",
+    "gate.duplicate",
+)
 MADE = ("copy_paste", "undirected", "wasm", *MINED)  # arms whose pairs are made and judged
 
 
@@ -65,20 +79,52 @@ class Wanted:
 
     slices: Sequence[Weakness]
     quotas: Mapping[tuple[str, Purpose], int]
+    config: Config
     judge: str = ""  # revision of the segmenter whose loss is difficulty; "": nobody judges
 
 
+def variants(config: Config, told: Sequence[Sequence[str]]) -> dict[str, Config]:
+    """Configurations of further aimed arms, by arm: each chooses from the same pool under other settings.
+
+    Args:
+        told: for each, a name and its settings: ["hard", "wasm.band=[0.7,1]"] is the arm `wasm_hard`.
+    Raises:
+        ConfigError: a name twice or of other signs, no setting, or one that decides more than what is chosen.
+    """
+    found: dict[str, Config] = {}
+    for name, *settings in told:
+        arm = f"wasm_{name}"
+        if not re.fullmatch("[a-z0-9_]+", name) or arm in found or not settings:
+            raise ConfigError(
+                f"--variant {name}: give each a name of its own (small letters, digits, underscores) and its settings."
+            )
+        for setting in settings:
+            if (key := setting.partition("=")[0]) not in VARIED:
+                raise ConfigError(
+                    f"--variant {name}: {key} decides more than which pairs of the pool are chosen: compare it by a run of its own. "
+                    f"A variant sets {', '.join(VARIED)}; other settings stand before --variant."
+                )
+        found[arm] = overridden(config, settings)
+    return found
+
+
 def choices(
-    crew: Crew, ledger: Ledger, revisions: Revisions | None, base: Mapping[int, str], arms: Sequence[str]
+    crew: Crew,
+    ledger: Ledger,
+    revisions: Revisions | None,
+    base: Mapping[int, str],
+    arms: Sequence[str],
+    varied: Mapping[str, Config],
 ) -> dict[Key, Choice]:
     """The choice of every arm and seed.
 
     Args:
         base: revision of each seed's model of real photos alone.
+        varied: further aimed arms and their configurations.
     """
     config, pairs = crew.config, crew.config.wasm.pairs
     chosen: dict[Key, Choice] = {}
-    for arm in arms:
+    for arm in (*arms, *varied):
         for seed in base:
             chosen[arm, seed] = Choice(again=int(arm == CHANCE), perlin=pairs if arm == "perlin" else 0)
     if revisions is None:
@@ -89,7 +135,7 @@ def choices(
     uniform = undirected_quotas(types, pairs)
     seeds = list(base)
     if "copy_paste" in arms:
-        wanted = {("copy_paste", seed): Wanted(types, uniform) for seed in seeds}
+        wanted = {("copy_paste", seed): Wanted(types, uniform, config) for seed in seeds}
         own, per_type = copying(config), 2 * max(uniform.values())
         chosen |= _from_pool(crew, ledger, revisions, own, per_type, wanted, thresholds, "copies")
     outcomes = _outcomes(crew, ledger, list(base)) if {"wasm", *MINED} & set(arms) else {}
@@ -97,14 +143,14 @@ def choices(
     for arm in (arm for arm in arms if arm in MINED):
         for seed, rows in outcomes.items():
             chosen[arm, seed] = _mined(crew, ledger, revisions, base[seed], ranked[seed], rows, arm, seed)
-    wanted = {("undirected", seed): Wanted(types, uniform) for seed in seeds if "undirected" in arms}
+    wanted = {("undirected", seed): Wanted(types, uniform, config) for seed in seeds if "undirected" in arms}
     own, per_type = unjudged(config), config.wasm.pool
     if "wasm" in arms:
         gains = _probed(crew, ledger, revisions, base, ranked, outcomes, thresholds)
-        for seed, slices in ranked.items():
-            seeded = config.model_copy(update={"seed": seed})
-            quota = quotas(seeded, slices, gains.get(seed, ()), 1)
-            wanted["wasm", seed] = Wanted(slices, quota, judge=base[seed])
+        for arm, aimed in {"wasm": config, **varied}.items():
+            for seed, slices in ranked.items():
+                quota = quotas(aimed.model_copy(update={"seed": seed}), slices, gains.get(seed, ()), 1)
+                wanted[arm, seed] = Wanted(slices, quota, aimed, judge=base[seed])
     if wanted:
         chosen |= _from_pool(crew, ledger, revisions, own, per_type, wanted, thresholds, "candidates")
     return chosen
@@ -128,8 +174,8 @@ def _from_pool(
         found = {}
         for (arm, seed), asked in wanted.items():
             losses = _losses(crew, ledger, asked.judge, pool, label) if asked.judge else {}
-            pairs = pool_choice(pool, asked.slices, asked.quotas, losses, thresholds, crew.config, seed)
-            found[arm, seed] = _kept(pairs, crew.config)
+            pairs = pool_choice(pool, asked.slices, asked.quotas, losses, thresholds, asked.config, seed)
+            found[arm, seed] = _kept(pairs, asked.config)
         if all(len(found[key].pairs) >= sum(asked.quotas.values()) for key, asked in wanted.items()):
             break
     told = {"candidates": len(pool), "seconds": pool_seconds(crew.run, pool)}
@@ -208,7 +254,7 @@ def _probed(
     for seed, slices in ranked.items():
         parts = largest_remainder(config.wasm.pairs, [1.0] * len(slices))
         named = zip(slices, parts, strict=True)
-        wanted["probe", seed] = Wanted(slices, {(w.slice.name, "uniform"): n for w, n in named})
+        wanted["probe", seed] = Wanted(slices, {(w.slice.name, "uniform"): n for w, n in named}, config)
     own = unjudged(config)
     even = _from_pool(crew, ledger, revisions, own, config.wasm.pool, wanted, thresholds, "candidates")
     work: dict[str, tuple[FitRequest]] = {}

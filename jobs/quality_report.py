@@ -12,7 +12,8 @@ from cdiff.errors import ConfigError, RunError
 from cdiff.evaluation.quality_page import verdict, write_page
 from cdiff.evaluation.report import Picture
 from jobs.closing import pair_grid
-from jobs.quality import LONG, PLAIN, SplitResult, measure_split
+from jobs.quality import LONG, PLAIN, SplitResult, Wishes, measure_split
+from jobs.quality_choices import variants
 from jobs.quality_summary import summary
 from jobs.session import Session, open_session
 
@@ -35,6 +36,7 @@ def run(arguments: list[str], args: argparse.Namespace, about: dict[str, Any]) -
             result, shown = _run_split(arguments, split, seeds, args)
             results.append(result)
             pictures += shown
+    about |= {"variants": {f"wasm_{name}": " ".join(settings) for name, *settings in args.variant}}
     return publish(results, pictures, about, args.seeds, args.out)
 
 
@@ -47,10 +49,11 @@ def _run_split(
             raise ConfigError("--dry-run is of jobs/loop.py: it prints the same configuration.")
         if session.config.wasm.probe_steps and args.look == "validation":
             raise ConfigError("wasm.probe_steps aims by the validation photos: --look test scores on others.")
+        varied = variants(session.config, args.variant)
         _demand_same_code(session)
         with session.crew() as crew:
-            long = args.equal_compute, args.most_fits
-            result = measure_split(crew, session.ledger, split, seeds, args.arms, args.look, *long)
+            wishes = Wishes(args.arms, args.look, args.equal_compute, args.most_fits, varied)
+            result = measure_split(crew, session.ledger, split, seeds, wishes)
         return result, track(session, result)
 
 
@@ -63,6 +66,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--equal-compute {stray}: not among --seeds {args.seeds}.")
     if args.equal_compute and not ("wasm" in args.arms and plain):
         raise ConfigError(f"--equal-compute compares wasm with {' and '.join(PLAIN)}: name them in --arms.")
+    if args.variant and "wasm" not in args.arms:
+        raise ConfigError("--variant compares with wasm: name it in --arms.")
     if args.most_fits and args.most_fits < 2:
         raise ConfigError("--most-fits: at least 2, or 0 for no bound; one fit is what every arm has.")
 

@@ -89,13 +89,14 @@ def verdict(result: Mapping[str, Any]) -> str:
 def _arms(result: Mapping[str, Any]) -> str:
     known = result["arms"].values()
     names = {n: said for n, said in NAMES.items() if any(v is not None for arm in known for v in arm[n])}
+    about = {**WHAT, **{arm: f"wasm under {told}" for arm, told in result.get("variants", {}).items()}}
     rows = []
     for arm, values in result["arms"].items():
         numbers = [_mean(values[name]) for name in names]
         gain = _find(result, "pixel_ap", arm, "real_only")
         pairs = result["pairs"][arm]
         shown = page.Markup(
-            f"<b>{page.text(_said(arm))}</b><br><small>{page.text(WHAT.get(arm, ''))}</small>"
+            f"<b>{page.text(_said(arm))}</b><br><small>{page.text(about.get(arm, ''))}</small>"
         )
         rows.append(
             (shown, round(statistics.mean(pairs)), *numbers, page.signed(gain["mean"] if gain else None))

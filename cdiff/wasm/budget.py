@@ -140,7 +140,8 @@ def quotas(
     """Wanted pairs by slice and purpose; they sum to `config.wasm.pairs` exactly, entries of zero are left out.
 
     Args:
-        gains: what earlier rounds brought; with `wasm.budget=thompson` the weak share is sampled from them.
+        gains: what earlier rounds brought; with `wasm.budget=thompson` the weak share is sampled from them. With
+            `wasm.budget=targets` neither they nor weakness count.
     Raises:
         ValueError: no slices.
     """
@@ -149,7 +150,8 @@ def quotas(
     wasm = config.wasm
     shares = largest_remainder(wasm.pairs, [wasm.uniform, wasm.easy, max(0.0, 1 - wasm.uniform - wasm.easy)])
     sizes = [float(len(weakness.targets)) for weakness in weaknesses]
-    priors = [prior(weakness.score) for weakness in weaknesses]
+    ranked = config.wasm.budget != "targets"
+    priors = [prior(weakness.score) for weakness in weaknesses] if ranked else sizes
     won = _won(config, weaknesses, gains, round)
     sampled = [float(sum(n for (name, _), n in won.items() if name == w.slice.name)) for w in weaknesses]
     weights = {"uniform": sizes, "easy": priors, "weak": sampled if gains and sum(sampled) else priors}

@@ -13,7 +13,17 @@ from cdiff.data.ledger import Ledger
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).resolve().parents[2]
-ARMS = ("real_only", "again", "copy_paste", "perlin", "undirected", "wasm", "mined_B2")
+ARMS = (
+    "real_only",
+    "again",
+    "copy_paste",
+    "perlin",
+    "undirected",
+    "wasm",
+    "mined_B2",
+    "wasm_hard",
+    "wasm_ungated",
+)
 
 
 def _benchmark(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +46,19 @@ def home(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def arguments(home, tiny_loop) -> list[str]:
     seeds = ["--seeds", "0", "1", "2", "--splits", "0", "1", "--equal-compute", "0", "--most-fits", "3"]
-    return [*seeds, "--arms", *ARMS, "--out", str(home / "quality-tiny.json"), *tiny_loop, "wasm.pool=8"]
+    varied = ["--variant", "hard", "wasm.band=[0.7,1]", "wasm.easy=0", "wasm.uniform=0"]
+    varied += ["--variant", "ungated", "gate.checks=false"]
+    arms = [arm for arm in ARMS if not arm.startswith("wasm_")]
+    return [
+        *seeds,
+        *varied,
+        "--arms",
+        *arms,
+        "--out",
+        str(home / "quality-tiny.json"),
+        *tiny_loop,
+        "wasm.pool=8",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +135,19 @@ def test_the_same_command_measures_nothing_again(result, home, arguments):
     assert [path.read_text().count('"name": "') for path in ledgers] == before
     repeated = json.loads((home / "quality-tiny.json").read_text())
     assert repeated["arms"] == result["arms"] and repeated["comparisons"] == result["comparisons"]
+
+
+def test_variants_choose_from_the_same_pool_under_settings_of_their_own(result):
+    assert result["pairs"]["wasm_hard"] == result["pairs"]["wasm_ungated"] == [8, 8, 8]
+    assert result["variants"]["wasm_ungated"] == "gate.checks=false"
+    assert result["fidelity"]["wasm_ungated"]["valid_share"] > result["fidelity"]["wasm"]["valid_share"]
+    assert {c["minus"] for c in result["comparisons"] if c["arm"] == "wasm"} >= {"wasm_hard", "wasm_ungated"}
+
+
+def test_a_variant_that_would_change_the_pool_is_refused(home, arguments):
+    told = _benchmark(home, *arguments, "--variant", "tokens", "safe.tokens=label")
+    assert told.returncode == 2
+    assert "safe.tokens" in told.stderr and "run of its own" in told.stderr and "Traceback" not in told.stderr
 
 
 def test_without_a_base_the_remedy_is_named(home, arguments):

@@ -1,6 +1,10 @@
 """What a benchmark's file says of its command."""
 
+import pytest
+
+from cdiff.errors import ConfigError
 from jobs.benchmark import generic
+from jobs.quality_choices import variants
 
 
 def test_the_told_command_names_no_folder_of_this_machine():
@@ -28,3 +32,24 @@ def test_the_told_command_names_no_folder_of_this_machine():
         "--groups",
         "g.json",
     ]
+
+
+def test_a_variant_is_the_configuration_with_its_settings_on_top(tiny_config):
+    found = variants(tiny_config, [["hard", "wasm.band=[0.7,1]"], ["ungated", "gate.checks=false"]])
+    assert found["wasm_hard"].wasm.band == (0.7, 1.0) and found["wasm_hard"].gate == tiny_config.gate
+    assert not found["wasm_ungated"].gate.checks and found["wasm_ungated"].wasm == tiny_config.wasm
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [["Hard!", "wasm.band=[0,1]"]],
+        [["hard", "wasm.easy=0"], ["hard", "wasm.easy=1"]],
+        [["hard"]],
+        [["many", "wasm.pairs=9"]],
+        [["hard", "wasm.band=7"]],
+    ],
+)
+def test_a_variant_that_says_too_little_or_too_much_is_refused(tiny_config, told):
+    with pytest.raises(ConfigError):
+        variants(tiny_config, told)

@@ -212,6 +212,18 @@ def test_a_slice_that_has_paid_gets_the_weak_share_and_shares_stay_exact() -> No
     assert quotas(config("wasm.pairs=100", "wasm.budget=prior"), WEAKNESSES, paid, 1) == before
 
 
+def parts(wanted, name):
+    return wanted.get((name, "uniform"), 0), wanted.get((name, "easy"), 0), wanted.get((name, "weak"), 0)
+
+
+def test_without_ranking_every_target_counts_alike():
+    even = quotas(config("wasm.pairs=1000", "wasm.budget=targets"), WEAKNESSES)
+    total = sum(len(weakness.targets) for weakness in WEAKNESSES)
+    for weakness in WEAKNESSES:
+        for share, found in zip((200, 200, 600), parts(even, weakness.slice.name), strict=True):
+            assert found == pytest.approx(share * len(weakness.targets) / total, abs=1)
+
+
 def test_a_slice_has_one_start_strength_a_round_and_learns_which_pays() -> None:
     settings = config("wasm.start_strengths=[0.2,0.6]")
     tried = [start_strengths(settings, WEAKNESSES, (), number)["tile/crack"] for number in range(20)]
