@@ -10,16 +10,14 @@ assess       downstream actor fits a segmenter and scores it on validation
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from tqdm import tqdm
 
 from actors.coordinator import CoordinatorActor
@@ -27,8 +25,8 @@ from actors.downstream import DownstreamActor, Evaluation, Fit, FitRequest
 from actors.extractor import ExtractorActor
 from actors.generator import GeneratorActor
 from actors.group import ActorGroup
-from actors.resources import actor_options, code_hash, preflight
-from actors.shelf import data_key
+from actors.resources import actor_options, preflight
+from actors.shelf import generator_key, shelve_generator, taken_generator
 from cdiff.config import Config
 from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
@@ -229,30 +227,15 @@ class Crew:
 
     def _train(self, targets: list[str], photos: list[str]) -> dict[str, Any]:
         """Train the generator, or take the one of an earlier run with the same photos, settings and code."""
-        key = content_hash(
-            [
-                data_key(self.dataset, self.train),
-                targets,
-                photos,
-                self.config.generator.model_dump(),
-                self.config.safe.model_dump(),
-            ]
-        )
-        shelf = self.run.home / "generators" / f"{key}-{code_hash('cdiff/generator', 'cdiff/safe')}"
-        if shelf.is_dir():
-            (revision,) = (folder.name for folder in shelf.glob("generator-*"))
-            if not self.run.checkpoint(revision).exists():
-                shutil.copytree(shelf / revision, self.run.checkpoint(revision))
-            taken = json.loads((shelf / "seconds.json").read_text())
+        key = generator_key(self.dataset, self.train, targets, photos, self.config)
+        if (known := taken_generator(self.run, key)) is not None:
+            revision, taken = known
             return {"revision": revision, "reused": True, "losses": [], "seconds": 0.0, "trained_in": taken}
         began = time.perf_counter()
         with self._bar("training the generator", self.generators) as watch:
             result = self.generators.call("train", targets, photos, watch=watch)
-        temporary = shelf.with_name(f".{shelf.name}.{os.getpid()}")
-        shutil.copytree(self.run.checkpoint(result.revision), temporary / result.revision)
         seconds = time.perf_counter() - began
-        (temporary / "seconds.json").write_text(json.dumps(seconds))
-        temporary.rename(shelf)
+        shelve_generator(self.run, key, result.revision, seconds)
         return {
             "revision": result.revision,
             "reused": False,
@@ -272,7 +255,12 @@ class Crew:
         """
         missing = [(name, arguments) for name, arguments in work.items() if ledger.milestone(name) is None]
         with tqdm(total=len(work), initial=len(work) - len(missing), desc=label, unit="call") as bar:
-            for name, result in self.downstream.stream(method, missing):
+
+            def watch(handles: Sequence[Any]) -> None:
+                steps = [f"{done}/{total}" for done, total in _steps(handles) if total]
+                bar.set_postfix_str("steps " + " ".join(steps) if steps else "")
+
+            for name, result in self.downstream.stream(method, missing, watch=watch):
                 ledger.record(name, result=result)
                 bar.update()
         return {name: from_json(kind, (ledger.milestone(name) or {})["result"]) for name in work}
@@ -359,9 +347,17 @@ class Crew:
         with tqdm(desc=label, unit="step", leave=False) as bar:
 
             def watch(handles: Sequence[Any]) -> None:
-                asked = handles[0].progress.remote()
-                if ray.wait([asked], timeout=0.5)[0]:
-                    done, bar.total = ray.get(asked)
+                for done, bar.total in _steps(handles[:1]):
                     bar.update(done - bar.n)
 
             yield watch
+
+
+def _steps(handles: Sequence[Any]) -> list[tuple[int, int]]:
+    """(steps done, steps in all) of the actors that answer at once; one that just died is the group's affair."""
+    asked = [handle.progress.remote() for handle in handles]
+    found = []
+    for reference in ray.wait(asked, num_returns=len(asked), timeout=0.5)[0]:
+        with suppress(RayError):
+            found.append(ray.get(reference))
+    return found

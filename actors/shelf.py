@@ -1,10 +1,11 @@
-"""What other runs of one home made already and this one would make again, byte for byte: fits, and candidates that nobody judged.
+"""What other runs of one home made already and this one would make again: generators, fits, and candidates that nobody judged.
 
+    HOME/generators/KEY/      a generator's revision folder and seconds.json
     HOME/shelf/fits/KEY/      a segmenter's revision folder and fit.json
     HOME/shelf/shards/KEY/    Parquet shards with their COMMIT
 
 A key holds what decides the result: the code, photos and masks, the settings, the request, PyTorch and its threads. So a benchmark that is
-run again with another budget fits anew only what the budget changes. The folder can be deleted at any time.
+run again with another budget fits anew only what the budget changes. The folders can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -88,6 +89,35 @@ def shelve_fit(run: Run, key: str, fit: Fit) -> None:
     temporary = folder.with_name(f".{key}.{os.getpid()}")
     shutil.copytree(run.checkpoint(fit.revision), temporary / fit.revision)
     (temporary / "fit.json").write_text(json.dumps(asdict(fit)), encoding="utf-8")
+    _renamed(temporary, folder)
+
+
+def generator_key(
+    dataset: Dataset, train: Sequence[str], targets: Sequence[str], photos: Sequence[str], config: Config
+) -> str:
+    """Name of a trained generator on the shelf; of the code, its own and SAFE's alone count."""
+    settings = config.generator.model_dump(), config.safe.model_dump()
+    made_of = content_hash([data_key(dataset, train), list(targets), list(photos), *settings])
+    return f"{made_of}-{code_hash('cdiff/generator', 'cdiff/safe')}"
+
+
+def taken_generator(run: Run, key: str) -> tuple[str, float] | None:
+    """Revision of an equal generator, brought into the run, and the seconds that it took; None where there is none."""
+    folder = run.home / "generators" / key
+    if not folder.is_dir():
+        return None
+    (revision,) = (found.name for found in folder.glob("generator-*"))
+    if not run.checkpoint(revision).exists():
+        _copied(folder / revision, run.checkpoint(revision))
+    return revision, float(json.loads((folder / "seconds.json").read_text(encoding="utf-8")))
+
+
+def shelve_generator(run: Run, key: str, revision: str, seconds: float) -> None:
+    """Put a trained generator on the shelf, whole or not at all."""
+    folder = run.home / "generators" / key
+    temporary = folder.with_name(f".{key}.{os.getpid()}")
+    shutil.copytree(run.checkpoint(revision), temporary / revision)
+    (temporary / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
     _renamed(temporary, folder)
 
 

@@ -9,7 +9,16 @@ import pytest
 from PIL import Image
 
 from actors.downstream import Fit, FitRequest
-from actors.shelf import data_key, fit_key, shelve_fit, shelve_shard, take_shard, taken_fit
+from actors.shelf import (
+    data_key,
+    fit_key,
+    shelve_fit,
+    shelve_generator,
+    shelve_shard,
+    take_shard,
+    taken_fit,
+    taken_generator,
+)
 from cdiff.config import Config
 from cdiff.config_file import dump_config
 from cdiff.data.dataset import Dataset
@@ -131,3 +140,15 @@ def test_a_corrected_mask_makes_other_data(photos, tmp_path):
             data_key(Dataset([dataclasses.replace(sample, masks=masks)], CONFIG.data), [sample.sample_id])
         )
     assert len(keys) == 2
+
+
+def test_a_generator_of_one_run_serves_another_of_its_home(runs):
+    one, other = runs
+    assert taken_generator(one, "key") is None
+    folder = one.checkpoint("generator-1")
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    shelve_generator(one, "key", "generator-1", 12.5)
+    shelve_generator(one, "key", "generator-1", 13.0)  # another process was first: its own stays
+    assert taken_generator(other, "key") == ("generator-1", 12.5)
+    assert (other.checkpoint("generator-1") / "model.safetensors").read_bytes() == b"weights"
