@@ -257,8 +257,8 @@ class Crew:
         with tqdm(total=len(work), initial=len(work) - len(missing), desc=label, unit="call") as bar:
 
             def watch(handles: Sequence[Any]) -> None:
-                steps = [f"{done}/{total}" for done, total in _steps(handles) if total]
-                bar.set_postfix_str("steps " + " ".join(steps) if steps else "")
+                under_way = [f"{done}/{total}" for done, total in _steps(handles) if done < total]
+                bar.set_postfix_str("steps " + " ".join(under_way) if under_way else "")
 
             for name, result in self.downstream.stream(method, missing, watch=watch):
                 ledger.record(name, result=result)

@@ -4,7 +4,7 @@
     HOME/shelf/fits/KEY/      a segmenter's revision folder and fit.json
     HOME/shelf/shards/KEY/    Parquet shards with their COMMIT
 
-A key holds what decides the result: the code, photos and masks, the settings, the request, PyTorch and its threads. So a benchmark that is
+A key holds what decides the result: the code (of a generator its own and SAFE's), photos and masks, the settings, the request, PyTorch and its threads. So a benchmark that is
 run again with another budget fits anew only what the budget changes. The folders can be deleted at any time.
 """
 
@@ -95,9 +95,10 @@ def shelve_fit(run: Run, key: str, fit: Fit) -> None:
 def generator_key(
     dataset: Dataset, train: Sequence[str], targets: Sequence[str], photos: Sequence[str], config: Config
 ) -> str:
-    """Name of a trained generator on the shelf; of the code, its own and SAFE's alone count."""
+    """Name of a trained generator on the shelf."""
     settings = config.generator.model_dump(), config.safe.model_dump()
-    made_of = content_hash([data_key(dataset, train), list(targets), list(photos), *settings])
+    about = [data_key(dataset, train), list(targets), list(photos), *settings]
+    made_of = content_hash([*about, *_made_by(config)[1:]])
     return f"{made_of}-{code_hash('cdiff/generator', 'cdiff/safe')}"
 
 

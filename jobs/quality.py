@@ -29,11 +29,11 @@ from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run
 from cdiff.errors import ConfigError
 from cdiff.evaluation.tally import Tally
-from cdiff.types import Revisions
-from jobs.quality_choices import MADE, Choice, Key, choices
+from cdiff.types import Pair, Revisions, content_hash
+from jobs.quality_choices import LONG, MADE, Choice, Key, choices
 
 ARMS = ("real_only", "again", "copy_paste", "perlin", "undirected", "wasm")
-PLAIN, LONG = ("real_only", "copy_paste"), "_long"  # arms that may run on, and what they are called then
+PLAIN = ("real_only", "copy_paste")  # arms that may run on
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,16 @@ def measure_split(
 def _fit(
     crew: Crew, ledger: Ledger, prefix: str, requests: Mapping[Key, FitRequest], label: str
 ) -> dict[Key, Fit]:
-    work = {f"{prefix}:{arm}:{seed}": (request,) for (arm, seed), request in requests.items()}
-    found = crew.each(ledger, "fit", work, Fit, label)
-    return {key: found[f"{prefix}:{key[0]}:{key[1]}"] for key in requests}
+    names = {
+        key: f"{prefix}:{key[0]}:{key[1]}:{_made_of(request.pairs)}" for key, request in requests.items()
+    }
+    found = crew.each(ledger, "fit", {names[key]: (requests[key],) for key in requests}, Fit, label)
+    return {key: found[name] for key, name in names.items()}
+
+
+def _made_of(pairs: Sequence[Pair]) -> str:
+    """An arm may choose otherwise when the command is given again: another variant of the same name, a larger pool."""
+    return content_hash(sorted(pair.task_id for pair in pairs))
 
 
 def _run_on(
@@ -203,7 +210,7 @@ def _compare_features(crew: Crew, ledger: Ledger, revisions: Revisions, result: 
     """Fidelity of each arm's pairs against validation targets, which the generator never saw."""
     real = [target.target_id for target in crew.dataset.all_targets(crew.validation)]
     for (arm, seed), choice in result.choices.items():
-        name = f"fidelity:{arm}:{seed}"
+        name = f"fidelity:{arm}:{seed}:{_made_of(choice.pairs)}"
         if arm.endswith(LONG):
             continue
         if choice.pairs and ledger.milestone(name) is None:

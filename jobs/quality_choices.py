@@ -47,18 +47,17 @@ MINED: dict[str, Arm] = {
     "mined_B4": "B4",
     "mined_B3_B1": "B3+B1",
 }
-# What a variant of the aimed arm may set: all that decides the choice from a pool, and nothing that decides what is in it.
+# What a variant of the aimed arm may set: what is read anew at each choice from a pool.
 VARIED = (
     "wasm.uniform",
     "wasm.easy",
     "wasm.band",
     "wasm.kappa",
     "wasm.budget",
-    "wasm.gain_prior",
-    "wasm.gain_spread",
     "gate.checks",
     "gate.duplicate",
 )
+LONG = "_long"  # what arms that run on are called
 MADE = ("copy_paste", "undirected", "wasm", *MINED)  # arms whose pairs are made and judged
 
 
@@ -89,22 +88,29 @@ def variants(config: Config, told: Sequence[Sequence[str]]) -> dict[str, Config]
     Args:
         told: for each, a name and its settings: ["hard", "wasm.band=[0.7,1]"] is the arm `wasm_hard`.
     Raises:
-        ConfigError: a name twice or of other signs, no setting, or one that decides more than what is chosen.
+        ConfigError: a name twice or of other signs, no setting, one that is not read anew at each choice, or all as before.
     """
     found: dict[str, Config] = {}
     for name, *settings in told:
         arm = f"wasm_{name}"
-        if not re.fullmatch("[a-z0-9_]+", name) or arm in found or not settings:
+        if not re.fullmatch("[a-z0-9_]+", name) or arm.endswith(LONG) or arm in found or not settings:
             raise ConfigError(
-                f"--variant {name}: give each a name of its own (small letters, digits, underscores) and its settings."
+                f"--variant {name}: give each a name of its own (small letters, digits, underscores; not ending in 'long') and "
+                "its settings."
             )
         for setting in settings:
             if (key := setting.partition("=")[0]) not in VARIED:
                 raise ConfigError(
-                    f"--variant {name}: {key} decides more than which pairs of the pool are chosen: compare it by a run of its own. "
+                    f"--variant {name}: {key} cannot be varied within a run: compare it by a run of its own. "
                     f"A variant sets {', '.join(VARIED)}; other settings stand before --variant."
                 )
         found[arm] = overridden(config, settings)
+        plain = found[arm].wasm.budget, config.wasm.budget
+        if found[arm] == config or (set(plain) == {"prior", "thompson"} and not config.wasm.probe_steps):
+            raise ConfigError(
+                f"--variant {name}: would choose as wasm does. Give settings that differ from the run's; wasm.budget=prior differs from "
+                "thompson only where wasm.probe_steps measures gains first."
+            )
     return found
 
 
@@ -145,14 +151,21 @@ def choices(
             chosen[arm, seed] = _mined(crew, ledger, revisions, base[seed], ranked[seed], rows, arm, seed)
     wanted = {("undirected", seed): Wanted(types, uniform, config) for seed in seeds if "undirected" in arms}
     own, per_type = unjudged(config), config.wasm.pool
+    further: dict[
+        Key, Wanted
+    ] = {}  # apart: what a variant lacks must not change the pool of the arms it is compared with
     if "wasm" in arms:
         gains = _probed(crew, ledger, revisions, base, ranked, outcomes, thresholds)
         for arm, aimed in {"wasm": config, **varied}.items():
             for seed, slices in ranked.items():
                 quota = quotas(aimed.model_copy(update={"seed": seed}), slices, gains.get(seed, ()), 1)
-                wanted[arm, seed] = Wanted(slices, quota, aimed, judge=base[seed])
+                asked = Wanted(slices, quota, aimed, judge=base[seed])
+                (wanted if arm == "wasm" else further)[arm, seed] = asked
     if wanted:
         chosen |= _from_pool(crew, ledger, revisions, own, per_type, wanted, thresholds, "candidates")
+    if further:
+        label = "candidates of variants"
+        chosen |= _from_pool(crew, ledger, revisions, own, per_type, further, thresholds, label)
     return chosen
 
 

@@ -12,8 +12,8 @@ from cdiff.errors import ConfigError, RunError
 from cdiff.evaluation.quality_page import verdict, write_page
 from cdiff.evaluation.report import Picture
 from jobs.closing import pair_grid
-from jobs.quality import LONG, PLAIN, SplitResult, Wishes, measure_split
-from jobs.quality_choices import variants
+from jobs.quality import PLAIN, SplitResult, Wishes, measure_split
+from jobs.quality_choices import LONG, variants
 from jobs.quality_summary import summary
 from jobs.session import Session, open_session
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from cdiff.evaluation.comparison import TYPE, Comparison, Resampled, resample, smallest_detectable
 from cdiff.wasm.quality import STOPPED, VALID
-from jobs.quality import LONG, PLAIN, SplitResult
-from jobs.quality_choices import CHANCE, Choice
+from jobs.quality import PLAIN, SplitResult
+from jobs.quality_choices import CHANCE, LONG, Choice
 
 METRICS = ("pixel_ap", "mdice", "f1_max", "auroc", "aupro", "iou", "miou", "image_auroc")
 BASELINE, AIMED = "real_only", "wasm"

@@ -150,8 +150,9 @@ def quotas(
     wasm = config.wasm
     shares = largest_remainder(wasm.pairs, [wasm.uniform, wasm.easy, max(0.0, 1 - wasm.uniform - wasm.easy)])
     sizes = [float(len(weakness.targets)) for weakness in weaknesses]
-    ranked = config.wasm.budget != "targets"
-    priors = [prior(weakness.score) for weakness in weaknesses] if ranked else sizes
+    if wasm.budget == "targets":
+        return _by_targets(weaknesses, config)
+    priors = [prior(weakness.score) for weakness in weaknesses]
     won = _won(config, weaknesses, gains, round)
     sampled = [float(sum(n for (name, _), n in won.items() if name == w.slice.name)) for w in weaknesses]
     weights = {"uniform": sizes, "easy": priors, "weak": sampled if gains and sum(sampled) else priors}
@@ -161,6 +162,20 @@ def quotas(
             if number:
                 wanted[weakness.slice.name, purpose] = number
     return wanted
+
+
+def _by_targets(weaknesses: Sequence[Weakness], config: Config) -> Quotas:
+    """As many pairs for each target, whatever the ranking: not even the unit of a rounding goes by it."""
+    wasm = config.wasm
+    named = sorted(weaknesses, key=lambda weakness: weakness.slice.name)
+    shares = [wasm.uniform, wasm.easy, max(0.0, 1 - wasm.uniform - wasm.easy)]
+    numbers = largest_remainder(wasm.pairs, [float(len(weakness.targets)) for weakness in named])
+    return {
+        (weakness.slice.name, purpose): part
+        for weakness, number in zip(named, numbers, strict=True)
+        for purpose, part in zip(_PURPOSES, largest_remainder(number, shares), strict=True)
+        if part
+    }
 
 
 def start_strengths(

@@ -69,7 +69,8 @@ def chosen(
     Returns:
         A pair for each candidate of a slice with a quota, its slice, purpose, index and loss given anew.
     """
-    view = _view(pool, slices, quotas, losses, seed)
+    view = _view(pool, slices, losses, seed)
+    asked = {name for (name, _), number in quotas.items() if number}
     reasons = validity_reasons(view, thresholds, config)
     valid = [attempt for attempt, reason in zip(view, reasons, strict=True) if not reason]
     ranks = difficulty_ranks(valid, config)
@@ -85,6 +86,8 @@ def chosen(
     out = []
     for attempt, reason in zip(view, reasons, strict=True):
         index = attempt.assignment.index
+        if attempt.assignment.slice not in asked:
+            continue  # it took part above: what is hard for a type must not depend on who gets pairs
         told = reason or ("" if index in taken else FULL)
         assignment = replace(attempt.assignment, purpose=taken.get(index, "uniform"))
         out.append(Pair(replace(attempt, assignment=assignment), told))
@@ -97,17 +100,16 @@ _TAKING: tuple[Purpose, ...] = ("weak", "easy", "uniform")
 def _view(
     pool: Sequence[Attempt],
     slices: Sequence[Weakness],
-    quotas: Mapping[tuple[str, Purpose], int],
     losses: Mapping[str, float],
     seed: int,
 ) -> list[Attempt]:
+    """The candidates of the slices, in an order of the seed's own."""
     owner = {target_id: weakness.slice.name for weakness in slices for target_id in weakness.targets}
-    asked = {name for (name, _), number in quotas.items() if number}
     out: list[Attempt] = []
     for place in np.random.default_rng([seed, 23]).permutation(len(pool)):
         attempt = pool[place]
         name = owner.get(attempt.assignment.task.reference, "")
-        if name in asked:
+        if name:
             measures = dict(attempt.measures) | {"loss": losses.get(attempt.task_id, 0.0)}
             assignment = replace(attempt.assignment, slice=name, index=len(out))
             out.append(replace(attempt, assignment=assignment, measures=tuple(sorted(measures.items()))))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ray
 
+from actors.crew import _steps
 from actors.group import ActorGroup
 from cdiff.config import ResourceConfig
 from cdiff.errors import ActorError, DataError
@@ -198,3 +199,16 @@ def test_silence_ends_in_an_error_within_its_bound(make_group: Make) -> None:
 def test_two_items_with_one_id_are_refused(make_group: Make) -> None:
     with pytest.raises(ValueError, match="two items have the id 'a'"):
         make_group().run("square", [("a", (1,)), ("a", (2,))])
+
+
+@ray.remote(num_cpus=0)
+class Walker:
+    def progress(self) -> tuple[int, int]:
+        return 3, 10
+
+
+def test_a_progress_bar_passes_over_an_actor_that_just_died() -> None:
+    walkers = [Walker.remote() for _ in range(2)]  # type: ignore[attr-defined]
+    assert ray.get([walker.progress.remote() for walker in walkers]) == [(3, 10)] * 2
+    ray.kill(walkers[0])
+    assert _steps(walkers) == [(3, 10)]

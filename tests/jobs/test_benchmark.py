@@ -48,6 +48,9 @@ def test_a_variant_is_the_configuration_with_its_settings_on_top(tiny_config):
         [["hard"]],
         [["many", "wasm.pairs=9"]],
         [["hard", "wasm.band=7"]],
+        [["too_long", "wasm.band=[0,1]"]],
+        [["same", "gate.checks=true"]],
+        [["untaught", "wasm.budget=prior"]],
     ],
 )
 def test_a_variant_that_says_too_little_or_too_much_is_refused(tiny_config, told):

@@ -224,6 +224,12 @@ def test_without_ranking_every_target_counts_alike():
             assert found == pytest.approx(share * len(weakness.targets) / total, abs=1)
 
 
+def test_without_ranking_not_even_the_rounding_goes_by_it():
+    settings = config("wasm.pairs=61", "wasm.budget=targets")
+    assert quotas(settings, WEAKNESSES[::-1]) == quotas(settings, WEAKNESSES)
+    assert sum(quotas(settings, WEAKNESSES).values()) == 61
+
+
 def test_a_slice_has_one_start_strength_a_round_and_learns_which_pays() -> None:
     settings = config("wasm.start_strengths=[0.2,0.6]")
     tried = [start_strengths(settings, WEAKNESSES, (), number)["tile/crack"] for number in range(20)]

@@ -128,3 +128,22 @@ def test_further_waves_are_other_candidates(stock, tiny_config):
     waves = [plan_pool(stock, tiny_config, 12, REVISIONS, wave) for wave in (0, 0, 1)]
     ids = [{a.task_id for a in wave} for wave in waves]
     assert ids[0] == ids[1] and not ids[0] & ids[2]
+
+
+def test_how_hard_a_candidate_counts_does_not_depend_on_which_slices_get_pairs(stock, pool, tiny_config):
+    (pits,) = (w for w in types_of(stock.targets.values()) if w.slice.type == "pit")
+    small, large = (
+        replace(pits, slice=replace(pits.slice, size=size), targets=targets)
+        for size, targets in (("small", pits.targets[:3]), ("large", pits.targets[3:]))
+    )
+    losses = {
+        a.task_id: float(a.assignment.task.reference in large.targets) + n / 1000 for n, a in enumerate(pool)
+    }
+
+    def kept(wanted: Quotas) -> set[str]:
+        pairs = chosen(pool, [small, large], wanted, losses, Thresholds(()), tiny_config, seed=0)
+        return {p.task_id for p in pairs if p.kept and p.attempt.assignment.slice == small.slice.name}
+
+    alone: Quotas = {(small.slice.name, "easy"): 8}
+    assert len(kept(alone)) == 8
+    assert kept(alone) == kept({**alone, (large.slice.name, "weak"): 5})
