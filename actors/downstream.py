@@ -127,12 +127,10 @@ class DownstreamActor:
         maps = score_photos(
             self._load(revision), self.dataset, sample_ids, self.config.downstream, self._progress
         )
-        chosen = best_iou_threshold(maps, self.dataset, sample_ids) if threshold is None else threshold
-        scores = evaluate(maps, self.dataset, sample_ids, chosen)
-        return self._evaluation(maps, scores, sample_ids, chosen)
+        return self._evaluation(maps, sample_ids, threshold)
 
-    def weigh(self, revision: str, sample_ids: list[str], threshold: float, name: str) -> Evaluation:
-        """All metrics on a split, with the pixel counts that intervals are computed from stored as `Run.tally(name)`.
+    def weigh(self, revision: str, sample_ids: list[str], threshold: float | None, name: str) -> Evaluation:
+        """As `evaluate`, with the pixel counts that intervals are computed from stored as `Run.tally(name)`.
 
         Beside them, as name-swapped, those against the masks of other photos: the negative control.
         """
@@ -142,8 +140,7 @@ class DownstreamActor:
         tally(maps.items(), self.dataset).save(self.run.tally(name))
         swapped = swapped_masks(self.dataset, sample_ids, self.config.seed)
         tally(maps.items(), self.dataset, swapped).save(self.run.tally(f"{name}-swapped"))
-        scores = evaluate(maps, self.dataset, sample_ids, threshold)
-        return self._evaluation(maps, scores, sample_ids, threshold)
+        return self._evaluation(maps, sample_ids, threshold)
 
     def losses(self, revision: str, attempts: list[Attempt]) -> list[float]:
         """The loss of a segmenter around the new target of each stored attempt, nats."""
@@ -182,10 +179,12 @@ class DownstreamActor:
         return self.tallies[key]
 
     def _evaluation(
-        self, maps: Mapping[str, np.ndarray], scores: dict[str, Any], sample_ids: list[str], threshold: float
+        self, maps: Mapping[str, np.ndarray], sample_ids: list[str], threshold: float | None
     ) -> Evaluation:
+        chosen = best_iou_threshold(maps, self.dataset, sample_ids) if threshold is None else threshold
+        scores = evaluate(maps, self.dataset, sample_ids, chosen)
         found = outcomes_of(maps, self.dataset, sample_ids, -1)
-        return Evaluation(scores, photo_dice(maps, self.dataset, sample_ids), threshold, tuple(found))
+        return Evaluation(scores, photo_dice(maps, self.dataset, sample_ids), chosen, tuple(found))
 
     def _item(self, pair: Pair) -> TrainingItem:
         """A kept pair as training photo; its crops are centred on the painted target alone."""

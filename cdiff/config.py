@@ -43,6 +43,10 @@ class DataConfig(Settings):
     train_images: int = Field(
         0, ge=0, description="Train on this many photos with targets, drawn by seed; 0: on all."
     )
+    rest: Literal["unused", "validation", "test"] = Field(
+        "unused",
+        description="Where the photos go that `train_images` leaves out, if nothing of their object trains.",
+    )
     pool_below: int = Field(3, ge=1, description="Types with fewer training targets are pooled into one.")
     leaks: Literal["drop", "stop"] = Field(
         "drop", description="Near-identical photos across given splits: drop the train copy, or stop."

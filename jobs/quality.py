@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from actors.crew import Crew
 from actors.downstream import Evaluation, Fit, FitRequest
@@ -179,31 +178,29 @@ def _request(crew: Crew, seed: int, base: Mapping[int, str], choice: Choice) -> 
 
 def _score(crew: Crew, ledger: Ledger, result: SplitResult, fits: Mapping[Key, Fit]) -> None:
     """Score on validation, which gives the threshold of IoU and the curve over steps; then read the test split, once per model."""
-    label = f"split {result.split}: scoring on"
     result.revisions = {key: fit.revision for key, fit in fits.items()}
     models = sorted(set(result.revisions.values()))
-    scored = sorted({*models, *(model for own in result.stages.values() for model in own)})
-    work: dict[str, tuple[Any, ...]] = {
-        f"validation:{model}": (model, list(crew.validation), None) for model in scored
-    }
-    found = crew.each(ledger, "evaluate", work, Evaluation, f"{label} validation")
-    known = {model: found[f"validation:{model}"] for model in scored}
+    stages = {model for own in result.stages.values() for model in own}
+    known = _weighed(crew, ledger, result, "validation", dict.fromkeys(sorted({*models, *stages})))
     for seed, own in result.stages.items():
         at = [result.base_steps + number * result.steps for number in range(len(own))]
         result.curve[seed] = [(steps, known[model]) for steps, model in zip(at, own, strict=True)]
-    ids = list(crew.manifest.ids(result.look))
-    work = {
-        f"weighed:{result.look}:{model}": (
-            model,
-            ids,
-            known[model].threshold,
-            _tally_name(result.look, model),
-        )
-        for model in models
-    }
-    found = crew.each(ledger, "weigh", work, Evaluation, f"{label} {result.look}")
+    found = known
+    if result.look != "validation":
+        found = _weighed(crew, ledger, result, result.look, {m: known[m].threshold for m in models})
     for key, model in result.revisions.items():
-        result.validation[key], result.scores[key] = known[model], found[f"weighed:{result.look}:{model}"]
+        result.validation[key], result.scores[key] = known[model], found[model]
+
+
+def _weighed(
+    crew: Crew, ledger: Ledger, result: SplitResult, look: str, thresholds: Mapping[str, float | None]
+) -> dict[str, Evaluation]:
+    """Scores of models on one split; the threshold of IoU is given, or chosen on this very split."""
+    ids = list(crew.manifest.ids(look))
+    names = {model: f"weighed:{look}:{model}" for model in thresholds}
+    work = {names[m]: (m, ids, threshold, _tally_name(look, m)) for m, threshold in thresholds.items()}
+    found = crew.each(ledger, "weigh", work, Evaluation, f"split {result.split}: scoring on {look}")
+    return {model: found[name] for model, name in names.items()}
 
 
 def _compare_features(crew: Crew, ledger: Ledger, revisions: Revisions, result: SplitResult) -> None:

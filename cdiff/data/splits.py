@@ -64,11 +64,11 @@ def make_splits(
     splits, given = _assign(current, config)
     training = [sample for sample in current if splits[sample.group] == "train"]
     left_out, drawn = _draw(training, config)
-    current = [sample for sample in current if sample.sample_id not in left_out]
     training = [sample for sample in training if sample.sample_id not in left_out]
+    current, moved = _place_rest(current, left_out, splits, config)
     current, pooled_later = _pool(current, training, config)
     unscored = _unscored(current, splits)
-    notes += joined + given + pooled + drawn + pooled_later + _warnings(current, splits, unscored)
+    notes += joined + given + pooled + drawn + moved + pooled_later + _warnings(current, splits, unscored)
     training = [sample for sample in current if splits[sample.group] == "train"]
     fold_of = _folds(training, folds, config.split_seed)
     calibration = _calibration(training, config)
@@ -238,6 +238,24 @@ def _draw(training: Sequence[Sample], config: DataConfig) -> tuple[set[str], lis
     kept = {member for _, _, member in ranked[: config.train_images]}
     note = f"trains on {len(kept)} of {len(shown)} photos with targets, drawn by data.split_seed={config.split_seed}"
     return {sample.sample_id for sample in shown} - kept, [note]
+
+
+def _place_rest(
+    current: Sequence[Sample], left_out: set[str], splits: dict[str, Split], config: DataConfig
+) -> tuple[list[Sample], list[str]]:
+    """Give what the draw left out to the split of `data.rest`, or drop it; `splits` learns the new homes of groups."""
+    training = {
+        sample.group
+        for sample in current
+        if splits[sample.group] == "train" and sample.sample_id not in left_out
+    }
+    rest = [sample for sample in current if sample.sample_id in left_out and sample.group not in training]
+    if config.rest == "unused" or not rest:
+        return [sample for sample in current if sample.sample_id not in left_out], []
+    splits.update(dict.fromkeys((sample.group for sample in rest), config.rest))
+    gone = left_out - {sample.sample_id for sample in rest}
+    note = f"{len(rest)} of the photos that do not train go to {config.rest} (data.rest)"
+    return [sample for sample in current if sample.sample_id not in gone], [note]
 
 
 def _pool(

@@ -131,6 +131,7 @@ def curves(lines: Sequence[tuple[str, Sequence[int], Sequence[float]]], label: s
     changes = [(name, steps, [value - values[0] for value in values]) for name, steps, values in lines]
     axis = _Axis([v for _, _, values in changes for v in values], [n for _, steps, _ in lines for n in steps])
     parts = axis.frame(most=6)
+    ends: list[tuple[float, float, float]] = []  # x, y and change
     for (name, steps, values), (_, _, levels) in zip(changes, lines, strict=True):
         places = [(axis.x(n), axis.y(value)) for n, value in zip(steps, values, strict=True)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -140,9 +141,22 @@ def curves(lines: Sequence[tuple[str, Sequence[int], Sequence[float]]], label: s
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="before"><title>{title}</title></circle>'
             )
-        x, y = places[-1]
-        parts.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}">{values[-1]:+.3f}</text>')
+        ends.append((*places[-1], values[-1]))
+    for x in sorted({x for x, _, _ in ends}):
+        own = sorted((y, change) for at, y, change in ends if at == x)
+        for y, (_, change) in zip(_apart([y for y, _ in own]), own, strict=True):
+            shown = f"{change:+.3f}" if round(change, 3) else "0"
+            parts.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}">{shown}</text>')
     return _svg(axis.height, parts, label)
+
+
+def _apart(heights: Sequence[float], least: float = 12.0) -> list[float]:
+    """Heights of labels, in order, moved as little down, then up as keeps them from covering each other."""
+    out = list(heights)
+    for i in range(1, len(out)):
+        out[i] = max(out[i], out[i - 1] + least)
+    lift = max(0.0, out[-1] - heights[-1]) / 2 if out else 0.0  # half of the push goes up
+    return [y - lift for y in out]
 
 
 class _Axis:

@@ -34,6 +34,7 @@ table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:t
 th,td{padding:6px 8px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th{font-weight:600;color:var(--soft);font-size:.8rem;vertical-align:bottom;white-space:normal}
 th:first-child,td:first-child{text-align:left;padding-left:0}
+td small{display:block;white-space:normal}
 td.text,th.text{text-align:left;white-space:normal;min-width:15rem}
 tr.sum td{font-weight:600;border-top:2px solid var(--line)}
 .two{display:grid;grid-template-columns:1fr 1fr;gap:10px 34px;margin-top:1rem}.two>div{min-width:0}

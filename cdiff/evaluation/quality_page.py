@@ -95,9 +95,7 @@ def _arms(result: Mapping[str, Any]) -> str:
         numbers = [_mean(values[name]) for name in names]
         gain = _find(result, "pixel_ap", arm, "real_only")
         pairs = result["pairs"][arm]
-        shown = page.Markup(
-            f"<b>{page.text(_said(arm))}</b><br><small>{page.text(about.get(arm, ''))}</small>"
-        )
+        shown = page.Markup(f"<b>{page.text(_said(arm))}</b><small>{page.text(about.get(arm, ''))}</small>")
         rows.append(
             (shown, round(statistics.mean(pairs)), *numbers, page.signed(gain["mean"] if gain else None))
         )

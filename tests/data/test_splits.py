@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -164,6 +165,23 @@ def test_given_splits_are_kept_and_train_images_are_drawn_by_seed(tmp_path, tree
     other = make_splits(samples, DataConfig(train_images=5, split_seed=1), folds=2)[1]
     assert other.ids("test") == manifest.ids("test")
     assert other.ids("train") != manifest.ids("train")
+
+
+def test_photos_that_the_draw_leaves_out_may_validate_unless_part_of_their_object_trains(tmp_path, trees):
+    samples = split_folders(tmp_path, trees)
+    plain = make_splits(samples, DataConfig(train_images=5), folds=2)[1]
+    kept, manifest = make_splits(samples, DataConfig(train_images=5, rest="validation"), folds=2)
+    assert manifest.ids("train") == plain.ids("train") and manifest.ids("test") == plain.ids("test")
+    assert set(manifest.ids("validation")) > set(plain.ids("validation"))
+    assert len(manifest.ids("validation")) == 11 and len(kept) == 24
+    assert any("3 of the photos that do not train go to validation" in note for note in manifest.notes)
+    out = sorted({s.sample_id for s in samples} - {row.sample_id for row in plain.rows})
+    one = {out[0]: "object", plain.ids("train")[0]: "object"}
+    grouped = [dataclasses.replace(s, group=one.get(s.sample_id, s.group)) for s in samples]
+    shared = make_splits(grouped, DataConfig(train_images=5, rest="validation"), folds=2)[1]
+    trains = {row.group for row in shared.rows if row.split == "train"}
+    assert not trains & {row.group for row in shared.rows if row.split != "train"}
+    assert len(shared.ids("validation")) == 10  # two of the three: the object of the other trains
 
 
 def test_a_missing_given_split_is_taken_from_the_training_photos(tmp_path, trees):

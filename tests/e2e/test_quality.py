@@ -62,8 +62,22 @@ def arguments(home, tiny_loop) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def done(home, arguments) -> subprocess.CompletedProcess[str]:
+def looked(home, arguments) -> tuple[dict, list[set[str]]]:
+    """The same arms on validation photos, before anything else: the object, and what each ledger then names."""
+    out = str(home / "looked.json")
+    done = _benchmark(home, "--look", "validation", *arguments, "--out", out)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(Path(out).read_text())
+    return found, [_names(home, name) for name in found["runs"]]
+
+
+@pytest.fixture(scope="module")
+def done(home, arguments, looked) -> subprocess.CompletedProcess[str]:
     return _benchmark(home, *arguments)
+
+
+def _names(home: Path, run: str) -> set[str]:
+    return {event.get("name", "") for event in Ledger(home / "runs" / run / "ledger.jsonl").events()}
 
 
 @pytest.fixture(scope="module")
@@ -188,17 +202,11 @@ def test_real_photos_alone_have_a_curve_over_steps(result):
     assert [lines[seed]["pixel_ap"][1] for seed in range(3)] == own
 
 
-def test_while_anything_is_chosen_validation_photos_alone_are_scored(home, arguments, result):
-    """The same arms on validation: nothing is fitted again, and the test split is not read."""
-    ledgers = [home / "runs" / name / "ledger.jsonl" for name in result["runs"]]
-    before = [{e.get("name", "") for e in Ledger(path).events()} for path in ledgers]
-    out = home / "looked.json"
-    chosen = [str(out) if a == str(home / "quality-tiny.json") else a for a in arguments]
-    done = _benchmark(home, "--look", "validation", *chosen)
-    assert done.returncode == 0, done.stderr[-3000:]
-    looked = json.loads(out.read_text())
-    assert looked["looked_at"] == "validation"
-    for path, known in zip(ledgers, before, strict=True):
-        added = {e.get("name", "") for e in Ledger(path).events()} - known
-        assert added and all(name.startswith("weighed:validation:") for name in added)
-    assert looked["arms"]["wasm"]["pixel_ap"] == result["arms"]["wasm"]["validation_pixel_ap"]
+def test_while_anything_is_chosen_validation_photos_alone_are_scored(home, looked, result):
+    found, known = looked
+    assert found["looked_at"] == "validation" and found["runs"] == result["runs"]
+    assert found["arms"]["wasm"]["pixel_ap"] == result["arms"]["wasm"]["validation_pixel_ap"]
+    for run, names in zip(result["runs"], known, strict=True):
+        assert not any(name.startswith("weighed:test:") for name in names)
+        added = _names(home, run) - names
+        assert added and all(name.startswith("weighed:test:") for name in added)  # nothing is fitted again
