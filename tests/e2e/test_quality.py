@@ -21,7 +21,6 @@ ARMS = (
     "undirected",
     "wasm",
     "mined_B2",
-    "wasm_hard",
     "wasm_ungated",
 )
 
@@ -46,8 +45,7 @@ def home(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def arguments(home, tiny_loop) -> list[str]:
     seeds = ["--seeds", "0", "1", "2", "--splits", "0", "1", "--equal-compute", "0", "--most-fits", "3"]
-    varied = ["--variant", "hard", "wasm.band=[0.7,1]", "wasm.easy=0", "wasm.uniform=0"]
-    varied += ["--variant", "ungated", "gate.checks=false"]
+    varied = ["--variant", "ungated", "gate.checks=false"]
     arms = [arm for arm in ARMS if not arm.startswith("wasm_")]
     return [
         *seeds,
@@ -141,21 +139,11 @@ def test_the_page_and_mlflow_show_every_arm(result, done, home):
     assert value == pytest.approx(result["arms"]["wasm"]["pixel_ap"][1])
 
 
-def test_the_same_command_measures_nothing_again(result, home, arguments):
-    ledgers = [home / "runs" / name / "ledger.jsonl" for name in result["runs"]]
-    before = [path.read_text().count('"name": "') for path in ledgers]
-    again = _benchmark(home, *arguments)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert [path.read_text().count('"name": "') for path in ledgers] == before
-    repeated = json.loads((home / "quality-tiny.json").read_text())
-    assert repeated["arms"] == result["arms"] and repeated["comparisons"] == result["comparisons"]
-
-
 def test_variants_choose_from_the_same_pool_under_settings_of_their_own(result):
-    assert result["pairs"]["wasm_hard"] == result["pairs"]["wasm_ungated"] == [8, 8, 8]
+    assert result["pairs"]["wasm_ungated"] == [8, 8, 8]
     assert result["variants"]["wasm_ungated"] == "gate.checks=false"
     assert result["fidelity"]["wasm_ungated"]["valid_share"] > result["fidelity"]["wasm"]["valid_share"]
-    assert {c["minus"] for c in result["comparisons"] if c["arm"] == "wasm"} >= {"wasm_hard", "wasm_ungated"}
+    assert "wasm_ungated" in {c["minus"] for c in result["comparisons"] if c["arm"] == "wasm"}
 
 
 def test_a_variant_that_would_change_the_pool_is_refused(home, arguments):
