@@ -257,7 +257,7 @@ class Crew:
         with tqdm(total=len(work), initial=len(work) - len(missing), desc=label, unit="call") as bar:
 
             def watch(handles: Sequence[Any]) -> None:
-                under_way = [f"{done}/{total}" for done, total in _steps(handles) if done < total]
+                under_way = [f"{done}/{total}" for done, total in _steps(handles)]
                 bar.set_postfix_str("steps " + " ".join(under_way) if under_way else "")
 
             for name, result in self.downstream.stream(method, missing, watch=watch):
@@ -343,21 +343,21 @@ class Crew:
 
     @contextmanager
     def _bar(self, label: str, group: ActorGroup) -> Iterator[Callable[[Sequence[Any]], None]]:
-        """A progress bar that asks the group's first actor how far it is."""
+        """A progress bar that asks the group's actors how far they are, and shows the first that works: after a failure, another."""
         with tqdm(desc=label, unit="step", leave=False) as bar:
 
             def watch(handles: Sequence[Any]) -> None:
-                for done, bar.total in _steps(handles[:1]):
+                for done, bar.total in _steps(handles)[:1]:
                     bar.update(done - bar.n)
 
             yield watch
 
 
 def _steps(handles: Sequence[Any]) -> list[tuple[int, int]]:
-    """(steps done, steps in all) of the actors that answer at once; one that just died is the group's affair."""
+    """(steps done, steps in all) of the actors that work and answer at once; one that just died is the group's affair."""
     asked = [handle.progress.remote() for handle in handles]
     found = []
     for reference in ray.wait(asked, num_returns=len(asked), timeout=0.5)[0]:
         with suppress(RayError):
             found.append(ray.get(reference))
-    return found
+    return [(done, total) for done, total in found if done < total]

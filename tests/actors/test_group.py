@@ -203,12 +203,16 @@ def test_two_items_with_one_id_are_refused(make_group: Make) -> None:
 
 @ray.remote(num_cpus=0)
 class Walker:
+    def __init__(self, done: int) -> None:
+        self.done = done
+
     def progress(self) -> tuple[int, int]:
-        return 3, 10
+        return self.done, 10
 
 
-def test_a_progress_bar_passes_over_an_actor_that_just_died() -> None:
-    walkers = [Walker.remote() for _ in range(2)]  # type: ignore[attr-defined]
-    assert ray.get([walker.progress.remote() for walker in walkers]) == [(3, 10)] * 2
+def test_a_progress_bar_passes_over_actors_that_rest_or_just_died() -> None:
+    walkers = [Walker.remote(done) for done in (2, 10, 3)]  # type: ignore[attr-defined]
+    assert ray.get([walker.progress.remote() for walker in walkers]) == [(2, 10), (10, 10), (3, 10)]
+    assert sorted(_steps(walkers)) == [(2, 10), (3, 10)]
     ray.kill(walkers[0])
     assert _steps(walkers) == [(3, 10)]
