@@ -41,9 +41,8 @@ class Wishes:
 
     arms: Sequence[str]
     look: str = "test"  # or "validation", while anything is still being chosen
-    long: Sequence[
-        int
-    ] = ()  # seeds whose arms without a generator run on for as long as the aimed one takes in all ...
+    # seeds whose arms without a generator run on for as long as the aimed one takes in all ...
+    long: Sequence[int] = ()
     most_fits: int = 0  # ... for as many fits at most; 0: no bound
     variants: Mapping[str, Config] = field(default_factory=dict)  # further aimed arms: their configurations
 
@@ -63,9 +62,8 @@ class SplitResult:
     scores: dict[Key, Evaluation] = field(default_factory=dict)  # on the photos that were asked for
     revisions: dict[Key, str] = field(default_factory=dict)  # of the fitted models
     fidelity: dict[Key, dict[str, float | None]] = field(default_factory=dict)
-    stages: dict[int, list[str]] = field(
-        default_factory=dict
-    )  # by seed, revisions of the models of real photos alone, from base to longest fit
+    # by seed, revisions of the models of real photos alone, from base to longest fit
+    stages: dict[int, list[str]] = field(default_factory=dict)
     curve: dict[int, list[tuple[int, Evaluation]]] = field(
         default_factory=dict
     )  # of real photos alone by seed: steps, and scores on validation

@@ -105,13 +105,18 @@ def variants(config: Config, told: Sequence[Sequence[str]]) -> dict[str, Config]
                     f"A variant sets {', '.join(VARIED)}; other settings stand before --variant."
                 )
         found[arm] = overridden(config, settings)
-        plain = found[arm].wasm.budget, config.wasm.budget
-        if found[arm] == config or (set(plain) == {"prior", "thompson"} and not config.wasm.probe_steps):
+        if _decisive(found[arm]) == _decisive(config):
             raise ConfigError(
                 f"--variant {name}: would choose as wasm does. Give settings that differ from the run's; wasm.budget=prior differs from "
                 "thompson only where wasm.probe_steps measures gains first."
             )
     return found
+
+
+def _decisive(config: Config) -> Config:
+    """Without probes a benchmark's budget learns nothing, and Thompson sampling is the prior."""
+    learns = config.wasm.probe_steps or config.wasm.budget != "thompson"
+    return config if learns else overridden(config, ["wasm.budget=prior"])
 
 
 def choices(
@@ -151,9 +156,8 @@ def choices(
             chosen[arm, seed] = _mined(crew, ledger, revisions, base[seed], ranked[seed], rows, arm, seed)
     wanted = {("undirected", seed): Wanted(types, uniform, config) for seed in seeds if "undirected" in arms}
     own, per_type = unjudged(config), config.wasm.pool
-    further: dict[
-        Key, Wanted
-    ] = {}  # apart: what a variant lacks must not change the pool of the arms it is compared with
+    # apart: what a variant lacks must not change the pool of the arms it is compared with
+    further: dict[Key, Wanted] = {}
     if "wasm" in arms:
         gains = _probed(crew, ledger, revisions, base, ranked, outcomes, thresholds)
         for arm, aimed in {"wasm": config, **varied}.items():

@@ -1,5 +1,8 @@
 """The page of a quality benchmark."""
 
+import re
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -72,3 +75,15 @@ def test_the_page_shows_arms_differences_and_what_can_be_told(result):
 def test_a_page_of_real_photos_alone_says_that_nothing_was_aimed(result):
     result |= {"comparisons": [], "power": None, "negative_control": None, "gain_ratio": None}
     assert "No aimed arm was measured" in render("quality-x", result)
+
+
+def test_labels_of_lines_that_end_together_can_be_read(result):
+    """Five seeds whose last changes are a thousandth apart."""
+    result["curve"] = [
+        {"seed": n, "steps": [400, 470], "pixel_ap": [0.6, 0.61 + n / 1000], "mdice": [0.5, 0.5]}
+        for n in range(5)
+    ]
+    labels = re.findall(r'<text x="([\d.]+)" y="([-\d.]+)">([-+.\d]+)</text>', render("x", result))
+    heights = sorted(float(y) for _, y, shown in labels if shown.startswith("+0.01"))
+    assert len(heights) == 5
+    assert min(b - a for a, b in pairwise(heights)) >= 11.9

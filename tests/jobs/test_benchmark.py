@@ -37,6 +37,8 @@ def test_the_told_command_names_no_folder_of_this_machine():
 def test_a_variant_is_the_configuration_with_its_settings_on_top(tiny_config):
     found = variants(tiny_config, [["hard", "wasm.band=[0.7,1]"], ["ungated", "gate.checks=false"]])
     assert found["wasm_hard"].wasm.band == (0.7, 1.0) and found["wasm_hard"].gate == tiny_config.gate
+    both = variants(tiny_config, [["both", "wasm.budget=prior", "wasm.easy=0"]])
+    assert both["wasm_both"].wasm.easy == 0
     assert not found["wasm_ungated"].gate.checks and found["wasm_ungated"].wasm == tiny_config.wasm
 
 
