@@ -29,6 +29,10 @@ class RunError(CdiffError, RuntimeError):
     """A run folder is missing, incomplete, or belongs to another configuration."""
 
 
+class StorageError(RunError):
+    """A file cannot be written or read where it must be: disk full, no rights, a bucket out of reach."""
+
+
 def offenders(items: list[str], total: int, what: str, remedy: str, shown: int = 5) -> str:
     """One message for many offenders: how many of how many, the first few, and the remedy."""
     listed = "".join(f"\n  {item}" for item in items[:shown])

@@ -1,0 +1,237 @@
+"""Files under a prefix of an S3 bucket, as `cdiff.data.storage.Storage`.
+
+boto3 writes, lists and makes the conditional writes (IfNoneMatch, IfMatch) that commits and leases rest on; pyarrow reads parts of Parquet
+files. Both are built by `clients` from the same settings: AWS_ENDPOINT_URL for a server of one's own, AWS_REGION, and credentials from
+the environment, the shared file or the machine's role.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import boto3
+from botocore.config import Config as ClientConfig
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+from pyarrow import fs
+
+from cdiff.data.storage import checked
+from cdiff.errors import StorageError
+
+log = logging.getLogger(__name__)
+PATIENCE = 300.0  # seconds that an unreachable bucket is waited for
+_PAUSE = 5.0  # longest pause between two tries
+_CONNECT, _READ = 5, 60  # seconds
+_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+_CHANGED = frozenset({"412", "PreconditionFailed"})
+_AGAIN = frozenset(
+    {
+        "409",
+        "ConditionalRequestConflict",
+        "RequestTimeout",
+        "SlowDown",
+        "Throttling",
+        "InternalError",
+        "ServiceUnavailable",
+    }
+)
+_Result = TypeVar("_Result")
+
+
+class S3Storage:
+    """Objects under s3://BUCKET/PREFIX."""
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        patience: float = PATIENCE,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.bucket, self.prefix, self._patience, self._sleep = bucket, prefix, patience, sleep
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def read(self, key: str) -> bytes:
+        def call() -> bytes:
+            found: bytes = _client().get_object(**self._at(key))["Body"].read()
+            return found
+
+        return self._patiently("read", key, call)
+
+    def open(self, key: str) -> BinaryIO:
+        """For readers of parts, as Parquet's."""
+        name = f"{self.bucket}/{self._at(key)['Key']}"
+        return self._patiently("read", key, lambda: clients()[1].open_input_file(name))
+
+    def write(self, key: str, data: bytes) -> None:
+        self._patiently("write", key, lambda: _client().put_object(**self._at(key), Body=data))
+
+    def create(self, key: str, data: bytes) -> bool:
+        return self._conditionally(key, data, IfNoneMatch="*")
+
+    def tag(self, key: str) -> str | None:
+        try:
+            return str(self._patiently("read", key, lambda: _client().head_object(**self._at(key)))["ETag"])
+        except FileNotFoundError:
+            return None
+
+    def swap(self, key: str, data: bytes, tag: str) -> bool:
+        return self._conditionally(key, data, IfMatch=tag)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        whole = f"{self.prefix}/{prefix}" if self.prefix else prefix
+
+        def call() -> list[str]:
+            pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=whole)
+            return [found["Key"] for page in pages for found in page.get("Contents", ())]
+
+        names = self._patiently("list", prefix or "all", call)
+        return sorted(name[len(self.prefix) + 1 if self.prefix else 0 :] for name in names)
+
+    def delete(self, key: str) -> None:
+        self._patiently("delete", key, lambda: _client().delete_object(**self._at(key)))
+
+    def fetch(self, key: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        at = self._at(key)
+        try:
+            self._patiently(
+                "read", key, lambda: _client().download_file(at["Bucket"], at["Key"], str(temporary))
+            )
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def send(self, key: str, source: Path) -> None:
+        at = self._at(key)
+        self._patiently("write", key, lambda: _client().upload_file(str(source), at["Bucket"], at["Key"]))
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def _at(self, key: str) -> dict[str, str]:
+        checked(key)
+        return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}" if self.prefix else key}
+
+    def _conditionally(self, key: str, data: bytes, **condition: str) -> bool:
+        """A conditional write; where it is refused after a try whose answer was lost, what lies there may be ours."""
+        tries = 0
+
+        def call() -> bool:
+            nonlocal tries
+            tries += 1
+            try:
+                _client().put_object(**self._at(key), Body=data, **condition)
+            except ClientError as error:
+                if _code(error) not in _CHANGED:
+                    raise
+                return tries > 1 and self.read(key) == data
+            return True
+
+        return self._patiently("write", key, call)
+
+    def _patiently(self, verb: str, key: str, call: Callable[[], _Result]) -> _Result:
+        """A call, again and again while the bucket cannot be reached; what no waiting mends is raised at once."""
+        began, pause, told = time.monotonic(), 0.2, False
+        while True:
+            try:
+                return call()
+            except (BotoCoreError, ClientError, OSError) as error:
+                cause = self._hopeless(verb, key, error)
+                if cause is not None:
+                    raise cause from None
+                waited = time.monotonic() - began
+                if waited > self._patience:
+                    raise StorageError(
+                        f"cannot {verb} {self.url}/{key} for {waited:.0f} s: {_said(error)}. What is committed is safe: mend the network "
+                        "or the bucket, and give the same command again."
+                    ) from None
+                if waited > 1 and not told:
+                    log.warning(
+                        "cannot %s %s/%s (%s): trying for up to %.0f s",
+                        verb,
+                        self.url,
+                        key,
+                        _said(error),
+                        self._patience,
+                    )
+                    told = True
+            self._sleep(pause)
+            pause = min(_PAUSE, 2 * pause)
+
+    def _hopeless(self, verb: str, key: str, error: Exception) -> Exception | None:
+        """What to raise at once; None where another try may help."""
+        if isinstance(error, FileNotFoundError):
+            return error
+        if isinstance(error, NoCredentialsError):
+            return StorageError(
+                f"no credentials for {self.url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, or give the "
+                "machines a role."
+            )
+        if not isinstance(error, ClientError):
+            return None  # connections; pyarrow's errors
+        code, status = _code(error), int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if code in _MISSING:
+            return FileNotFoundError(f"{self.url}/{key}")
+        if code in _AGAIN or status >= 500:
+            return None
+        return StorageError(
+            f"cannot {verb} {self.url}/{key}: {_said(error)}. Check the bucket's name, its region and the rights of the credentials."
+        )
+
+
+@cache
+def clients() -> tuple[Any, fs.S3FileSystem]:
+    """boto3's client and pyarrow's file system, of the same settings; one pair per process."""
+    session = boto3.Session()
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = session.region_name or "us-east-1"
+    client = session.client(
+        "s3",
+        region_name=region,
+        endpoint_url=endpoint,
+        config=ClientConfig(
+            connect_timeout=_CONNECT,
+            read_timeout=_READ,
+            retries={"mode": "standard", "total_max_attempts": 4},
+            s3={"addressing_style": "path"}
+            if endpoint
+            else {},  # a server of one's own rarely has a name per bucket
+        ),
+    )
+    told: dict[str, Any] = {"region": region, "connect_timeout": _CONNECT, "request_timeout": _READ}
+    if endpoint:
+        scheme, _, host = endpoint.partition("://")
+        told |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
+    found = session.get_credentials()
+    if found is not None and found.method in ("env", "shared-credentials-file", "config-file"):
+        fixed = found.get_frozen_credentials()
+        told |= {"access_key": fixed.access_key, "secret_key": fixed.secret_key, "session_token": fixed.token}
+    return client, fs.S3FileSystem(**told)
+
+
+def _client() -> Any:
+    return clients()[0]
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _said(error: Exception) -> str:
+    """An error without addresses that sign requests."""
+    if isinstance(error, ClientError):
+        return f"{_code(error)} {error.response.get('Error', {}).get('Message', '')}".strip()
+    return (
+        f"{type(error).__name__}: {error}" if not isinstance(error, HTTPClientError) else type(error).__name__
+    )

@@ -1,0 +1,156 @@
+"""What storage promises, kept on a folder and on a real S3 server over HTTP."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cdiff.data import s3
+from cdiff.data.s3 import S3Storage
+from cdiff.data.storage import LocalStorage, Storage, storage_at
+from cdiff.errors import StorageError
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def storage(request, tmp_path) -> Storage:
+    if request.param == "folder":
+        return LocalStorage(tmp_path / "run")
+    url = request.getfixturevalue("bucket")
+    return storage_at(f"{url}/{tmp_path.name}")
+
+
+def test_what_is_written_is_read_and_written_over(storage):
+    storage.write("pairs/a.parquet", b"one")
+    assert storage.read("pairs/a.parquet") == b"one"
+    storage.write("pairs/a.parquet", b"two")
+    assert storage.read("pairs/a.parquet") == b"two"
+    with storage.open("pairs/a.parquet") as file:
+        file.seek(1)
+        assert file.read() == b"wo"
+    with pytest.raises(FileNotFoundError):
+        storage.read("pairs/b.parquet")
+
+
+def test_only_one_of_two_creates_a_file(storage):
+    assert storage.create("ledger/0001.json", b"mine")
+    assert not storage.create("ledger/0001.json", b"theirs")
+    assert storage.read("ledger/0001.json") == b"mine"
+
+
+def test_of_many_at_once_one_creates_and_one_swaps(storage):
+    won: list[int] = []
+
+    def race(number: int) -> None:
+        if storage.create("lease.json", str(number).encode()):
+            won.append(number)
+
+    together(race)
+    assert len(won) == 1 and storage.read("lease.json") == str(won[0]).encode()
+    tag, won[:] = storage.tag("lease.json"), []
+
+    def take_over(number: int) -> None:
+        if storage.swap("lease.json", f"new {number}".encode(), tag):
+            won.append(number)
+
+    together(take_over)
+    assert len(won) == 1 and storage.read("lease.json") == f"new {won[0]}".encode()
+    assert not storage.swap("lease.json", b"late", tag)
+
+
+def test_keys_are_listed_in_order_and_deleted_for_good(storage):
+    for number in (11, 2, 30):
+        storage.write(f"ledger/{number:04d}.json", b"{}")
+    storage.write("config.yaml", b"")
+    assert storage.keys("ledger/") == ["ledger/0002.json", "ledger/0011.json", "ledger/0030.json"]
+    storage.delete("ledger/0011.json")
+    storage.delete("ledger/0011.json")
+    assert storage.keys() == ["config.yaml", "ledger/0002.json", "ledger/0030.json"]
+    assert storage.tag("ledger/0011.json") is None
+
+
+def test_files_are_fetched_and_sent_whole(storage, tmp_path):
+    source, target = tmp_path / "weights", tmp_path / "deep" / "copy"
+    source.write_bytes(os.urandom(9 << 20))  # above the size at which uploads are cut in parts
+    storage.send("checkpoints/r/model.safetensors", source)
+    storage.fetch("checkpoints/r/model.safetensors", target)
+    assert target.read_bytes() == source.read_bytes()
+    with pytest.raises(FileNotFoundError):
+        storage.fetch("checkpoints/r/none", tmp_path / "none")
+    assert [path.name for path in target.parent.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize(
+    "key", ["../x", "/etc/passwd", "a/../b", "a//b", ".hidden", "a/.b", "", "a\\b", "x" * 600, "a\n"]
+)
+def test_keys_lead_nowhere_else(storage, key):
+    with pytest.raises(StorageError, match="no key"):
+        storage.write(key, b"")
+
+
+def test_a_full_or_forbidden_disk_is_told_by_its_remedy(tmp_path):
+    (tmp_path / "run").write_text("a file where a folder must be")
+    with pytest.raises(StorageError, match="Free the disk"):
+        LocalStorage(tmp_path / "run").write("pairs/a", b"")
+
+
+def test_other_places_are_refused():
+    for place in ("gs://bucket/run", "s3://", "s3:///run"):
+        with pytest.raises(StorageError, match="s3://BUCKET"):
+            storage_at(place)
+
+
+def test_a_missing_bucket_is_told_at_once(bucket):
+    with pytest.raises(StorageError, match="NoSuchBucket"):
+        S3Storage("nowhere", "run").write("a", b"")
+
+
+def test_a_bucket_that_goes_away_is_waited_for(bucket, monkeypatch):
+    """Every third call fails, then all do, until the waiting is over."""
+    storage, calls = storage_at(f"{bucket}/away"), []
+    real = s3.clients()[0].put_object
+
+    def flaky(**request):
+        calls.append(request)
+        if len(calls) % 3 == 0:
+            raise ConnectionError("reset by peer")
+        return real(**request)
+
+    monkeypatch.setattr(s3.clients()[0], "put_object", flaky)
+    for number in range(7):
+        assert storage.create(f"ledger/{number}", b"x")
+    assert len(calls) == 10
+
+    def dead(**request):
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(s3.clients()[0], "put_object", dead)
+    short = S3Storage("cdiff", "away", patience=0.5)
+    with pytest.raises(StorageError, match="give the same command again"):
+        short.write("a", b"")
+
+
+def test_a_write_whose_answer_was_lost_counts_as_ours(bucket, monkeypatch):
+    storage, real, lost = storage_at(f"{bucket}/lost"), s3.clients()[0].put_object, []
+
+    def deaf(**request):
+        answer = real(**request)
+        if not lost:
+            lost.append(1)
+            raise ConnectionError("reset by peer")
+        return answer
+
+    monkeypatch.setattr(s3.clients()[0], "put_object", deaf)
+    assert storage.create("ledger/1", b"mine")
+    assert not storage.create("ledger/1", b"theirs")
+
+
+def together(call) -> None:
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
