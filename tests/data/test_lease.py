@@ -1,0 +1,105 @@
+"""One writer per run: the second is refused by name, a silent one is taken over and cannot write again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from cdiff.data.lease import KEY, Lease
+from cdiff.data.storage import LocalStorage, Storage, storage_at
+from cdiff.errors import RunError
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def storage(request, tmp_path) -> Storage:
+    if request.param == "folder":
+        return LocalStorage(tmp_path / "run")
+    return storage_at(f"{request.getfixturevalue('bucket')}/{tmp_path.name}")
+
+
+def test_a_second_driver_is_refused_with_the_owners_name_and_age(storage):
+    clock = Clock()
+    first, second = Lease(storage, clock, beat=100), Lease(storage, clock, beat=100)
+    first.acquire()
+    clock.now += 7
+    with pytest.raises(RunError, match=rf"process {os.getpid()} of .* on .*, heard 7 s ago"):
+        second.acquire()
+    first.demand()
+    first.release()
+    second.acquire()
+    second.demand()
+    second.release()
+    assert storage.tag(KEY) is None
+
+
+def test_a_silent_owner_is_taken_over_and_cannot_write_again(storage):
+    clock = Clock()
+    first, second = Lease(storage, clock, beat=100), Lease(storage, clock, beat=100)
+    first.acquire()
+    clock.now += 61
+    second.acquire()
+    first.renew()
+    with pytest.raises(RunError, match="was taken over by process"):
+        first.demand()
+    second.demand()
+    first.release()  # must not take the new owner's lease with it
+    second.renew()
+    second.demand()
+    second.release()
+
+
+def test_the_lease_is_renewed_by_itself(storage):
+    lease = Lease(storage, beat=0.05)
+    lease.acquire()
+    at = json.loads(storage.read(KEY))["at"]
+    deadline = time.monotonic() + 20
+    while json.loads(storage.read(KEY))["at"] == at:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    lease.demand()
+    lease.release()
+
+
+def _hold(root, ready) -> None:
+    Lease(LocalStorage(root)).acquire()
+    ready.put(True)
+    time.sleep(60)
+
+
+def test_the_lease_of_a_killed_process_of_this_machine_is_free_at_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Queue()
+    other = context.Process(target=_hold, args=(tmp_path, ready))
+    other.start()
+    ready.get(timeout=60)
+    with pytest.raises(RunError, match=f"process {other.pid} "):
+        Lease(LocalStorage(tmp_path)).acquire()
+    os.kill(other.pid, signal.SIGKILL)
+    other.join()
+    mine = Lease(LocalStorage(tmp_path))
+    mine.acquire()
+    mine.demand()
+    mine.release()
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[1]", b'{"pid": "x", "host": 3}'])
+def test_a_damaged_lease_is_taken_over(tmp_path, damaged):
+    storage = LocalStorage(tmp_path)
+    storage.write(KEY, damaged)
+    lease = Lease(storage, beat=100)
+    lease.acquire()
+    lease.demand()
+    lease.release()
