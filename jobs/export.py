@@ -69,7 +69,7 @@ def export(run: Run, out: Path, all_kept: bool = False) -> int:
 
 def _pairs(run: Run, all_kept: bool) -> list[tuple[int, Pair]]:
     """Kept pairs with their round, in the order of the ledger."""
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     rounds = [result for result in ledger.rounds() if all_kept or result.decision.accepted]
     return [(result.round, pair) for result in rounds for pair in ledger.pairs(result.round) if pair.kept]
 

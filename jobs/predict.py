@@ -61,7 +61,7 @@ def best_segmenter(run: Run) -> tuple[str, float]:
     Raises:
         RunError: nothing was fitted yet.
     """
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     number = ledger.best_round()
     found = ledger.milestone(f"round-{number}" if number else "real_only")
     if found is None:

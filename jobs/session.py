@@ -120,7 +120,7 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
     )
     write_manifest(manifest, run.splits_path)
     print(f"run        {run.path}", flush=True)
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     if ledger.events() and not purpose:
         print(f"resumed    with {len(ledger.rounds())} of {config.rounds} rounds committed", flush=True)
     for split in ("train", "validation", "test"):

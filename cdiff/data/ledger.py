@@ -1,49 +1,49 @@
-"""The ledger: what a run has done, as an append-only file of JSON lines. The driver alone writes it.
+"""The ledger: what a run has done, as append-only events (cdiff.data.journal). The driver alone writes it, as long as it holds the run's
+lease (cdiff.data.lease).
 
-    {"seq": 0, "at": 1763900000.0, "kind": "started", ...}
+    {"seq": 0, "at": 1763900000.0, "kind": "started", "schema_version": 1, ...}
     {"seq": 1, "at": ..., "kind": "milestone", "name": "generator", ...}     what is dear; the last of a name counts
     {"seq": 2, "at": ..., "kind": "round", "result": {...}, "shards": [...], "verdicts": [[task_id, reason], ...]}
     {"seq": 3, "at": ..., "kind": "finished", ...}
 
-A line counts once its newline is on disk. A torn last line (the machine died while it was written) was never confirmed
-to anybody: it is ignored, and cut off by the next append. A round exists when its line does.
+An event that was confirmed is there after any crash; replaying the events gives the state. A round exists when its event does.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
-import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from cdiff.data.carriers import from_json, to_json
+from cdiff.data.journal import journal_of
+from cdiff.data.lease import Lease
 from cdiff.data.store import Run, read_attempts
 from cdiff.errors import RunError
 from cdiff.types import Gain, Pair, RoundResult
 
-log = logging.getLogger(__name__)
-_RESERVED = frozenset({"seq", "at", "kind"})
+SCHEMA_VERSION = 1  # of events; raised when older code would misread them
+_RESERVED = frozenset({"seq", "at", "kind", "schema_version"})
 
 
 class Ledger:
     """The events of one run, in order.
 
-    Reading needs no rights and no lock. The first append takes a lock that is held until `close` or the end of the
+    Reading needs no rights and no lease. The first append takes the run's lease, which is kept until `close` or the end of the
     process: two drivers on one run would make nonsense of it.
 
     Args:
-        path: `Run.ledger_path`; shards are looked up beside it.
-        clock: seconds since 1970, for the `at` of events; nothing depends on it.
+        clock: seconds since 1970, for the `at` of events and the age of the lease.
+    Raises:
+        RunError: the events are damaged, or of a later version of cdiff.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self.run, self._clock = Run(path.parent), clock
-        self._file: BinaryIO | None = None
-        self._events, self._end = _load(self.run)
+    def __init__(self, run: Run, clock: Callable[[], float] = time.time) -> None:
+        self.run, self._clock = run, clock
+        self._journal, self._lease = journal_of(run.storage), Lease(run.storage, clock)
+        self._events: list[dict[str, Any]] = []
+        self._load()
 
     def events(self) -> list[dict[str, Any]]:
         """All events, oldest first: `seq`, `at`, `kind`, and what was appended."""
@@ -55,25 +55,20 @@ class Ledger:
         Args:
             payload: plain values and carriers of cdiff.types, also nested.
         Raises:
-            RunError: another process writes this run, or the disk does not take it.
+            RunError: another driver writes this run, or took it over; or the disk does not take it.
         """
         if _RESERVED & set(payload):
             raise ValueError(f"{sorted(_RESERVED & set(payload))} are the ledger's own names")
-        file = self._open()
-        event = {"seq": len(self._events), "at": round(self._clock(), 3), "kind": kind, **to_json(payload)}
-        line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
-        try:
-            file.truncate(self._end)
-            file.seek(self._end)
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError as error:
-            raise RunError(
-                f"cannot write {self.run.ledger_path}: {error.strerror}. Free the disk and resume."
-            ) from None
-        self._end += len(line)
-        self._events.append(json.loads(line))
+        told = to_json(payload)
+        if not self._lease.held:
+            self._lease.acquire()
+            self._load()  # another process may have written before
+        self._lease.demand()
+        event = {"seq": len(self._events), "at": round(self._clock(), 3), "kind": kind, **told}
+        if not self._events:
+            event["schema_version"] = SCHEMA_VERSION
+        self._journal.append(event)
+        self._events.append(json.loads(json.dumps(event)))
 
     def record(self, name: str, **payload: Any) -> None:
         """Remember something dear; `milestone` finds what was last recorded under a name, after a restart too."""
@@ -116,7 +111,7 @@ class Ledger:
             return [from_json(RoundResult, event["result"]) for event in self._rounds()]
         except ValueError as error:
             raise RunError(
-                f"{self.run.ledger_path} was written by another version of cdiff ({error}). "
+                f"{self._journal.place} was written by another version of cdiff ({error}). "
                 "Read it with that version, or start a new run."
             ) from None
 
@@ -163,9 +158,7 @@ class Ledger:
 
     def close(self) -> None:
         """Let another process write."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._lease.release()
 
     def _rounds(self) -> list[dict[str, Any]]:
         return [event for event in self._events if event["kind"] == "round"]
@@ -178,65 +171,15 @@ class Ledger:
         }
         return [Pair(attempts[task_id], reason) for task_id, reason in event["verdicts"]]
 
-    def _open(self) -> BinaryIO:
-        if self._file is not None:
-            return self._file
-        path = self.run.ledger_path
-        try:
-            path.touch()
-            file = path.open("r+b")
-        except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror}. Choose another --home.") from None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
+    def _load(self) -> None:
+        self._events = self._journal.load()
+        version = self._events[0].get("schema_version") if self._events else SCHEMA_VERSION
+        if version != SCHEMA_VERSION:
             raise RunError(
-                f"another process writes the run {self.run.path}. Wait for it, or choose another run name."
-            ) from None
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): start no second process on this run", path, error.strerror)
-        self._events, self._end = _load(
-            self.run
-        )  # another process may have written between reading and locking
-        self._file = file
-        return file
+                f"{self._journal.place} is of schema version {version}; this cdiff knows {SCHEMA_VERSION}. Read it with the version that "
+                "wrote it, or start a new run."
+            )
 
 
 def _payload(event: dict[str, Any], *also: str) -> dict[str, Any]:
     return {key: value for key, value in event.items() if key not in _RESERVED and key not in also}
-
-
-def _load(run: Run) -> tuple[list[dict[str, Any]], int]:
-    """The whole events of a ledger file, and the byte at which the next one goes."""
-    try:
-        lines = run.ledger_path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return [], 0
-    except OSError as error:
-        raise RunError(f"cannot read {run.ledger_path}: {error.strerror}.") from None
-    events: list[dict[str, Any]] = []
-    end = 0
-    for number, line in enumerate(lines):
-        event = _parse(line, number)
-        if event is None:
-            if number + 1 < len(lines):
-                raise RunError(
-                    f"{run.ledger_path} is damaged at line {number + 1}. Restore it, or start a new run."
-                )
-            log.warning("the last line of %s is torn and does not count", run.ledger_path)
-            break
-        events.append(event)
-        end += len(line)
-    return events, end
-
-
-def _parse(line: bytes, number: int) -> dict[str, Any] | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    whole = (
-        line.endswith(b"\n") and isinstance(event, dict) and event.get("seq") == number and "kind" in event
-    )
-    return event if whole else None

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import yaml
 
 from cdiff import __version__
+from cdiff.data.storage import Storage, storage_at
 from cdiff.errors import RunError
 from cdiff.types import content_hash
 
@@ -36,6 +37,10 @@ class Run:
     """A run folder by its absolute path; crosses to actors."""
 
     path: Path
+
+    @property
+    def storage(self) -> Storage:
+        return storage_at(self.path)
 
     @property
     def name(self) -> str:

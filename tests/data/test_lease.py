@@ -87,6 +87,7 @@ def test_the_lease_of_a_killed_process_of_this_machine_is_free_at_once(tmp_path)
     ready.get(timeout=60)
     with pytest.raises(RunError, match=f"process {other.pid} "):
         Lease(LocalStorage(tmp_path)).acquire()
+    assert other.pid
     os.kill(other.pid, signal.SIGKILL)
     other.join()
     mine = Lease(LocalStorage(tmp_path))

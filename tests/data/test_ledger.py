@@ -86,7 +86,7 @@ def commit(run: Run, ledger: Ledger, number: int, accepted: bool, gain: float = 
 
 
 def test_the_best_round_is_the_last_that_gained_and_pairs_may_be_counted_up_to_it(run):
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     assert ledger.best_round() == 0
     for number, accepted, gain in ((1, True, 0.02), (2, True, -0.01), (3, False, -0.2)):
         commit(run, ledger, number, accepted, gain)
@@ -170,20 +170,20 @@ def test_json_that_does_not_fit_a_carrier_is_refused(change):
 
 
 def test_what_cannot_come_back_is_refused_before_it_is_written(run):
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     with pytest.raises(TypeError, match="ndarray"):
         ledger.append("started", values=np.zeros(3))
     with pytest.raises(ValueError, match="own names"):
         ledger.append("started", seq=3)
-    assert Ledger(run.ledger_path).events() == []
+    assert Ledger(run).events() == []
 
 
 def test_events_are_there_in_order_after_reopening(run):
-    ledger = Ledger(run.ledger_path, clock=lambda: 5.0)
+    ledger = Ledger(run, clock=lambda: 5.0)
     ledger.append("started", command="x")
     ledger.record("generator", revision="r1")
     ledger.append("milestone", name="generator", revision="r2")
-    again = Ledger(run.ledger_path)
+    again = Ledger(run)
     assert again.events() == ledger.events()
     assert [(event["seq"], event["at"], event["kind"]) for event in again.events()] == [
         (0, 5.0, "started"),
@@ -200,52 +200,54 @@ def test_events_are_there_in_order_after_reopening(run):
     "torn", [b'{"seq": 1, "kind": "mile', b'{"seq": 1, "kind": "x"}', b"\x00" * 40, b"\n"]
 )
 def test_a_torn_last_line_is_ignored_and_cut_off_by_the_next_append(run, torn):
-    Ledger(run.ledger_path).append("started")
+    before = Ledger(run)
+    before.append("started")
+    before.close()
     with run.ledger_path.open("ab") as file:
         file.write(torn)
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     assert [event["kind"] for event in ledger.events()] == ["started"]
     ledger.append("finished")
-    assert [event["kind"] for event in Ledger(run.ledger_path).events()] == ["started", "finished"]
+    assert [event["kind"] for event in Ledger(run).events()] == ["started", "finished"]
     assert len(run.ledger_path.read_bytes().splitlines()) == 2
 
 
 def test_every_prefix_of_the_file_is_a_ledger(run):
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     for number in range(3):
         ledger.append("milestone", name=f"step {number}", text="ü\u2028\r\n")
     whole = run.ledger_path.read_bytes()
     ledger.close()
     for length in range(len(whole) + 1):
         run.ledger_path.write_bytes(whole[:length])
-        assert len(Ledger(run.ledger_path).events()) == whole[:length].count(b"\n")
+        assert len(Ledger(run).events()) == whole[:length].count(b"\n")
 
 
 def test_rounds_of_another_version_are_refused_by_name(run):
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     ledger.commit_round(result(1), [])
     ledger.close()
     text = run.ledger_path.read_text(encoding="utf-8")
     run.ledger_path.write_text(text.replace('"chance":', '"luck":'), encoding="utf-8")
     with pytest.raises(RunError, match=r"ledger\.jsonl was written by another version of cdiff .*chance"):
-        Ledger(run.ledger_path).rounds()
+        Ledger(run).rounds()
 
 
 def test_damage_before_the_last_line_stops(run):
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     ledger.append("started")
     ledger.append("finished")
     run.ledger_path.write_bytes(run.ledger_path.read_bytes()[5:])
     with pytest.raises(RunError, match="line 1"):
-        Ledger(run.ledger_path)
+        Ledger(run)
 
 
 def test_rounds_and_their_kept_pairs_come_back(run):
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     assert ledger.remaining(3) == [1, 2, 3]
     first = commit(run, ledger, 1, accepted=True)
     second = commit(run, ledger, 2, accepted=False)
-    again = Ledger(run.ledger_path)
+    again = Ledger(run)
     assert again.rounds() == [result(1), result(2, accepted=False)]
     assert again.remaining(3) == [3]
     assert again.remaining(2) == []
@@ -256,37 +258,63 @@ def test_rounds_and_their_kept_pairs_come_back(run):
 
 
 def test_a_round_is_committed_once(run):
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     commit(run, ledger, 1, accepted=True)
     with pytest.raises(ValueError, match="round 1"):
         commit(run, ledger, 1, accepted=True)
 
 
 def test_a_committed_round_whose_shard_is_gone_stops(run):
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     pairs = commit(run, ledger, 1, accepted=True)
     (run.path / pairs[0].attempt.shard).unlink()
     with pytest.raises(RunError, match="COMMIT"):
-        Ledger(run.ledger_path).kept_pairs()
+        Ledger(run).kept_pairs()
 
 
-def _append_elsewhere(path, queue):
+def _append_elsewhere(run, queue):
     try:
-        Ledger(path).append("started")
+        ledger = Ledger(run)
+        ledger.append("started")
+        ledger.close()
         queue.put("written")
     except RunError as error:
         queue.put(str(error))
 
 
 def test_a_second_process_cannot_write_but_can_read(run):
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     ledger.append("started")
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    for wanted in ("another process", "written"):
-        other = context.Process(target=_append_elsewhere, args=(run.ledger_path, queue))
+    for wanted in ("is written by process", "written"):
+        other = context.Process(target=_append_elsewhere, args=(run, queue))
         other.start()
         assert wanted in queue.get(timeout=20)
         other.join()
         ledger.close()
-    assert len(Ledger(run.ledger_path).events()) == 2
+    assert len(Ledger(run).events()) == 2
+
+
+def test_events_of_a_later_version_are_refused_by_name(run):
+    ledger = Ledger(run)
+    ledger.append("started")
+    ledger.close()
+    text = run.ledger_path.read_text(encoding="utf-8")
+    run.ledger_path.write_text(text.replace('"schema_version": 1', '"schema_version": 2'), encoding="utf-8")
+    with pytest.raises(RunError, match="schema version 2; this cdiff knows 1"):
+        Ledger(run)
+
+
+def test_a_driver_that_was_overtaken_cannot_write_again(run):
+    clock = [1000.0]
+    first = Ledger(run, clock=lambda: clock[0])
+    first.append("started")
+    clock[0] += 61  # it fell silent: its machine slept
+    second = Ledger(run, clock=lambda: clock[0])
+    second.append("milestone", name="a")
+    with pytest.raises(RunError, match="meanwhile|taken over"):
+        first.append("milestone", name="b")
+    second.append("finished")
+    second.close()
+    assert [event["kind"] for event in Ledger(run).events()] == ["started", "milestone", "finished"]

@@ -134,7 +134,7 @@ def test_a_bucket_that_goes_away_is_waited_for(bucket, monkeypatch):
 
 
 def test_a_write_whose_answer_was_lost_counts_as_ours(bucket, monkeypatch):
-    storage, real, lost = storage_at(f"{bucket}/lost"), s3.clients()[0].put_object, []
+    storage, real, lost = storage_at(f"{bucket}/lost"), s3.clients()[0].put_object, list[int]()
 
     def deaf(**request):
         answer = real(**request)

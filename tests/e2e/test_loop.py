@@ -46,7 +46,7 @@ def done(home, tiny_loop) -> subprocess.CompletedProcess[str]:
 def test_the_loop_runs_to_its_report_on_the_demo_data(done, home) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     run = open_run(home / "runs" / "tiny")
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     assert [result.round for result in ledger.rounds()] == [1, 2]
     for result in ledger.rounds():
         assert sum(n for _, reason, n in result.counts if reason == "kept") == result.kept
@@ -68,7 +68,7 @@ def test_the_loop_runs_to_its_report_on_the_demo_data(done, home) -> None:
 
 
 def test_every_fit_goes_on_from_one_base_of_real_photos(done, home) -> None:
-    ledger = Ledger(open_run(home / "runs" / "tiny").ledger_path)
+    ledger = Ledger(open_run(home / "runs" / "tiny"))
     bases = [event for event in ledger.events() if event.get("name") == "base"]
     assert len(bases) == 1
     names = [event.get("name") for event in ledger.events()]
@@ -78,7 +78,7 @@ def test_every_fit_goes_on_from_one_base_of_real_photos(done, home) -> None:
 
 
 def test_the_test_split_is_read_once_and_before_and_after_are_both_there(done, home) -> None:
-    finished = Ledger(open_run(home / "runs" / "tiny").ledger_path).last("finished")
+    finished = Ledger(open_run(home / "runs" / "tiny")).last("finished")
     assert finished is not None
     assert set(finished["test"]) == {"real_only", "loop"}
     assert all(0 <= arm["pixel_ap"] <= 1 for arm in finished["test"].values())
@@ -87,7 +87,7 @@ def test_the_test_split_is_read_once_and_before_and_after_are_both_there(done, h
 
 def test_kept_pairs_lie_on_training_photos_and_differ_from_them_only_in_their_region(done, home) -> None:
     run = open_run(home / "runs" / "tiny")
-    pairs = Ledger(run.ledger_path).kept_pairs(accepted_only=False)
+    pairs = Ledger(run).kept_pairs(accepted_only=False)
     assert pairs
     for pair in pairs[:4]:
         image, mask = read_pair(run, pair.attempt)

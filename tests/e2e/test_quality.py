@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cdiff.data.ledger import Ledger
+from cdiff.data.run import open_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -75,7 +76,7 @@ def done(home, arguments, looked) -> subprocess.CompletedProcess[str]:
 
 
 def _names(home: Path, run: str) -> set[str]:
-    return {event.get("name", "") for event in Ledger(home / "runs" / run / "ledger.jsonl").events()}
+    return {event.get("name", "") for event in Ledger(open_run(home / "runs" / run)).events()}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_differences_are_those_of_the_arms(result):
 
 
 def test_all_arms_of_a_seed_go_on_from_one_base(result, home):
-    ledger = Ledger(home / "runs" / result["runs"][0] / "ledger.jsonl")
+    ledger = Ledger(open_run(home / "runs" / result["runs"][0]))
     names = [event.get("name", "") for event in ledger.events()]
     assert sum(name.startswith("base:") for name in names) == 2  # seeds 0 and 2 are on this split
     assert sum(name.startswith("fit:") for name in names) == 2 * len(ARMS)

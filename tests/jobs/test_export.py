@@ -67,7 +67,7 @@ def made(run: Run, number: int, kinds: list[str], mode: str) -> list[ShardRow]:
 def finished(tmp_path) -> tuple[Run, list[ShardRow]]:
     """A run with an accepted and a rejected round: three pairs are kept, one of them in the rejected round."""
     run = create_run(tmp_path / "home", "one", dump_config(Config()), Splits())
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     rows = []
     for number, accepted in ((1, True), (2, False)):
         part = made(run, number, ["pit", "../scratch", "pit"], "L" if number == 1 else "RGB")

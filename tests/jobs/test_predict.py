@@ -19,7 +19,7 @@ def test_the_best_model_predicts_and_not_the_last_accepted_one(tmp_path):
     run = create_run(tmp_path / "home", "one", dump_config(Config()), Splits())
     with pytest.raises(RunError, match="no segmenter yet"):
         best_segmenter(run)
-    ledger = Ledger(run.ledger_path)
+    ledger = Ledger(run)
     real_only = Assessed("rev-0", {"pixel_ap": 0.5}, 0.3, (), 1.0, ())
     ledger.record("real_only", assessed=real_only)
     assert best_segmenter(run) == ("rev-0", 0.3)
