@@ -103,6 +103,7 @@ class DownstreamActor:
         )
         note = {"steps": request.steps, "pairs": len(synthetic)}
         revision = save_segmenter(model, self.run.checkpoints, config, note)
+        self.run.publish(f"checkpoints/{revision}")
         parts = np.array_split(history["loss"], min(10, len(history["loss"])))
         fitted = Fit(revision, tuple(float(part.mean()) for part in parts), time.perf_counter() - began)
         shelve_fit(self.run, key, fitted)
@@ -137,9 +138,10 @@ class DownstreamActor:
         maps = score_photos(
             self._load(revision), self.dataset, sample_ids, self.config.downstream, self._progress
         )
-        tally(maps.items(), self.dataset).save(self.run.tally(name))
         swapped = swapped_masks(self.dataset, sample_ids, self.config.seed)
-        tally(maps.items(), self.dataset, swapped).save(self.run.tally(f"{name}-swapped"))
+        for told, masks in ((name, None), (f"{name}-swapped", swapped)):
+            tally(maps.items(), self.dataset, masks).save(self.run.tally(told))
+            self.run.publish(f"tallies/{told}.npz")
         return self._evaluation(maps, sample_ids, threshold)
 
     def losses(self, revision: str, attempts: list[Attempt]) -> list[float]:

@@ -43,6 +43,7 @@ class ExtractorActor:
         generator = Generator.load(self.run.checkpoint(revision), self.config.resources.device)
         bank = generator.bank(self.dataset, [self.dataset.target(target_id) for target_id in target_ids])
         bank.save(self.run.checkpoint(bank.revision).with_suffix(".safetensors"))
+        self.run.publish(f"checkpoints/{bank.revision}.safetensors")
         return bank.revision
 
     def thresholds(self, revision: str, target_ids: list[str], held_out: list[str]) -> Thresholds:

@@ -39,7 +39,7 @@ class GeneratorActor:
         targets = [self.dataset.target(target_id) for target_id in target_ids]
 
         folder = self.run.checkpoints
-        return train_generator(
+        trained = train_generator(
             self.dataset,
             targets,
             photo_ids,
@@ -48,6 +48,8 @@ class GeneratorActor:
             self._progress,
             self.config.resources.device,
         )
+        self.run.publish(f"checkpoints/{trained.revision}")
+        return trained
 
     def generate(self, shard: list[Assignment]) -> list[Attempt]:
         """Make the pairs of one shard and store them; a committed shard is only read."""
@@ -66,9 +68,12 @@ class GeneratorActor:
         generator, bank = self._generator(tasks[0].revisions)
         miners = self._miners(tasks[0].revisions)
         folder = self.run.checkpoints
-        return adapt(
+        adapted = adapt(
             generator, bank, miners, tasks, outcomes, self.dataset, self.config, folder, seed, self._progress
         )
+        for revision in {adapted.miner, adapted.token} - {"", None}:
+            self.run.publish(f"checkpoints/{revision}.safetensors")
+        return adapted
 
     def _generator(self, revisions: Revisions) -> tuple[Generator, TokenBank]:
         device = self.config.resources.device

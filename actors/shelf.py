@@ -25,7 +25,7 @@ import torch
 from actors.resources import code_hash
 from cdiff.config import Config, DownstreamConfig
 from cdiff.data.dataset import Dataset
-from cdiff.data.store import Run, shard_committed, shard_files
+from cdiff.data.store import Run, copy_shard, shard_committed
 from cdiff.types import Assignment, Sample, content_hash
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def taken_fit(run: Run, key: str) -> dict[str, Any] | None:
     if not key or not (folder / "fit.json").is_file():
         return None
     found: dict[str, Any] = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
-    if not run.checkpoint(found["revision"]).exists():
-        _copied(folder / found["revision"], run.checkpoint(found["revision"]))
+    _brought(folder, found["revision"], run)
     return found
 
 
@@ -108,8 +107,7 @@ def taken_generator(run: Run, key: str) -> tuple[str, float] | None:
     if not folder.is_dir():
         return None
     (revision,) = (found.name for found in folder.glob("generator-*"))
-    if not run.checkpoint(revision).exists():
-        _copied(folder / revision, run.checkpoint(revision))
+    _brought(folder, revision, run)
     return revision, float(json.loads((folder / "seconds.json").read_text(encoding="utf-8")))
 
 
@@ -128,16 +126,14 @@ def take_shard(run: Run, name: str, shard: Sequence[Assignment], config: Config)
         return
     source = Run(_shards(run, config))
     if shard_committed(source, name):
-        for here, there in zip(shard_files(source, name), shard_files(run, name), strict=True):
-            _copied(here, there)
+        copy_shard(source, run, name)
 
 
 def shelve_shard(run: Run, name: str, shard: Sequence[Assignment], config: Config) -> None:
     """Put a shard of candidates on the shelf; its COMMIT last."""
-    if not _unjudged(shard) or shard_committed(Run(_shards(run, config)), name):
-        return
-    for here, there in zip(shard_files(run, name), shard_files(Run(_shards(run, config)), name), strict=True):
-        _copied(here, there)
+    shelf = Run(_shards(run, config))
+    if _unjudged(shard) and not shard_committed(shelf, name):
+        copy_shard(run, shelf, name)
 
 
 def _unjudged(shard: Iterable[Assignment]) -> bool:
@@ -150,14 +146,14 @@ def _shards(run: Run, config: Config) -> Path:
     return run.home / "shelf" / "shards" / content_hash([_made_by(config), *settings])
 
 
-def _copied(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    if source.is_dir():
-        shutil.copytree(source, temporary)
-    else:
-        shutil.copyfile(source, temporary)
-    _renamed(temporary, target)
+def _brought(folder: Path, revision: str, run: Run) -> None:
+    """A revision from the shelf into the run."""
+    target = run.checkpoint(revision)
+    if not target.exists():
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copytree(folder / revision, temporary)
+        _renamed(temporary, target)
+        run.publish(f"checkpoints/{revision}")
 
 
 def _renamed(temporary: Path, target: Path) -> None:

@@ -122,6 +122,7 @@ def close(
     path = write_report(
         session.run.report_dir / "report.html", _content(session, crew, ledger, finished, real_only, best)
     )
+    session.run.publish("report")
     tracker.metrics({"test": finished["test"], "best": best.scores})
     tracker.artifact(path, "report")
     _tell(session, finished, path, real_only_stands=best.revision == real_only.revision)

@@ -40,7 +40,8 @@ def predict(run: Run, folder: Path, out: Path, threshold: float | None) -> int:
         raise DataError(f"no PNG, JPEG or BMP under {folder}. Give a folder of photos.")
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} holds files already. Choose a new or empty folder with --out.")
-    limits = Limits.of(load_config(run.config_path).data if run.config_path.exists() else DataConfig())
+    config_path = run.local("config.yaml")
+    limits = Limits.of(load_config(config_path).data if config_path.exists() else DataConfig())
     checkpoint = run.checkpoint(revision)
     model, config = load_segmenter(checkpoint), segmenter_config(checkpoint)
     rows = []

@@ -23,7 +23,7 @@ from cdiff.config import Config
 from cdiff.config_file import dump_config, load_config
 from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_sources
-from cdiff.data.store import Run, create_run, home_folder
+from cdiff.data.store import Run, create_run, home_of
 from cdiff.errors import DataError
 from cdiff.evaluation.scenes import describe_scenes
 from cdiff.generator.model import Generator
@@ -61,7 +61,7 @@ def run(arguments: Sequence[str], unseen: Sequence[str], pairs: int) -> tuple[di
     learned, held = _divided(dataset, unseen)
     if not learned:
         raise DataError("every category is unseen: nothing is left to train the generator on.")
-    home = home_folder(args.home)
+    home = home_of(args.home)
     name = f"safe-{content_hash([dump_config(config), [t.target_id for t in learned]])[:8]}"
     run_folder = create_run(home, name, dump_config(config), _Splits(content_hash(sorted(known))))
     generator = _trained(dataset, learned, config, run_folder)
@@ -115,7 +115,7 @@ def _divided(dataset: Dataset, unseen: Sequence[str]) -> tuple[list[Target], lis
 
 def _trained(dataset: Dataset, targets: list[Target], config: Config, run_folder: Run) -> Generator:
     """The generator of this run; a run that was stopped goes on from its last checkpoint."""
-    mark = run_folder.path / "generator.txt"
+    mark = run_folder.local("generator.txt")
     if not mark.exists():
         photos = sorted({target.sample_id for target in targets})
         with tqdm(total=config.generator.steps, desc="training the generator", unit="step") as bar:
@@ -127,8 +127,10 @@ def _trained(dataset: Dataset, targets: list[Target], config: Config, run_folder
                 run_folder.checkpoints,
                 lambda at, _, __: bar.update(at - bar.n),
             )
-        mark.write_text(found.revision, encoding="utf-8")
-    return Generator.load(run_folder.checkpoint(mark.read_text(encoding="utf-8")))
+        run_folder.publish(f"checkpoints/{found.revision}")
+        run_folder.storage.write("generator.txt", found.revision.encode())
+    revision = run_folder.storage.read("generator.txt").decode()
+    return Generator.load(run_folder.checkpoint(revision))
 
 
 def _unseen(

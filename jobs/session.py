@@ -22,7 +22,7 @@ from cdiff.data.demo import make_demo
 from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger
 from cdiff.data.splits import Manifest, make_splits, write_manifest
-from cdiff.data.store import Run, create_run, home_folder
+from cdiff.data.store import Run, create_run, home_folder, home_of
 from cdiff.errors import ConfigError, DataError
 from cdiff.tracking import Tracker
 from cdiff.types import Sample, content_hash
@@ -83,7 +83,10 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--groups", help="JSON or CSV: photo -> source object; photos of one object never cross a split"
     )
-    out.add_argument("--home", help="where runs and MLflow's files lie (default: CDIFF_HOME, else ~/cdiff)")
+    out.add_argument(
+        "--home",
+        help="where runs and MLflow's files lie, a folder or s3://BUCKET/PREFIX (default: CDIFF_HOME, else ~/cdiff)",
+    )
     out.add_argument(
         "--run", help="name of the run folder; an existing one is resumed (default: made from the config)"
     )
@@ -108,18 +111,20 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
         yield None
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    home = home_folder(args.home)
-    print(f"home       {home}", flush=True)
+    place = home_of(args.home)
+    home = home_folder(place)
+    print(f"home       {place}", flush=True)
     sources = make_demo(home / "data", config.data, config.data.split_seed) if demo else args.data
     samples, manifest = make_splits(
         read_sources(sources, args.groups, config.data), config.data, config.wasm.folds
     )
     _demand_targets(samples, manifest)
     run = create_run(
-        home, purpose + (args.run or _name(args, config, manifest)), dump_config(config), manifest
+        place, purpose + (args.run or _name(args, config, manifest)), dump_config(config), manifest
     )
     write_manifest(manifest, run.splits_path)
-    print(f"run        {run.path}", flush=True)
+    run.publish("splits.parquet")
+    print(f"run        {run.url}", flush=True)
     ledger = Ledger(run)
     if ledger.events() and not purpose:
         print(f"resumed    with {len(ledger.rounds())} of {config.rounds} rounds committed", flush=True)

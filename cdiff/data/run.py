@@ -6,9 +6,11 @@ HOME/runs/NAME/run.json  config.yaml  splits.parquet  ledger.jsonl  pairs/  chec
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any, Protocol
 import yaml
 
 from cdiff import __version__
-from cdiff.data.storage import Storage, storage_at
+from cdiff.data.storage import Storage, checked, storage_at
 from cdiff.errors import RunError
 from cdiff.types import content_hash
 
@@ -34,13 +36,31 @@ class Splits(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run folder by its absolute path; crosses to actors."""
+    """A run by its absolute folder or s3:// URL; crosses to actors.
 
-    path: Path
+    A run on S3 has a mirror on every machine that works on it: files are written there and then published, and fetched when they are
+    asked for. What is committed never changes, so what lies in a mirror is right; it can be deleted at any time.
+    """
+
+    place: Path | str
+
+    @property
+    def remote(self) -> bool:
+        return isinstance(self.place, str)
+
+    @property
+    def url(self) -> str:
+        """What messages call the run."""
+        return str(self.place)
 
     @property
     def storage(self) -> Storage:
-        return storage_at(self.path)
+        return storage_at(self.place)
+
+    @property
+    def path(self) -> Path:
+        """The folder on this machine: the run itself, or its mirror."""
+        return mirror_of(self.place) if isinstance(self.place, str) else self.place
 
     @property
     def name(self) -> str:
@@ -80,21 +100,87 @@ class Run:
 
     def tally(self, name: str) -> Path:
         """File of one model's pixel counts."""
-        return self.path / "tallies" / f"{name}.npz"
+        return self.local(f"tallies/{name}.npz")
 
     def checkpoint(self, revision: str) -> Path:
         """Folder of one revision's weights."""
         if not NAME.fullmatch(revision):
-            raise RunError(f"{revision!r} is no revision; revisions are the names in {self.checkpoints}.")
-        return self.checkpoints / revision
+            raise RunError(f"{revision!r} is no revision; revisions are the names in {self.url}/checkpoints.")
+        path = self.checkpoints / revision
+        if self.remote and not path.exists() and not path.with_suffix(".safetensors").exists():
+            self._fetch_folder(f"checkpoints/{revision}")
+            self.local(f"checkpoints/{revision}.safetensors")  # token banks and miners are files
+        return path
+
+    def local(self, key: str) -> Path:
+        """The file of a key on this machine, brought here first where the run is on S3; it need not exist."""
+        path = self.path / key
+        if self.remote and not path.exists():
+            with contextlib.suppress(FileNotFoundError):
+                self.storage.fetch(key, path)
+        return path
+
+    def publish(self, key: str) -> None:
+        """Make durable what was written under `path`: a file, or all files of a folder and then its COMMIT."""
+        if not self.remote:
+            return
+        path, storage = self.path / key, self.storage
+        if path.is_file():
+            storage.send(key, path)
+            return
+        files = sorted(part for part in path.rglob("*") if part.is_file())
+        names = {part.relative_to(path).as_posix(): part for part in files}
+        for name, part in names.items():
+            storage.send(f"{key}/{name}", part)
+        sums = {name: hashlib.sha256(part.read_bytes()).hexdigest() for name, part in names.items()}
+        storage.write(f"{key}.COMMIT", json.dumps(sums, indent=1).encode())
+
+    def _fetch_folder(self, key: str) -> None:
+        """Bring a published folder here, whole or not at all; without effect where there is none."""
+        try:
+            sums = json.loads(self.storage.read(f"{key}.COMMIT"))
+        except FileNotFoundError:
+            return
+        path = self.path / key
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        for name, expected in sums.items():
+            self.storage.fetch(f"{key}/{checked(name)}", temporary / name)
+            if hashlib.sha256((temporary / name).read_bytes()).hexdigest() != expected:
+                raise RunError(f"{self.url}/{key}/{name} was changed after its commit. Start a new run.")
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.exists():  # otherwise another process was first
+                raise
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
-def home_folder(flag: str | None = None, environment: Mapping[str, str] = os.environ) -> Path:
-    """The absolute folder of all runs: the flag, else CDIFF_HOME, else ~/cdiff."""
-    return Path(os.path.abspath(Path(flag or environment.get("CDIFF_HOME") or "~/cdiff").expanduser()))
+def mirror_of(url: str) -> Path:
+    """Where the files of a run on S3 lie on this machine: under CDIFF_CACHE, else ~/.cache/cdiff."""
+    home, _, name = url.rstrip("/").rpartition("/runs/")
+    cache = os.environ.get("CDIFF_CACHE") or "~/.cache/cdiff"
+    return Path(os.path.abspath(Path(cache).expanduser())) / content_hash(home)[:16] / "runs" / name
 
 
-def create_run(home: Path, name: str, config: str, splits: Splits) -> Run:
+def home_of(flag: str | None = None, environment: Mapping[str, str] = os.environ) -> str:
+    """Where all runs lie, an absolute folder or an s3:// URL: the flag, else CDIFF_HOME, else ~/cdiff."""
+    told = flag or environment.get("CDIFF_HOME") or "~/cdiff"
+    return told.rstrip("/") if "://" in told else os.path.abspath(Path(told).expanduser())
+
+
+def home_folder(home: str) -> Path:
+    """The folder of this machine that goes with a home: itself, or for one on S3 the mirror's, where demo data and MLflow's files lie."""
+    return mirror_of(f"{home}/runs/any").parents[1] if "://" in home else Path(home)
+
+
+def run_of(home: str | Path, name: str) -> Run:
+    """The run of a name under a home, whether it exists or not."""
+    if not NAME.fullmatch(name):
+        raise RunError(f"run name {name!r}: use letters, digits, dots, dashes and underscores, 100 at most.")
+    return Run(f"{home}/runs/{name}" if "://" in str(home) else Path(os.path.abspath(home)) / "runs" / name)
+
+
+def create_run(home: str | Path, name: str, config: str, splits: Splits) -> Run:
     """Make a run folder, or open the one of that name to go on with it.
 
     Args:
@@ -105,22 +191,20 @@ def create_run(home: Path, name: str, config: str, splits: Splits) -> Run:
         RunError: a name that is no folder name, an existing run of another configuration or of other data (with what
             differs), or a home that cannot be written.
     """
-    if not NAME.fullmatch(name):
-        raise RunError(f"run name {name!r}: use letters, digits, dots, dashes and underscores, 100 at most.")
-    run = Run(Path(os.path.abspath(home)) / "runs" / name)
-    if run.identity_path.exists():
+    run = run_of(home, name)
+    storage = run.storage
+    exists = storage.size("run.json") is not None
+    if exists:
         _demand_equal(run, config, splits)
     try:
         for folder in (run.pairs, run.checkpoints, run.report_dir):
             folder.mkdir(parents=True, exist_ok=True)
-        if not run.identity_path.exists():
-            write_durably(run.config_path, config.encode())
-            identity = {"name": name, "version": __version__, "split_hash": splits.hash}
-            write_durably(
-                run.identity_path, json.dumps(identity, indent=1).encode()
-            )  # last: from here on it exists
     except OSError as error:
-        raise RunError(f"cannot write the run {run.path}: {error.strerror}. Choose another --home.") from None
+        raise RunError(f"cannot write {run.path}: {error.strerror}. Choose another --home.") from None
+    if not exists:
+        storage.write("config.yaml", config.encode())
+        identity = {"name": name, "version": __version__, "split_hash": splits.hash}
+        storage.write("run.json", json.dumps(identity, indent=1).encode())  # last: from here on it exists
     return run
 
 
@@ -130,16 +214,19 @@ def open_run(path: str | Path) -> Run:
     Raises:
         RunError: there is no run.
     """
-    run = Run(Path(os.path.abspath(Path(path).expanduser())))
-    if not run.identity_path.is_file():
-        raise RunError(f"{run.path} is no run: it has no run.json. Give a folder such as HOME/runs/NAME.")
+    told = str(path).rstrip("/")
+    run = Run(told if "://" in told else Path(os.path.abspath(Path(path).expanduser())))
+    if run.storage.size("run.json") is None:
+        raise RunError(f"{run.url} is no run: it has no run.json. Give a folder such as HOME/runs/NAME.")
     return run
 
 
 def find_run(name: str | Path, home: str | None = None) -> Run:
     """Open a run by its folder, or by its name under the home; errors as in `open_run`."""
-    named = home_folder(home) / "runs" / name
-    return open_run(named if not Path(name).exists() and named.exists() else name)
+    if "://" in str(name) or Path(name).exists() or not NAME.fullmatch(str(name)):
+        return open_run(name)
+    named = run_of(home_of(home), str(name))
+    return open_run(name) if named.storage.size("run.json") is None else named
 
 
 def safe_name(text: str) -> str:
@@ -166,10 +253,10 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def _demand_equal(run: Run, config: str, splits: Splits) -> None:
     try:
-        stored = flat(yaml.safe_load(run.config_path.read_text(encoding="utf-8")))
-        split_hash = json.loads(run.identity_path.read_text(encoding="utf-8"))["split_hash"]
+        stored = flat(yaml.safe_load(run.storage.read("config.yaml")))
+        split_hash = json.loads(run.storage.read("run.json"))["split_hash"]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"the run {run.path} is damaged ({error}). Choose another run name.") from None
+        raise RunError(f"the run {run.url} is damaged ({error}). Choose another run name.") from None
     wanted, nothing = flat(yaml.safe_load(config)), "nothing"
     differing = [
         f"  {key}: {stored.get(key, nothing)!r} there, {wanted.get(key, nothing)!r} now"
@@ -182,7 +269,7 @@ def _demand_equal(run: Run, config: str, splits: Splits) -> None:
         )
     if differing:
         raise RunError(
-            f"the run {run.path} was started otherwise:\n" + "\n".join(differing) + "\n"
+            f"the run {run.url} was started otherwise:\n" + "\n".join(differing) + "\n"
             "Choose another run name, or go on with what it was started with."
         )
 

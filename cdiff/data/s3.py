@@ -78,6 +78,14 @@ class S3Storage:
     def create(self, key: str, data: bytes) -> bool:
         return self._conditionally(key, data, IfNoneMatch="*")
 
+    def size(self, key: str) -> int | None:
+        try:
+            return int(
+                self._patiently("read", key, lambda: _client().head_object(**self._at(key)))["ContentLength"]
+            )
+        except FileNotFoundError:
+            return None
+
     def tag(self, key: str) -> str | None:
         try:
             return str(self._patiently("read", key, lambda: _client().head_object(**self._at(key)))["ETag"])

@@ -43,6 +43,9 @@ class Storage(Protocol):
     def create(self, key: str, data: bytes) -> bool:
         """Put a file where there is none; False, and nothing changed, where there is another."""
 
+    def size(self, key: str) -> int | None:
+        """Bytes of a file; None without one."""
+
     def tag(self, key: str) -> str | None:
         """A mark that changes with the file's content; None without a file."""
 
@@ -111,6 +114,10 @@ class LocalStorage:
                 return False
             _sync_folder(self._path(key).parent)
         return True
+
+    def size(self, key: str) -> int | None:
+        path = self._path(key)
+        return path.stat().st_size if path.is_file() else None
 
     def tag(self, key: str) -> str | None:
         try:

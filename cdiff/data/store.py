@@ -1,7 +1,7 @@
 """Parquet shards of pairs: attempts with their pixels and provenance.
 
-A shard is written to a temporary file, flushed to disk and renamed; then `SHARD.COMMIT` with its checksum makes it
-durable. A shard without a COMMIT that fits does not exist: it is ignored, and made again. Verdicts are not in shards
+A shard is stored whole (cdiff.data.storage); then `SHARD.COMMIT` with its checksum makes it durable. A shard without a COMMIT that fits
+does not exist: it is ignored, and made again. Verdicts are not in shards
 (they come later, and from the gate); they stand in the ledger (cdiff.data.ledger).
 """
 
@@ -13,14 +13,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdiff.data.carriers import from_json, to_json
-from cdiff.data.run import Run, create_run, find_run, home_folder, open_run, safe_name, write_durably
+from cdiff.data.run import Run, create_run, find_run, home_folder, home_of, open_run, safe_name, write_durably
 from cdiff.errors import RunError
 from cdiff.types import (
     Assignment,
@@ -37,9 +36,11 @@ from cdiff.types import (
 __all__ = [
     "Run",
     "ShardRow",
+    "copy_shard",
     "create_run",
     "find_run",
     "home_folder",
+    "home_of",
     "open_run",
     "pool_seconds",
     "read_attempts",
@@ -48,7 +49,6 @@ __all__ = [
     "read_provenance",
     "safe_name",
     "shard_committed",
-    "shard_files",
     "shard_name",
     "write_durably",
     "write_shard",
@@ -111,56 +111,53 @@ def write_shard(run: Run, name: str, rows: Sequence[ShardRow], seconds: float = 
             type(value) is not float for value in dataclasses.astuple(row.attempt.assignment.task.strengths)
         ):
             raise ValueError(f"row {number} of {name}: strengths are floats, or the task_id would change")
-    path = _shard_path(run, name)
     data = _encode(rows)
-    write_durably(path, data)
+    run.storage.write(_checked(name), data)
     commit = {
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
         "rows": len(rows),
         "seconds": round(seconds, 3),
     }
-    write_durably(_commit_path(path), json.dumps(commit).encode())
+    run.storage.write(_commit(name), json.dumps(commit).encode())
     return name
 
 
 def shard_committed(run: Run, name: str) -> bool:
-    """Whether the shard is there, whole and unchanged since its commit."""
-    path = _shard_path(run, name)
+    """Whether the shard is there, whole and unchanged since its commit; on S3, which keeps checksums itself, by its size."""
     try:
-        commit = json.loads(_commit_path(path).read_bytes())
-        if not isinstance(commit, dict) or path.stat().st_size != commit.get("bytes"):
+        commit = json.loads(run.storage.read(_commit(name)))
+        if not isinstance(commit, dict) or run.storage.size(_checked(name)) != commit.get("bytes"):
             return False
-        with path.open("rb") as file:
+        if run.remote:
+            return True
+        with run.local(name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == commit.get("sha256")
     except (FileNotFoundError, ValueError):
         return False
 
 
-def shard_files(run: Run, name: str) -> tuple[Path, Path]:
-    """A shard's file and, to be written after it, its COMMIT."""
-    path = _shard_path(run, name)
-    return path, _commit_path(path)
+def copy_shard(source: Run, target: Run, name: str) -> None:
+    """Bring a committed shard of one run into another; its COMMIT last."""
+    for key in (_checked(name), _commit(name)):
+        target.storage.write(key, source.storage.read(key))
 
 
 def pool_seconds(run: Run, attempts: Iterable[Attempt]) -> float:
     """What the shards of some attempts took when they were made, in seconds of one actor, wherever that was."""
-    commits = [
-        _commit_path(_shard_path(run, name)) for name in sorted({attempt.shard for attempt in attempts})
-    ]
-    return sum(float(json.loads(commit.read_bytes()).get("seconds", 0.0)) for commit in commits)
+    commits = [run.storage.read(_commit(name)) for name in sorted({attempt.shard for attempt in attempts})]
+    return sum(float(json.loads(commit).get("seconds", 0.0)) for commit in commits)
 
 
 def read_provenance(run: Run, name: str) -> pa.Table:
     """All columns of a committed shard but the pixels, one row per attempt; errors as in `read_attempts`."""
     if not shard_committed(run, name):
         raise RunError(
-            f"{run.path / name} has no COMMIT that fits it: it was never finished, or was changed later. "
+            f"{run.url}/{name} has no COMMIT that fits it: it was never finished, or was changed later. "
             "Run the same command again to make it anew."
         )
-    return pq.read_table(
-        _shard_path(run, name), columns=[column for column in _SCHEMA.names if column not in IMAGES]
-    )
+    with run.storage.open(name) as file:  # on S3, only the columns that are asked for travel
+        return pq.read_table(file, columns=[column for column in _SCHEMA.names if column not in IMAGES])
 
 
 def read_attempts(run: Run, shard: str) -> list[Attempt]:
@@ -189,14 +186,14 @@ def read_crops(run: Run, attempt: Attempt) -> tuple[bytes, bytes, bytes]:
     return crop, reference, region
 
 
-def _shard_path(run: Run, name: str) -> Path:
+def _checked(name: str) -> str:
     if not _SHARD.fullmatch(name):
         raise RunError(f"{name!r} is not the name of a shard; shards are pairs/HASH.parquet.")
-    return run.path / name
+    return name
 
 
-def _commit_path(path: Path) -> Path:
-    return path.with_name(path.name + ".COMMIT")
+def _commit(name: str) -> str:
+    return f"{_checked(name)}.COMMIT"
 
 
 def _encode(rows: Sequence[ShardRow]) -> bytes:
@@ -279,7 +276,7 @@ def _attempt(row: Mapping[str, Any], shard: str, number: int) -> Attempt:
 
 
 def _read_images(run: Run, attempt: Attempt, columns: Sequence[str]) -> list[bytes]:
-    path = _shard_path(run, attempt.shard)
+    path = run.local(_checked(attempt.shard))
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             first = 0

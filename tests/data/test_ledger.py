@@ -313,7 +313,7 @@ def test_a_driver_that_was_overtaken_cannot_write_again(run):
     clock[0] += 61  # it fell silent: its machine slept
     second = Ledger(run, clock=lambda: clock[0])
     second.append("milestone", name="a")
-    with pytest.raises(RunError, match="meanwhile|taken over"):
+    with pytest.raises(RunError, match=r"meanwhile|taken over"):
         first.append("milestone", name="b")
     second.append("finished")
     second.close()

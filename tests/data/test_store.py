@@ -9,7 +9,7 @@ import pytest
 
 from cdiff.config import Config
 from cdiff.config_file import dump_config, load_config
-from cdiff.data.run import home_folder, open_run
+from cdiff.data.run import find_run, home_of, open_run
 from cdiff.data.store import (
     IMAGES,
     Run,
@@ -218,10 +218,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 def test_the_home_is_absolute_and_the_flag_goes_before_the_environment(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert home_folder("here", {"CDIFF_HOME": "/there"}) == tmp_path / "here"
-    assert str(home_folder(None, {"CDIFF_HOME": "/there"})) == "/there"
+    assert home_of("here", {"CDIFF_HOME": "/there"}) == str(tmp_path / "here")
+    assert home_of(None, {"CDIFF_HOME": "/there"}) == "/there"
     monkeypatch.setenv("HOME", "/root-of-me")
-    assert str(home_folder(None, {})) == "/root-of-me/cdiff"
+    assert home_of(None, {}) == "/root-of-me/cdiff"
 
 
 def test_unlike_texts_get_unlike_safe_names():
@@ -244,3 +244,37 @@ def test_unlike_texts_get_unlike_safe_names():
     assert names[0] == "crack"
     assert names[-1] == "Überzug 2"
     assert not any("/" in name or name.startswith(".") or not name for name in names)
+
+
+def test_a_run_on_s3_is_whole_on_a_machine_that_never_saw_it(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "one"))
+    run = create_run(f"{bucket}/home", "far", dump_config(Config()), Splits())
+    name, rows = rows_of(3)
+    write_shard(run, name, rows)
+    folder = run.checkpoint("segmenter-1")
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    run.publish("checkpoints/segmenter-1")
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "other"))
+    again = pickle.loads(pickle.dumps(find_run("far", f"{bucket}/home")))
+    assert again.path != tmp_path / "one" and not again.path.exists()
+    assert shard_committed(again, name) and read_attempts(again, name) == [row.attempt for row in rows]
+    assert read_pair(again, rows[2].attempt) == (rows[2].image_png, rows[2].mask_png)
+    assert (again.checkpoint("segmenter-1") / "model.safetensors").read_bytes() == b"weights"
+    assert not again.checkpoint("segmenter-2").exists()
+    with pytest.raises(RunError, match="wasm.pairs"):
+        create_run(f"{bucket}/home", "far", dump_config(load_config(None, ["wasm.pairs=9"])), Splits())
+    with pytest.raises(RunError, match="no run"):
+        open_run(f"{bucket}/home/runs/none")
+
+
+def test_a_changed_revision_on_s3_is_not_used(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "one"))
+    run = create_run(f"{bucket}/home", "changed", dump_config(Config()), Splits())
+    (run.checkpoint("r") / "deep").mkdir(parents=True)
+    (run.path / "checkpoints/r/deep/weights").write_bytes(b"right")
+    run.publish("checkpoints/r")
+    run.storage.write("checkpoints/r/deep/weights", b"wrong")
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "other"))
+    with pytest.raises(RunError, match="changed after its commit"):
+        run.checkpoint("r")
