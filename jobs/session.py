@@ -22,6 +22,7 @@ from cdiff.data.demo import make_demo
 from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger
 from cdiff.data.splits import Manifest, make_splits, write_manifest
+from cdiff.data.run import FREE
 from cdiff.data.store import Run, create_run, home_folder, home_of
 from cdiff.errors import ConfigError, DataError
 from cdiff.tracking import Tracker
@@ -176,9 +177,10 @@ def _demand_targets(samples: Sequence[Sample], manifest: Manifest) -> None:
 
 
 def _name(args: argparse.Namespace, config: Config, manifest: Manifest) -> str:
-    """A name that the same configuration and data give again, so that the same command resumes."""
+    """A name that the same configuration and data give again, so that the same command resumes; with more rounds, too."""
     stem = Path(args.config).stem if args.config else ("demo" if not args.data else Path(args.data[0]).name)
-    return f"{stem}-{content_hash([dump_config(config), manifest.hash])[:8]}"
+    decisive = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
+    return f"{stem}-{content_hash([decisive, manifest.hash])[:8]}"
 
 
 @contextmanager

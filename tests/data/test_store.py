@@ -278,3 +278,11 @@ def test_a_changed_revision_on_s3_is_not_used(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "other"))
     with pytest.raises(RunError, match="changed after its commit"):
         run.checkpoint("r")
+
+
+def test_a_run_may_be_asked_for_more_rounds_on_other_resources(tmp_path):
+    create_run(tmp_path, "one", dump_config(load_config(None, ["rounds=2"])), Splits())
+    more = load_config(None, ["rounds=5", "resources.generators=1", "tracking.experiment=other"])
+    assert create_run(tmp_path, "one", dump_config(more), Splits()).path.is_dir()
+    with pytest.raises(RunError, match=r"seed: 0 there, 1 now"):
+        create_run(tmp_path, "one", dump_config(load_config(None, ["rounds=5", "seed=1"])), Splits())
