@@ -21,8 +21,8 @@ from cdiff.data.dataset import Dataset
 from cdiff.data.demo import make_demo
 from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger
-from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.run import FREE
+from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder, home_of
 from cdiff.errors import ConfigError, DataError
 from cdiff.tracking import Tracker
