@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,35 +69,3 @@ def pairs(
 def trees() -> SimpleNamespace:
     """The functions above: tests cannot import their neighbours in pytest's importlib mode."""
     return SimpleNamespace(photo=photo, blob=blob, save=save, mvtec=mvtec, pairs=pairs)
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """URL of an S3 server on loopback that keeps everything in memory."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3_server, monkeypatch) -> Iterator[str]:
-    """s3:// URL of a bucket; the environment says where it is and who asks."""
-    from cdiff.data.s3 import clients
-
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_REGION": "eu-central-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    clients.cache_clear()
-    clients()[0].create_bucket(
-        Bucket="cdiff", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
-    ) if "cdiff" not in {b["Name"] for b in clients()[0].list_buckets()["Buckets"]} else None
-    yield "s3://cdiff"
-    clients.cache_clear()

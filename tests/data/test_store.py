@@ -256,13 +256,13 @@ def test_a_run_on_s3_is_whole_on_a_machine_that_never_saw_it(bucket, tmp_path, m
     (folder / "model.safetensors").write_bytes(b"weights")
     run.publish("checkpoints/segmenter-1")
     monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "other"))
-    again = pickle.loads(pickle.dumps(find_run("far", f"{bucket}/home")))
+    again = pickle.loads(pickle.dumps(find_run("far", f"{bucket}/home")))  # noqa: S301 (our own bytes)
     assert again.path != tmp_path / "one" and not again.path.exists()
     assert shard_committed(again, name) and read_attempts(again, name) == [row.attempt for row in rows]
     assert read_pair(again, rows[2].attempt) == (rows[2].image_png, rows[2].mask_png)
     assert (again.checkpoint("segmenter-1") / "model.safetensors").read_bytes() == b"weights"
     assert not again.checkpoint("segmenter-2").exists()
-    with pytest.raises(RunError, match="wasm.pairs"):
+    with pytest.raises(RunError, match=r"wasm\.pairs"):
         create_run(f"{bucket}/home", "far", dump_config(load_config(None, ["wasm.pairs=9"])), Splits())
     with pytest.raises(RunError, match="no run"):
         open_run(f"{bucket}/home/runs/none")
