@@ -11,20 +11,19 @@ assess       downstream actor fits a segmenter and scores it on validation
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 from tqdm import tqdm
 
 from actors.coordinator import CoordinatorActor
 from actors.downstream import DownstreamActor, Evaluation, Fit, FitRequest
 from actors.extractor import ExtractorActor
 from actors.generator import GeneratorActor
-from actors.group import ActorGroup
+from actors.group import ActorGroup, Steps, Watch
 from actors.resources import actor_options, preflight
 from actors.shelf import generator_key, shelve_generator, taken_generator
 from cdiff.config import Config
@@ -149,7 +148,7 @@ class Crew:
     def outcomes(self, pairs: Sequence[Pair]) -> list[Outcome]:
         """Outcomes of all training photos under models that saw neither them nor pairs made from their groups."""
         work = [(f"fold {fold[-1]}", fold) for fold in self.folds(pairs, self._seed())]
-        with self._bar(f"fitting {len(work)} folds", self.downstream) as watch:
+        with self._bar(f"fitting {len(work)} folds") as watch:
             return [row for rows in self.downstream.run("fold", work, watch=watch) for row in rows]
 
     def folds(self, pairs: Sequence[Pair], seed: int) -> list[tuple[FitRequest, int, list[str], int]]:
@@ -189,7 +188,7 @@ class Crew:
             return revisions
         plan = self._coordinator().call("plan", known, number, revisions, config)
         tasks = [assignment.task for assignment in plan if assignment.purpose != "negative"][:_MINED]
-        with self._bar(f"round {number}: adapting {arm}", self.generators) as watch:
+        with self._bar(f"round {number}: adapting {arm}") as watch:
             seed = config.seed + number
             return self.generators.call("adapt", tasks, list(outcomes), seed, watch=watch)
 
@@ -218,7 +217,7 @@ class Crew:
         return pairs
 
     def evaluate(self, revision: str, sample_ids: Sequence[str], threshold: float | None) -> Evaluation:
-        with self._bar(f"scoring {len(sample_ids)} photos", self.downstream) as watch:
+        with self._bar(f"scoring {len(sample_ids)} photos") as watch:
             return self.downstream.call("evaluate", revision, list(sample_ids), threshold, watch=watch)
 
     def score(self, revision: str, sample_ids: Sequence[str]) -> dict[str, Any]:
@@ -232,7 +231,7 @@ class Crew:
             revision, taken = known
             return {"revision": revision, "reused": True, "losses": [], "seconds": 0.0, "trained_in": taken}
         began = time.perf_counter()
-        with self._bar("training the generator", self.generators) as watch:
+        with self._bar("training the generator") as watch:
             result = self.generators.call("train", targets, photos, watch=watch)
         seconds = time.perf_counter() - began
         shelve_generator(self.run, key, result.revision, seconds)
@@ -256,8 +255,8 @@ class Crew:
         missing = [(name, arguments) for name, arguments in work.items() if ledger.milestone(name) is None]
         with tqdm(total=len(work), initial=len(work) - len(missing), desc=label, unit="call") as bar:
 
-            def watch(handles: Sequence[Any]) -> None:
-                under_way = [f"{done}/{total}" for done, total in _steps(handles)]
+            def watch(steps: Sequence[Steps]) -> None:
+                under_way = [f"{done}/{total}" for done, total in steps]
                 bar.set_postfix_str("steps " + " ".join(under_way) if under_way else "")
 
             for name, result in self.downstream.stream(method, missing, watch=watch):
@@ -299,7 +298,7 @@ class Crew:
 
     def _fit(self, name: str, pairs: Sequence[Pair], steps: int, start: str, base: bool = False) -> Fit:
         request = FitRequest(tuple(self.train), steps, self._seed(), start, tuple(pairs), base=base)
-        with self._bar(f"fitting {name}", self.downstream) as watch:
+        with self._bar(f"fitting {name}") as watch:
             return self.downstream.call("fit", request, watch=watch)
 
     def _seed(self) -> int:
@@ -342,22 +341,12 @@ class Crew:
         return ActorGroup(role, make, count, self.config.resources)
 
     @contextmanager
-    def _bar(self, label: str, group: ActorGroup) -> Iterator[Callable[[Sequence[Any]], None]]:
-        """A progress bar that asks the group's actors how far they are, and shows the first that works: after a failure, another."""
+    def _bar(self, label: str) -> Iterator[Watch]:
+        """A progress bar over the steps of the first actor that works: after a failure, another."""
         with tqdm(desc=label, unit="step", leave=False) as bar:
 
-            def watch(handles: Sequence[Any]) -> None:
-                for done, bar.total in _steps(handles)[:1]:
+            def watch(steps: Sequence[Steps]) -> None:
+                for done, bar.total in steps[:1]:
                     bar.update(done - bar.n)
 
             yield watch
-
-
-def _steps(handles: Sequence[Any]) -> list[tuple[int, int]]:
-    """(steps done, steps in all) of the actors that work and answer at once; one that just died is the group's affair."""
-    asked = [handle.progress.remote() for handle in handles]
-    found = []
-    for reference in ray.wait(asked, num_returns=len(asked), timeout=0.5)[0]:
-        with suppress(RayError):
-            found.append(ray.get(reference))
-    return [(done, total) for done, total in found if done < total]

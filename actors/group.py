@@ -1,4 +1,4 @@
-"""A group of equal actors: fan-out with bounded queues, retries by item, replacement of dead actors, bounded waits.
+"""A group of equal actors: fan-out with bounded queues, retries by item, replacement of dead actors, and a watchdog.
 
     items (keyed) -> [ _fill: least loaded actor, at most `in_flight` calls each ] -> [ _collect: wait ] -> results
                           ^                                                             |
@@ -7,6 +7,7 @@
 Ray's own restarts stay off (`actors.resources.actor_options`): an actor that Ray restarts refuses calls while it starts,
 and that would eat the retries. The group makes a new one instead, so there is one mechanism to understand.
 Every remote method must be harmless to repeat: a call may have run before its answer was lost.
+An actor that has a method `progress` is asked how far it is: as long as a step is done or a result comes, the group waits.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -31,12 +33,13 @@ from ray.exceptions import (
 )
 
 from cdiff.config import ResourceConfig
-from cdiff.errors import ActorError, CdiffError
+from cdiff.errors import ActorError, CdiffError, LoopStalled
 
 log = logging.getLogger(__name__)
 
 Work = tuple[str, tuple[Any, ...]]  # the item's id, the arguments of its call
-Watch = Callable[[Sequence[Any]], None]  # called with the live actor handles while the group waits
+Steps = tuple[int, int]  # done, and in all of the current phase
+Watch = Callable[[Sequence[Steps]], None]  # called while the group waits, with the steps of actors that work
 
 POLL_SECONDS = 1.0  # how often a waiting group looks up: Ctrl-C and progress bars
 DEAD = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError)
@@ -58,6 +61,8 @@ class _Member:
     pending: dict[Any, _Item] = field(
         default_factory=dict
     )  # object reference -> item, in order of submission
+    asked: Any = None  # a question for progress without an answer yet
+    steps: Steps | None = None  # the last answer
 
 
 class ActorGroup:
@@ -68,9 +73,11 @@ class ActorGroup:
         make: makes the actor with the given index, as `lambda i: GeneratorActor.options(**options).remote(run, config)`;
             called again when the actor dies, so it must give the actor all state that it needs.
         count: actors, >= 1.
-        resources: `in_flight` calls per actor, `retries` of an item, `call_seconds` of silence before the group gives up.
+        resources: `in_flight` calls per actor, `retries` of an item, `stall_timeout_s` without a step or a result before the
+            group gives up.
     Raises (all calls):
-        ActorError: an item failed 1 + retries times, an actor could not be made, or nothing came back in time.
+        ActorError: an item failed 1 + retries times, or an actor could not be made.
+        LoopStalled: nothing moved any more.
         CdiffError: whatever kind the actor raised: it is the user's to mend, so it is never retried.
     """
 
@@ -79,7 +86,7 @@ class ActorGroup:
             raise ValueError(f"a group needs at least one actor, not {count}")
         self.name, self._make, self._resources = name, make, resources
         self._members = [_Member(index, make(index)) for index in range(count)]
-        self._streaming = False
+        self._streaming, self._results = False, 0
 
     def __enter__(self) -> ActorGroup:
         return self
@@ -125,15 +132,16 @@ class ActorGroup:
             method: name of the actors' method.
             items: (id, arguments), ids unique; taken one by one only as actors have room.
             done: called with an item's id when its result is there, for progress bars.
-            watch: called about once a second with the live handles while the group waits, to ask for finer progress.
+            watch: called about once a second while the group waits, with the steps that working actors told last.
         """
         if self._streaming:
             raise ActorError(f"the {self.name} group is still working: finish or close its last stream first")
         source, waiting, seen = iter(items), deque[_Item](), set[str]()
-        self._streaming = True
+        self._streaming, self._results = True, 0
         try:
             while self._fill(method, source, waiting, seen):
                 for key, result in self._collect(method, waiting, watch):
+                    self._results += 1
                     if done:
                         done(key)
                     yield key, result
@@ -189,21 +197,36 @@ class ActorGroup:
         return results
 
     def _wait(self, method: str, references: list[Any], watch: Watch | None) -> list[Any]:
-        """The references that are ready, at least one; ActorError after `call_seconds` without any."""
-        limit = self._resources.call_seconds
-        deadline = time.monotonic() + limit
-        while (left := deadline - time.monotonic()) > 0:
+        """The references that are ready, at least one; LoopStalled after `stall_timeout_s` in which none was and no step was done."""
+        told, moved = self._pulse(), time.monotonic()
+        while (left := moved + self._resources.stall_timeout_s - time.monotonic()) > 0:
             ready, _ = ray.wait(references, num_returns=1, timeout=min(POLL_SECONDS, left), fetch_local=False)
             if ready:
                 return ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)[0]
+            if (now := self._pulse()) != told:
+                told, moved = now, time.monotonic()
             if watch:
-                watch(self.handles)
+                watch([steps for _, steps in told if steps[0] < steps[1]])
         keys = [item.key for member in self._members for item in member.pending.values()]
-        raise ActorError(
-            f"nothing came back from the {self.name} actors for {limit:.0f} s; {method} is waiting for "
-            f"{', '.join(keys[:3])}{' and more' if len(keys) > 3 else ''}. The cluster has free: {ray.available_resources()}. "
-            "If the actors never started, free or add resources; if the work is just long, raise resources.call_seconds."
+        raise LoopStalled(
+            f"nothing moved among the {self.name} actors for {self._resources.stall_timeout_s:.0f} s: of {method}, {self._results} results are "
+            f"there and {len(keys)} are waited for ({', '.join(keys[:3])}{' and more' if len(keys) > 3 else ''}). The cluster has free: "
+            f"{ray.available_resources()}. If the actors never started, free or add resources; if one step takes so long, raise "
+            "resources.stall_timeout_s. What is committed is safe: the same command goes on."
         )
+
+    def _pulse(self) -> list[tuple[int, Steps]]:
+        """Index and steps of the members that work, as they told last. Who has not answered is not asked again."""
+        for member in self._members:
+            if not member.pending or not hasattr(member.handle, "progress"):
+                continue
+            if member.asked is not None and ray.wait([member.asked], timeout=0)[0]:
+                with suppress(RayError):  # a death is found by the calls that wait for it
+                    member.steps = ray.get(member.asked)
+                member.asked = None
+            if member.asked is None:
+                member.asked = member.handle.progress.remote()
+        return [(member.index, member.steps) for member in self._members if member.pending and member.steps]
 
     def _replace(
         self, method: str, member: _Member, error: RayError, waiting: deque[_Item]

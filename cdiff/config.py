@@ -346,8 +346,10 @@ class ResourceConfig(Settings):
     wait_seconds: float = Field(
         60.0, gt=0, description="Longest wait for the cluster to offer the resources."
     )
-    call_seconds: float = Field(
-        7200.0, gt=0, description="Longest silence of working actors: above a generator's training time."
+    stall_timeout_s: float = Field(
+        1800.0,
+        gt=0,
+        description="Seconds without a step or a result after which a run stops, resumable. Above the time of one shard of pairs.",
     )
 
 

@@ -25,6 +25,10 @@ class ActorError(CdiffError, RuntimeError):
     """An actor failed more often than is retried; carries the first cause."""
 
 
+class LoopStalled(CdiffError, RuntimeError):
+    """Work remains and nothing moves."""
+
+
 class RunError(CdiffError, RuntimeError):
     """A run folder is missing, incomplete, or belongs to another configuration."""
 

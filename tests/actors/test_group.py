@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from actors.crew import _steps
 from actors.group import ActorGroup
 from cdiff.config import ResourceConfig
-from cdiff.errors import ActorError, DataError
+from cdiff.errors import ActorError, DataError, LoopStalled
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -183,16 +182,18 @@ def test_an_actor_that_cannot_be_made_says_why_at_once(make_group: Make) -> None
     assert "Give an existing folder." in str(caught.value), "all lines of the message"
 
 
-def test_silence_ends_in_an_error_within_its_bound(make_group: Make) -> None:
-    group = make_group(count=1, call_seconds=2.0)
+def test_a_standstill_ends_within_its_bound_and_tells_the_counts(make_group: Make) -> None:
+    group = make_group(count=1, stall_timeout_s=2.0)
     group.call("square", 1)
     looks: list[int] = []
     began = time.monotonic()
     with pytest.raises(
-        ActorError, match=r"nothing came back from the test actors for 2 s; square is waiting for slow"
+        LoopStalled, match=r"for 2 s: of square, 1 results are there and 1 are waited for \(slow\)"
     ):
-        group.run("square", [("slow", (2, 30.0))], watch=lambda handles: looks.append(len(handles)))
-    assert time.monotonic() - began < 4
+        group.run(
+            "square", [("quick", (2,)), ("slow", (2, 30.0))], watch=lambda steps: looks.append(len(steps))
+        )
+    assert time.monotonic() - began < 6
     assert looks, "whoever waits may look"
 
 
@@ -201,18 +202,51 @@ def test_two_items_with_one_id_are_refused(make_group: Make) -> None:
         make_group().run("square", [("a", (1,)), ("a", (2,))])
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, concurrency_groups={"status": 1})  # type: ignore[call-overload]
 class Walker:
-    def __init__(self, done: int) -> None:
-        self.done = done
+    """Takes steps of a second, and may stop in the midst."""
 
+    def __init__(self) -> None:
+        self.done = (0, 0)
+
+    def walk(self, steps: int, until: int) -> int:
+        for step in range(steps):
+            self.done = (step, steps)
+            time.sleep(1.0 if step < until else 60.0)
+        return steps
+
+    @ray.method(concurrency_group="status")
     def progress(self) -> tuple[int, int]:
-        return self.done, 10
+        return self.done
 
 
-def test_a_progress_bar_passes_over_actors_that_rest_or_just_died() -> None:
-    walkers = [Walker.remote(done) for done in (2, 10, 3)]  # type: ignore[attr-defined]
-    assert ray.get([walker.progress.remote() for walker in walkers]) == [(2, 10), (10, 10), (3, 10)]
-    assert sorted(_steps(walkers)) == [(2, 10), (3, 10)]
-    ray.kill(walkers[0])
-    assert _steps(walkers) == [(3, 10)]
+@pytest.fixture
+def walkers() -> Iterator[ActorGroup]:
+    with ActorGroup("walker", lambda _: Walker.remote(), 2, ResourceConfig(stall_timeout_s=4.0)) as group:  # type: ignore[attr-defined]
+        group.run("walk", [("a", (1, 1)), ("b", (1, 1))])
+        yield group
+
+
+def test_a_long_call_may_take_its_time_as_long_as_it_takes_steps(walkers: ActorGroup) -> None:
+    seen: list[tuple[int, int]] = []
+    assert walkers.run("walk", [("long", (8, 8))], watch=seen.extend) == [8]
+    assert (2, 8) in seen and all(done < total for done, total in seen)
+
+
+def test_an_actor_that_hangs_in_the_midst_is_a_standstill_though_it_answers(walkers: ActorGroup) -> None:
+    began = time.monotonic()
+    with pytest.raises(LoopStalled, match="walker actors for 4 s"):
+        walkers.run("walk", [("stuck", (9, 2))])
+    assert 4 < time.monotonic() - began < 20
+
+
+def test_a_bar_passes_over_an_actor_that_died(walkers: ActorGroup) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def watch(steps: Sequence[tuple[int, int]]) -> None:
+        if steps and not seen:
+            ray.kill(walkers.handles[0])
+        seen.extend(steps)
+
+    assert walkers.run("walk", [("a", (4, 4)), ("b", (4, 4))], watch=watch) == [4, 4]
+    assert seen
