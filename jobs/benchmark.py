@@ -24,9 +24,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cdiff.errors import CdiffError
 from jobs import loop_gain, quality, quality_report, safe_check
 from jobs.quality_choices import MINED
+from jobs.stopping import exit_code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,10 +69,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; 0 when the file is written, 2 on an error that the user can mend, 130 on Ctrl-C."""
+    """Command line; the exit code (jobs.stopping)."""
     told = sys.argv[1:] if arguments is None else arguments
     args, rest = parser().parse_known_args(told)
-    try:
+
+    def work() -> None:
         about = _about(told)
         if args.kind == "loop":
             found, line = loop_gain.run(rest, args.seeds, args.oracle)
@@ -82,16 +83,11 @@ def main(arguments: list[str] | None = None) -> int:
             result = about | found
         else:
             result, line = quality_report.run(rest, args, about)
-    except CdiffError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from what is measured", file=sys.stderr)
-        return 130
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    print(f"{line}\nwritten    {args.out}")
-    return 0
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        print(f"{line}\nwritten    {args.out}")
+
+    return exit_code(work, "the same command goes on from what is measured")
 
 
 def _about(told: list[str]) -> dict[str, Any]:

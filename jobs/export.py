@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import Run, find_run, read_pair, read_provenance, safe_name
-from cdiff.errors import CdiffError, RunError
+from cdiff.errors import RunError
 from cdiff.types import Pair
+from jobs.stopping import exit_code
 
 
 def export(run: Run, out: Path, all_kept: bool = False) -> int:
@@ -87,7 +88,7 @@ def _write_provenance(run: Run, out: Path, pairs: list[Pair], places: pa.Table) 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; 0 when written, 2 on an error that the user can mend, 130 on Ctrl-C."""
+    """Command line; the exit code (jobs.stopping)."""
     parser = argparse.ArgumentParser(
         prog="python jobs/export.py", description="Write a run's pairs as an MVTec AD tree."
     )
@@ -96,16 +97,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--all-kept", action="store_true", help="also the kept pairs of rejected rounds")
     parser.add_argument("--home", help="where runs lie (default: CDIFF_HOME, else ~/cdiff)")
     args = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         count = export(find_run(args.run, args.home), args.out, args.all_kept)
-    except CdiffError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped; {args.out} is not whole: empty it before the next try", file=sys.stderr)
-        return 130
-    print(f"{count} pairs in {args.out}, with provenance.parquet and provenance.csv")
-    return 0
+        print(f"{count} pairs in {args.out}, with provenance.parquet and provenance.csv")
+
+    return exit_code(work, f"{args.out} is not whole: empty it before the next try")
 
 
 if __name__ == "__main__":

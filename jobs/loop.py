@@ -15,13 +15,13 @@ import time
 
 from actors.crew import Crew
 from cdiff.data.ledger import Ledger
-from cdiff.errors import CdiffError
 from cdiff.tracking import Tracker
 from cdiff.types import RoundResult
 from cdiff.wasm.quality import counts
 from cdiff.wasm.weakness import false_positives
 from jobs.closing import close, log_round, log_start
 from jobs.session import Session, open_session
+from jobs.stopping import exit_code
 
 
 def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None:
@@ -79,19 +79,15 @@ class Stopwatch:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; 0 when the loop is complete, 2 on an error that the user can mend, 130 on Ctrl-C."""
-    try:
+    """Command line; the exit code (jobs.stopping)."""
+
+    def work() -> None:
         with open_session(arguments) as session:
             if session is not None:
                 with session.crew() as crew, session.tracker() as tracker:
                     loop(session, crew, session.ledger, tracker)
-    except CdiffError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last committed round", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work, "the same command goes on from the last committed round")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run, find_run
 from cdiff.downstream.scoring import image_score, score_photo
 from cdiff.downstream.segmenter import load_segmenter, segmenter_config
-from cdiff.errors import CdiffError, DataError, RunError
+from cdiff.errors import DataError, RunError
+from jobs.stopping import exit_code
 
 
 def predict(run: Run, folder: Path, out: Path, threshold: float | None) -> int:
@@ -79,6 +80,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Command line; the exit code (jobs.stopping)."""
     parser = argparse.ArgumentParser(prog="python jobs/predict.py", description=__doc__.split("\n", 1)[0])
     parser.add_argument("run", help="run folder, or its name under the home")
     parser.add_argument("--home", help="where runs lie (default: CDIFF_HOME, else ~/cdiff)")
@@ -90,15 +92,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--threshold", type=float, help="score from which a pixel is target (default: from validation)"
     )
     args = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         run = find_run(args.run, args.home)
         out = args.out or run.path / "predictions" / args.folder.resolve().name
-        count = predict(run, args.folder, out, args.threshold)
-    except CdiffError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    print(f"{count} photos segmented: {out}")
-    return 0
+        print(f"{predict(run, args.folder, out, args.threshold)} photos segmented: {out}")
+
+    return exit_code(work, "the folder of masks is not whole: empty it before the next try")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from cdiff.data.store import Run, create_run, home_folder, home_of
 from cdiff.errors import ConfigError, DataError
 from cdiff.tracking import Tracker
 from cdiff.types import Sample, content_hash
+from jobs.stopping import heed_sigterm
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -135,7 +136,7 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
         print(f"note       {note}", flush=True)
     told = " ".join(arguments if arguments is not None else sys.argv[1:])
     command = f"python jobs/{'benchmark.py quality' if purpose else 'loop.py'} {told}"
-    with _connected() as cluster:
+    with _connected() as cluster, closing(ledger):
         print(f"cluster    {cluster}", flush=True)
         yield Session(
             config,
@@ -187,6 +188,7 @@ def _name(args: argparse.Namespace, config: Config, manifest: Manifest) -> str:
 def _connected() -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     cluster = connect()
+    heed_sigterm()  # Ray took the signal for itself
     try:
         yield cluster
     finally:

@@ -133,7 +133,10 @@ def test_the_loop_runs_as_a_job_with_the_token_and_not_without(head, tiny_loop, 
     assert ledger.last("finished") is not None
 
 
-def test_ctrl_c_stops_cleanly_and_the_run_goes_on_afterwards(tiny_loop, tmp_path) -> None:
+@pytest.mark.parametrize(("signum", "code", "bound"), [(signal.SIGINT, 130, 60), (signal.SIGTERM, 75, 4)])
+def test_a_stopped_run_ends_cleanly_and_says_that_it_goes_on(
+    tiny_loop, tmp_path, signum, code, bound
+) -> None:
     command = [sys.executable, str(ROOT / "jobs" / "loop.py"), "--run", "stopped", *tiny_loop]
     environment = _environment(tmp_path)
     log = tmp_path / "log"
@@ -145,6 +148,7 @@ def test_ctrl_c_stops_cleanly_and_the_run_goes_on_afterwards(tiny_loop, tmp_path
             if "training the generator" in log.read_text():
                 break
             time.sleep(1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-    assert "stopped" in log.read_text() and "Traceback" not in log.read_text()
+        process.send_signal(signum)
+        assert process.wait(bound) == code
+    assert "stopped; the same command goes on" in log.read_text() and "Traceback" not in log.read_text()
+    assert not (tmp_path / "runs" / "stopped" / "lease.json").exists()

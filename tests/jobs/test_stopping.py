@@ -1,0 +1,68 @@
+"""How jobs end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cdiff.errors import DataError
+from jobs.stopping import exit_code
+
+
+@pytest.fixture(autouse=True)
+def _handlers_as_before():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_each_end_has_its_code(capsys):
+    def mendable() -> None:
+        raise DataError("no photo here. Give a folder.")
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert exit_code(lambda: None, "go on") == 0
+    assert exit_code(mendable, "go on") == 2
+    assert exit_code(interrupted, "go on") == 130
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["DataError: no photo here. Give a folder.", "stopped; go on"]
+
+
+def test_a_defect_is_not_dressed_up_as_the_users(capsys):
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        exit_code(broken, "go on")
+
+
+HANGS = """
+import os, sys, time
+from jobs.stopping import exit_code
+def work():
+    try:
+        print("at work", flush=True)
+        time.sleep(60)
+    finally:
+        print("unwound", flush=True)
+        time.sleep(float(sys.argv[1]))  # what hangs on the way out
+sys.exit(exit_code(work, "go on"))
+"""
+
+
+@pytest.mark.parametrize("hang", ["0", "60"])
+def test_sigterm_unwinds_and_ends_within_its_patience_whatever_hangs(hang):
+    with subprocess.Popen([sys.executable, "-c", HANGS, hang], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        began = time.monotonic()
+        os.kill(process.pid, signal.SIGTERM)
+        os.kill(process.pid, signal.SIGTERM)  # a second one cuts nothing short
+        assert process.stdout.readline() == "unwound\n"
+        assert process.wait(10) == 75
+        assert time.monotonic() - began < 4
