@@ -136,7 +136,7 @@ class Crew:
             return default
         found = ledger.milestone(f"round-{number}")
         if found is None:
-            raise RunError(f"{self.run.path} has no model of round {number}: it was cut. Start a new run.")
+            raise RunError(f"{self.run.url} has no model of round {number}: it was cut. Start a new run.")
         return from_json(Assessed, found["assessed"])
 
     def decide(self, candidate: Assessed, best: Assessed, real_only: Assessed, seed: int) -> Decision:

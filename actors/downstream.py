@@ -140,8 +140,9 @@ class DownstreamActor:
         )
         swapped = swapped_masks(self.dataset, sample_ids, self.config.seed)
         for told, masks in ((name, None), (f"{name}-swapped", swapped)):
-            tally(maps.items(), self.dataset, masks).save(self.run.tally(told))
-            self.run.publish(f"tallies/{told}.npz")
+            key = f"tallies/{told}.npz"
+            tally(maps.items(), self.dataset, masks).save(self.run.path / key)
+            self.run.publish(key)
         return self._evaluation(maps, sample_ids, threshold)
 
     def losses(self, revision: str, attempts: list[Attempt]) -> list[float]:

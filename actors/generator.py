@@ -37,19 +37,16 @@ class GeneratorActor:
     def train(self, target_ids: list[str], photo_ids: list[str]) -> Trained:
         """Train on these targets, or go on from the last checkpoint."""
         targets = [self.dataset.target(target_id) for target_id in target_ids]
-
-        folder = self.run.checkpoints
-        trained = train_generator(
+        return train_generator(
             self.dataset,
             targets,
             photo_ids,
             self.config,
-            folder,
+            self.run.checkpoints,
             self._progress,
             self.config.resources.device,
+            lambda revision: self.run.publish(f"checkpoints/{revision}"),
         )
-        self.run.publish(f"checkpoints/{trained.revision}")
-        return trained
 
     def generate(self, shard: list[Assignment]) -> list[Attempt]:
         """Make the pairs of one shard and store them; a committed shard is only read."""

@@ -153,7 +153,9 @@ def _brought(folder: Path, revision: str, run: Run) -> None:
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.copytree(folder / revision, temporary)
         _renamed(temporary, target)
-        run.publish(f"checkpoints/{revision}")
+    run.publish(
+        f"checkpoints/{revision}"
+    )  # also where it is here already: an earlier try may have ended in between
 
 
 def _renamed(temporary: Path, target: Path) -> None:

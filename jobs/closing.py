@@ -98,10 +98,16 @@ def log_start(tracker: Tracker, ledger: Ledger, real_only: Assessed) -> None:
 def close(
     session: Session, crew: Crew, ledger: Ledger, tracker: Tracker, real_only: Assessed, best: Assessed
 ) -> None:
-    """Read the test split for the first and only time, then report. A run that is closed reports again from the ledger."""
+    """Read the test split for the first and only time, then report. A run that is closed reports again from the ledger; one that
+    was asked for more rounds afterwards reads it again, and says so."""
     test = session.manifest.ids("test")
-    finished = ledger.last("finished")
+    finished = ledger.closing()
     if finished is None:
+        if ledger.last("finished"):
+            print(
+                "note       the test split was read before these rounds: what was chosen since is no clean test",
+                flush=True,
+            )
         before = crew.evaluate(real_only.revision, test, real_only.threshold)
         same = best.revision == real_only.revision
         after = before if same else crew.evaluate(best.revision, test, best.threshold)
@@ -118,7 +124,7 @@ def close(
             peak_memory_gb=peak_memory_gb(),
             code=code_hash(),
         )
-        finished = ledger.last("finished") or {}
+        finished = ledger.closing() or {}
     path = write_report(
         session.run.report_dir / "report.html", _content(session, crew, ledger, finished, real_only, best)
     )

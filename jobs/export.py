@@ -43,7 +43,7 @@ def export(run: Run, out: Path, all_kept: bool = False) -> int:
     found = _pairs(run, all_kept)
     if not found:
         raise RunError(
-            f"{run.path} has no pairs of accepted rounds yet. --all-kept also takes those of rejected ones."
+            f"{run.url} has no pairs of accepted rounds yet. --all-kept also takes those of rejected ones."
         )
     places: list[dict[str, object]] = []
     numbers: Counter[tuple[str, str]] = Counter()

@@ -46,12 +46,12 @@ def run_seed(arguments: list[str], seed: int, oracle: bool) -> dict[str, Any]:
         raise RunError(f"the loop of seed {seed} ended with exit code {code}; its message stands above.")
     with open_session(own) as session:
         assert session is not None
-        finished = session.ledger.last("finished")
+        finished = session.ledger.closing()
         if finished is None:
-            raise RunError(f"{session.run.path} has no closing event. Run the loop again to finish it.")
+            raise RunError(f"{session.run.url} has no closing event. Run the loop again to finish it.")
         if finished["code"] != code_hash():  # a run that was complete already
             raise RunError(
-                f"{session.run.path} was made by other code than this. Give another --home, or go back to its commit."
+                f"{session.run.url} was made by other code than this. Give another --home, or go back to its commit."
             )
         if oracle:
             found = session.ledger.milestone("oracle") or _oracle(session, finished["pairs_accepted"])

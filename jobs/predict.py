@@ -68,7 +68,7 @@ def best_segmenter(run: Run) -> tuple[str, float]:
     found = ledger.milestone(f"round-{number}" if number else "real_only")
     if found is None:
         raise RunError(
-            f"{run.path} has no segmenter yet. Run the loop on it first: python jobs/loop.py --run {run.name}"
+            f"{run.url} has no segmenter yet. Run the loop on it first: python jobs/loop.py --run {run.name}"
         )
     return found["assessed"]["revision"], found["assessed"]["threshold"]
 

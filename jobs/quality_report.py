@@ -79,7 +79,7 @@ def _demand_same_code(session: Session) -> None:
         session.ledger.record("code", code=code_hash())
     elif known["code"] != code_hash():
         raise RunError(
-            f"{session.run.path} was measured by other code than this. Give another --home, or go back to its commit."
+            f"{session.run.url} was measured by other code than this. Give another --home, or go back to its commit."
         )
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from cdiff.config_file import dump_config, load_config
 from cdiff.data.dataset import Dataset
 from cdiff.data.demo import make_demo
 from cdiff.data.formats import read_sources
-from cdiff.data.ledger import Ledger
-from cdiff.data.run import FREE
+from cdiff.data.ledger import Ledger, lease_of
+from cdiff.data.run import FREE, run_of
 from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder, home_of
 from cdiff.errors import ConfigError, DataError
@@ -121,35 +121,39 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
         read_sources(sources, args.groups, config.data), config.data, config.wasm.folds
     )
     _demand_targets(samples, manifest)
-    run = create_run(
-        place, purpose + (args.run or _name(args, config, manifest)), dump_config(config), manifest
-    )
-    write_manifest(manifest, run.splits_path)
-    run.publish("splits.parquet")
+    run = run_of(place, purpose + (args.run or _name(args, config, manifest)))
+    with lease_of(run) as lease:  # before anything of the run is read: another driver may be writing it
+        create_run(place, run.name, dump_config(config), manifest)
+        write_manifest(manifest, run.splits_path)
+        run.publish("splits.parquet")
+        ledger = Ledger(run, lease)
+        _announce(run, manifest)
+        if ledger.events() and not purpose:
+            print(f"resumed    with {len(ledger.rounds())} of {config.rounds} rounds committed", flush=True)
+        told = " ".join(arguments if arguments is not None else sys.argv[1:])
+        command = f"python jobs/{'benchmark.py quality' if purpose else 'loop.py'} {told}"
+        with _connected() as cluster:
+            print(f"cluster    {cluster}", flush=True)
+            yield Session(
+                config,
+                run,
+                home,
+                Dataset(samples, config.data),
+                manifest,
+                ledger,
+                cluster,
+                args.tracking_uri,
+                command.strip(),
+                demo,
+            )
+
+
+def _announce(run: Run, manifest: Manifest) -> None:
     print(f"run        {run.url}", flush=True)
-    ledger = Ledger(run)
-    if ledger.events() and not purpose:
-        print(f"resumed    with {len(ledger.rounds())} of {config.rounds} rounds committed", flush=True)
     for split in ("train", "validation", "test"):
         print(f"split      {manifest.count(split)}", flush=True)
     for note in manifest.notes:
         print(f"note       {note}", flush=True)
-    told = " ".join(arguments if arguments is not None else sys.argv[1:])
-    command = f"python jobs/{'benchmark.py quality' if purpose else 'loop.py'} {told}"
-    with _connected() as cluster, closing(ledger):
-        print(f"cluster    {cluster}", flush=True)
-        yield Session(
-            config,
-            run,
-            home,
-            Dataset(samples, config.data),
-            manifest,
-            ledger,
-            cluster,
-            args.tracking_uri,
-            command.strip(),
-            demo,
-        )
 
 
 def _config(args: argparse.Namespace) -> tuple[Config, bool]:

@@ -39,7 +39,9 @@ def exit_code(work: Callable[[], None], stopped: str) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, SystemExit) as stop:
-        terminated = _sigterm.is_set() or getattr(stop, "code", None) == signal.SIGTERM  # Ray's, while it starts
+        terminated = (
+            _sigterm.is_set() or getattr(stop, "code", None) == signal.SIGTERM
+        )  # Ray's, while it starts
         if isinstance(stop, SystemExit) and not terminated:
             raise
         print(f"stopped; {stopped}", file=sys.stderr, flush=True)

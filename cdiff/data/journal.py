@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from cdiff.data.storage import LocalStorage, Storage
 from cdiff.errors import RunError, StorageError
 
 log = logging.getLogger(__name__)
+_READERS = 16  # at once
 Event = dict[str, Any]
 
 
@@ -30,8 +32,8 @@ class Journal(Protocol):
     def place(self) -> str:
         """What messages call it."""
 
-    def load(self) -> list[Event]:
-        """All whole events; RunError where one before the last is damaged."""
+    def load(self, known: int = 0) -> list[Event]:
+        """All whole events but the first `known`; RunError where one before the last is damaged."""
 
     def append(self, event: Event) -> None:
         """Add the next event, durably; RunError where another writer was there first."""
@@ -52,7 +54,7 @@ class Lines:
     def place(self) -> str:
         return str(self.path)
 
-    def load(self) -> list[Event]:
+    def load(self, known: int = 0) -> list[Event]:
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
@@ -61,7 +63,7 @@ class Lines:
         except OSError as error:
             raise RunError(f"cannot read {self.path}: {error.strerror}.") from None
         events, self._end = _parsed(data, self.place)
-        return events
+        return events[known:]
 
     def append(self, event: Event) -> None:
         line = _encoded(event) + b"\n"
@@ -97,10 +99,15 @@ class Objects:
     def place(self) -> str:
         return f"{self._storage.url}/ledger"
 
-    def load(self) -> list[Event]:
+    def load(self, known: int = 0) -> list[Event]:
+        keys = self._storage.keys("ledger/")[known:]
+        with ThreadPoolExecutor(
+            _READERS
+        ) as readers:  # a run of a thousand events would take a minute one by one
+            found = list(readers.map(self._storage.read, keys))
         events: list[Event] = []
-        for number, key in enumerate(self._storage.keys("ledger/")):
-            event = _event(self._storage.read(key), number)
+        for number, (key, data) in enumerate(zip(keys, found, strict=True), start=known):
+            event = _event(data, number)
             if event is None or key != _key(number):
                 raise RunError(f"{self._storage.url}/{key} is damaged. Restore it, or start a new run.")
             events.append(event)

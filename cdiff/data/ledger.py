@@ -18,10 +18,11 @@ from typing import Any
 
 from cdiff.data.carriers import from_json, to_json
 from cdiff.data.journal import journal_of
-from cdiff.data.lease import Lease
+from cdiff.data.lease import BEAT, Lease
+from cdiff.data.storage import storage_at
 from cdiff.data.store import Run, read_attempts
 from cdiff.errors import RunError
-from cdiff.types import Gain, Pair, RoundResult
+from cdiff.types import Attempt, Gain, Pair, RoundResult
 
 SCHEMA_VERSION = 1  # of events; raised when older code would misread them
 _RESERVED = frozenset({"seq", "at", "kind", "schema_version"})
@@ -30,19 +31,21 @@ _RESERVED = frozenset({"seq", "at", "kind", "schema_version"})
 class Ledger:
     """The events of one run, in order.
 
-    Reading needs no rights and no lease. The first append takes the run's lease, which is kept until `close` or the end of the
-    process: two drivers on one run would make nonsense of it.
+    Reading needs no rights and no lease. Two drivers on one run would make nonsense of it, so writing needs the run's lease: a driver
+    takes it before it reads, and gives it here. Without one, the first append takes it until `close`.
 
     Args:
+        lease: of the run, held.
         clock: seconds since 1970, for the `at` of events and the age of the lease.
     Raises:
         RunError: the events are damaged, or of a later version of cdiff.
     """
 
-    def __init__(self, run: Run, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, run: Run, lease: Lease | None = None, clock: Callable[[], float] = time.time) -> None:
         self.run, self._clock = run, clock
-        self._journal, self._lease = journal_of(run.storage), Lease(run.storage, clock)
+        self._journal, self._lease = journal_of(run.storage), lease or lease_of(run, clock)
         self._events: list[dict[str, Any]] = []
+        self._shards: dict[str, list[Attempt]] = {}  # a committed shard never changes
         self._load()
 
     def events(self) -> list[dict[str, Any]]:
@@ -60,10 +63,7 @@ class Ledger:
         if _RESERVED & set(payload):
             raise ValueError(f"{sorted(_RESERVED & set(payload))} are the ledger's own names")
         told = to_json(payload)
-        if not self._lease.held:
-            self._lease.acquire()
-            self._load()  # another process may have written before
-        self._lease.demand()
+        self._demand_lease()
         event = {"seq": len(self._events), "at": round(self._clock(), 3), "kind": kind, **told}
         if not self._events:
             event["schema_version"] = SCHEMA_VERSION
@@ -86,12 +86,18 @@ class Ledger:
         found = [event for event in self._events if event["kind"] == kind]
         return _payload(found[-1]) if found else None
 
+    def closing(self) -> dict[str, Any] | None:
+        """Payload of the "finished" event; None where rounds were committed after the last: it tells of an earlier state."""
+        later = [event["kind"] for event in self._events if event["kind"] in ("round", "finished")]
+        return self.last("finished") if later and later[-1] == "finished" else None
+
     def commit_round(self, result: RoundResult, pairs: Sequence[Pair]) -> None:
         """Make a round's decision and verdicts durable: the round now exists.
 
         Raises:
             ValueError: the round is committed already.
         """
+        self._demand_lease()
         if result.round in {done.round for done in self.rounds()}:
             raise ValueError(f"round {result.round} is committed already")
         self.append(
@@ -164,21 +170,32 @@ class Ledger:
         return [event for event in self._events if event["kind"] == "round"]
 
     def _pairs(self, event: dict[str, Any]) -> list[Pair]:
-        attempts = {
-            attempt.task_id: attempt
-            for shard in event["shards"]
-            for attempt in read_attempts(self.run, shard)
-        }
+        for shard in event["shards"]:
+            if shard not in self._shards:
+                self._shards[shard] = read_attempts(self.run, shard)
+        attempts = {a.task_id: a for shard in event["shards"] for a in self._shards[shard]}
         return [Pair(attempts[task_id], reason) for task_id, reason in event["verdicts"]]
 
+    def _demand_lease(self) -> None:
+        if not self._lease.held:
+            self._lease.acquire()  # fails where it was lost
+            self._load()  # another process may have written before
+        self._lease.demand()
+
     def _load(self) -> None:
-        self._events = self._journal.load()
-        version = self._events[0].get("schema_version") if self._events else SCHEMA_VERSION
+        self._events += self._journal.load(len(self._events))
+        # files from before versions were told are of the first
+        version = self._events[0].get("schema_version", 1) if self._events else SCHEMA_VERSION
         if version != SCHEMA_VERSION:
             raise RunError(
                 f"{self._journal.place} is of schema version {version}; this cdiff knows {SCHEMA_VERSION}. Read it with the version that "
                 "wrote it, or start a new run."
             )
+
+
+def lease_of(run: Run, clock: Callable[[], float] = time.time) -> Lease:
+    """The lease of a run, not yet taken."""
+    return Lease(storage_at(run.place, patience=BEAT), clock)
 
 
 def _payload(event: dict[str, Any], *also: str) -> dict[str, Any]:

@@ -72,20 +72,8 @@ class Run:
         return self.path.parent.parent
 
     @property
-    def identity_path(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def config_path(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
     def splits_path(self) -> Path:
         return self.path / "splits.parquet"
-
-    @property
-    def ledger_path(self) -> Path:
-        return self.path / "ledger.jsonl"
 
     @property
     def pairs(self) -> Path:
@@ -100,7 +88,7 @@ class Run:
         return self.path / "report"
 
     def tally(self, name: str) -> Path:
-        """File of one model's pixel counts."""
+        """File of one model's pixel counts, as `DownstreamActor.weigh` left it."""
         return self.local(f"tallies/{name}.npz")
 
     def checkpoint(self, revision: str) -> Path:
@@ -122,7 +110,7 @@ class Run:
         return path
 
     def publish(self, key: str) -> None:
-        """Make durable what was written under `path`: a file, or all files of a folder and then its COMMIT."""
+        """Make durable what was written under `path`: a file, or all files of a folder and then its COMMIT; what is there is left."""
         if not self.remote:
             return
         path, storage = self.path / key, self.storage
@@ -131,10 +119,15 @@ class Run:
             return
         files = sorted(part for part in path.rglob("*") if part.is_file())
         names = {part.relative_to(path).as_posix(): part for part in files}
+        names = {name: part for name, part in names.items() if "/." not in f"/{name}"}  # left by a crash
+        sums = {name: hashlib.sha256(part.read_bytes()).hexdigest() for name, part in names.items()}
+        commit = json.dumps(sums, indent=1).encode()
+        with contextlib.suppress(FileNotFoundError):
+            if storage.read(f"{key}.COMMIT") == commit:
+                return
         for name, part in names.items():
             storage.send(f"{key}/{name}", part)
-        sums = {name: hashlib.sha256(part.read_bytes()).hexdigest() for name, part in names.items()}
-        storage.write(f"{key}.COMMIT", json.dumps(sums, indent=1).encode())
+        storage.write(f"{key}.COMMIT", commit)
 
     def _fetch_folder(self, key: str) -> None:
         """Bring a published folder here, whole or not at all; without effect where there is none."""
@@ -144,21 +137,24 @@ class Run:
             return
         path = self.path / key
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        for name, expected in sums.items():
-            self.storage.fetch(f"{key}/{checked(name)}", temporary / name)
-            if hashlib.sha256((temporary / name).read_bytes()).hexdigest() != expected:
-                raise RunError(f"{self.url}/{key}/{name} was changed after its commit. Start a new run.")
         try:
-            temporary.rename(path)
-        except OSError:
-            if not path.exists():  # otherwise another process was first
-                raise
+            for name, expected in sums.items():
+                self.storage.fetch(f"{key}/{checked(name)}", temporary / name)
+                if hashlib.sha256((temporary / name).read_bytes()).hexdigest() != expected:
+                    raise RunError(f"{self.url}/{key}/{name} was changed after its commit. Start a new run.")
+            with contextlib.suppress(OSError):  # another process may have been first
+                temporary.rename(path)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        if not path.exists():
+            raise RunError(f"cannot write {path}. Free the disk under CDIFF_CACHE, or name another.")
 
 
 def mirror_of(url: str) -> Path:
     """Where the files of a run on S3 lie on this machine: under CDIFF_CACHE, else ~/.cache/cdiff."""
     home, _, name = url.rstrip("/").rpartition("/runs/")
+    if not NAME.fullmatch(name):
+        raise RunError(f"{url!r} is no run: give s3://BUCKET/HOME/runs/NAME.")
     cache = os.environ.get("CDIFF_CACHE") or "~/.cache/cdiff"
     return Path(os.path.abspath(Path(cache).expanduser())) / content_hash(home)[:16] / "runs" / name
 
@@ -166,6 +162,8 @@ def mirror_of(url: str) -> Path:
 def home_of(flag: str | None = None, environment: Mapping[str, str] = os.environ) -> str:
     """Where all runs lie, an absolute folder or an s3:// URL: the flag, else CDIFF_HOME, else ~/cdiff."""
     told = flag or environment.get("CDIFF_HOME") or "~/cdiff"
+    if "://" in told:
+        storage_at(told)  # says what is wrong with it
     return told.rstrip("/") if "://" in told else os.path.abspath(Path(told).expanduser())
 
 
@@ -197,6 +195,8 @@ def create_run(home: str | Path, name: str, config: str, splits: Splits) -> Run:
     exists = storage.size("run.json") is not None
     if exists:
         _demand_equal(run, config, splits)
+    elif run.remote:
+        shutil.rmtree(run.path, ignore_errors=True)  # the mirror of an earlier run of this name
     try:
         for folder in (run.pairs, run.checkpoints, run.report_dir):
             folder.mkdir(parents=True, exist_ok=True)
@@ -217,6 +217,8 @@ def open_run(path: str | Path) -> Run:
     """
     told = str(path).rstrip("/")
     run = Run(told if "://" in told else Path(os.path.abspath(Path(path).expanduser())))
+    if run.remote:
+        mirror_of(run.url)  # refuses what leads out of the cache
     if run.storage.size("run.json") is None:
         raise RunError(f"{run.url} is no run: it has no run.json. Give a folder such as HOME/runs/NAME.")
     return run
@@ -236,20 +238,6 @@ def safe_name(text: str) -> str:
     if plain == text and 0 < len(text) <= 80:
         return text
     return f"{plain[:80]}-{content_hash(text)[:6]}"
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # two writers may make the same file
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
 
 
 def _demand_equal(run: Run, config: str, splits: Splits) -> None:
@@ -284,13 +272,3 @@ def flat(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
         else:
             out[key] = value
     return out
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; some network file systems refuse to open folders, and need no such help."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

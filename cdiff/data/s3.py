@@ -7,6 +7,7 @@ the environment, the shared file or the machine's role.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -17,15 +18,21 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config as ClientConfig
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    ParamValidationError,
+)
 from pyarrow import fs
 
-from cdiff.data.storage import checked
+from cdiff.data.storage import PATIENCE, checked
 from cdiff.errors import StorageError
 
 log = logging.getLogger(__name__)
-PATIENCE = 300.0  # seconds that an unreachable bucket is waited for
 _PAUSE = 5.0  # longest pause between two tries
 _CONNECT, _READ = 5, 60  # seconds
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
@@ -41,6 +48,9 @@ _AGAIN = frozenset(
         "ServiceUnavailable",
     }
 )
+_LOCAL = frozenset(
+    {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM}
+)  # no waiting mends them
 _Result = TypeVar("_Result")
 
 
@@ -141,6 +151,8 @@ class S3Storage:
             try:
                 _client().put_object(**self._at(key), Body=data, **condition)
             except ClientError as error:
+                if "IfMatch" in condition and _code(error) in _MISSING:
+                    return False
                 if _code(error) not in _CHANGED:
                     raise
                 return tries > 1 and self.read(key) == data
@@ -154,7 +166,10 @@ class S3Storage:
         while True:
             try:
                 return call()
-            except (BotoCoreError, ClientError, OSError) as error:
+            except (BotoCoreError, ClientError, Boto3Error, OSError) as raised:
+                # transfers in parts wrap what the server said
+                error = raised.__context__ if isinstance(raised, Boto3Error) else raised
+                assert isinstance(error, Exception)
                 cause = self._hopeless(verb, key, error)
                 if cause is not None:
                     raise cause from None
@@ -186,8 +201,18 @@ class S3Storage:
                 f"no credentials for {self.url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on every node, or give the "
                 "machines a role."
             )
+        if isinstance(error, ParamValidationError):
+            return StorageError(f"{self.url} is no place on S3: {error}. Give s3://BUCKET/PREFIX.")
+        if isinstance(error, OSError) and error.errno in _LOCAL:
+            return StorageError(
+                f"cannot {verb} {self.url}/{key}: {error.strerror} on this machine. Free the disk under CDIFF_CACHE, or name another."
+            )
+        if "ACCESS_DENIED" in str(error):  # pyarrow's way to say it
+            return StorageError(
+                f"cannot {verb} {self.url}/{key}: access denied. Check the rights of the credentials."
+            )
         if not isinstance(error, ClientError):
-            return None  # connections; pyarrow's errors
+            return None  # connections
         code, status = _code(error), int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if code in _MISSING:
             return FileNotFoundError(f"{self.url}/{key}")
@@ -211,7 +236,8 @@ def clients() -> tuple[Any, fs.S3FileSystem]:
         config=ClientConfig(
             connect_timeout=_CONNECT,
             read_timeout=_READ,
-            retries={"mode": "standard", "total_max_attempts": 4},
+            # one try each: a conditional write that is repeated unseen would be refused for its own first try
+            retries={"mode": "standard", "total_max_attempts": 1},
             s3={"addressing_style": "path"}
             if endpoint
             else {},  # a server of one's own rarely has a name per bucket

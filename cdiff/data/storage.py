@@ -21,6 +21,7 @@ from typing import BinaryIO, Protocol
 
 from cdiff.errors import StorageError
 
+PATIENCE = 300.0  # seconds
 _KEY = re.compile(r"[A-Za-z0-9_][\w.@+=-]*(/[A-Za-z0-9_][\w.@+=-]*)*")
 
 
@@ -68,9 +69,11 @@ class Storage(Protocol):
         """What there is room for; None where nobody knows."""
 
 
-def storage_at(place: str | Path) -> Storage:
+def storage_at(place: str | Path, patience: float = PATIENCE) -> Storage:
     """The storage of a local path or an s3:// URL.
 
+    Args:
+        patience: seconds for which an unreachable bucket is asked again.
     Raises:
         StorageError: another scheme, or no bucket in the URL.
     """
@@ -82,7 +85,7 @@ def storage_at(place: str | Path) -> Storage:
         raise StorageError(f"{text!r} is neither a local path nor s3://BUCKET/PREFIX.")
     from cdiff.data.s3 import S3Storage  # here: who has only folders need not import boto3
 
-    return S3Storage(bucket, prefix.strip("/"))
+    return S3Storage(bucket, prefix.strip("/"), patience)
 
 
 class LocalStorage:
@@ -102,12 +105,14 @@ class LocalStorage:
         return self._path(key).open("rb")
 
     def write(self, key: str, data: bytes) -> None:
-        with self._told(key), self._written(key, data) as temporary:
-            os.replace(temporary, self._path(key))
-            _sync_folder(self._path(key).parent)
+        with self._told(key):
+            self._path(key).parent.mkdir(parents=True, exist_ok=True)
+            write_durably(self._path(key), data)
 
     def create(self, key: str, data: bytes) -> bool:
-        with self._told(key), self._written(key, data) as temporary:
+        with self._told(key):
+            self._path(key).parent.mkdir(parents=True, exist_ok=True)
+        with self._told(key), _written(self._path(key), data) as temporary:
             try:
                 os.link(temporary, self._path(key))  # unlike a rename, it refuses to replace
             except FileExistsError:
@@ -162,22 +167,6 @@ class LocalStorage:
         return self.root / checked(key)
 
     @contextlib.contextmanager
-    def _written(self, key: str, data: bytes) -> Iterator[Path]:
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(
-            f".{path.name}.{uuid.uuid4().hex}.tmp"
-        )  # two writers may make the same file
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
     def _told(self, key: str) -> Iterator[None]:
         try:
             yield
@@ -194,6 +183,27 @@ def checked(key: str) -> str:
             f"{key!r} is no key: keys are relative paths of letters, digits and ._@+=-, without dot files."
         )
     return key
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part."""
+    with _written(path, data) as temporary:
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _written(path: Path, data: bytes) -> Iterator[Path]:
+    """The data under a passing name beside the path, on disk; two writers may make the same file."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,13 +13,15 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdiff.data.carriers import from_json, to_json
-from cdiff.data.run import Run, create_run, find_run, home_folder, home_of, open_run, safe_name, write_durably
+from cdiff.data.run import Run, create_run, find_run, home_folder, home_of, open_run, safe_name
+from cdiff.data.storage import write_durably
 from cdiff.errors import RunError
 from cdiff.types import (
     Assignment,
@@ -50,7 +52,6 @@ __all__ = [
     "safe_name",
     "shard_committed",
     "shard_name",
-    "write_durably",
     "write_shard",
 ]
 
@@ -111,8 +112,13 @@ def write_shard(run: Run, name: str, rows: Sequence[ShardRow], seconds: float = 
             type(value) is not float for value in dataclasses.astuple(row.attempt.assignment.task.strengths)
         ):
             raise ValueError(f"row {number} of {name}: strengths are floats, or the task_id would change")
+    if shard_committed(run, name):  # by an actor whose answer was lost; what is committed never changes
+        return name
     data = _encode(rows)
     run.storage.write(_checked(name), data)
+    if run.remote:
+        run.path.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
+        write_durably(run.path / name, data)  # whoever makes a shard reads it next
     commit = {
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
@@ -156,8 +162,12 @@ def read_provenance(run: Run, name: str) -> pa.Table:
             f"{run.url}/{name} has no COMMIT that fits it: it was never finished, or was changed later. "
             "Run the same command again to make it anew."
         )
-    with run.storage.open(name) as file:  # on S3, only the columns that are asked for travel
-        return pq.read_table(file, columns=[column for column in _SCHEMA.names if column not in IMAGES])
+    columns = [column for column in _SCHEMA.names if column not in IMAGES]
+    try:
+        with run.storage.open(name) as file:  # on S3, only the columns that are asked for travel
+            return pq.read_table(file, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"cannot read {run.url}/{name}: {error}. Run the same command again.") from None
 
 
 def read_attempts(run: Run, shard: str) -> list[Attempt]:
@@ -184,6 +194,23 @@ def read_crops(run: Run, attempt: Attempt) -> tuple[bytes, bytes, bytes]:
     """Crop, reference and region of an attempt, PNG bytes, for pictures; errors as in `read_pair`."""
     crop, reference, region = _read_images(run, attempt, IMAGES[2:])
     return crop, reference, region
+
+
+def _local(run: Run, name: str) -> Path:
+    """The file of a shard on this machine; what is brought here from S3 has the checksum of its COMMIT."""
+    if not run.remote or (run.path / _checked(name)).exists():
+        return run.path / _checked(name)
+    path = run.local(name)
+    try:
+        wanted = json.loads(run.storage.read(_commit(name)))["sha256"]
+        if hashlib.sha256(path.read_bytes()).hexdigest() == wanted:
+            return path
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass
+    path.unlink(missing_ok=True)
+    raise RunError(
+        f"{run.url}/{name} has no COMMIT that fits it: it was changed later. A pair that was kept is lost; start a new run."
+    )
 
 
 def _checked(name: str) -> str:
@@ -276,7 +303,7 @@ def _attempt(row: Mapping[str, Any], shard: str, number: int) -> Attempt:
 
 
 def _read_images(run: Run, attempt: Attempt, columns: Sequence[str]) -> list[bytes]:
-    path = run.local(_checked(attempt.shard))
+    path = _local(run, attempt.shard)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             first = 0

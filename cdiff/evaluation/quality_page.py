@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cdiff.data.run import write_durably
+from cdiff.data.storage import write_durably
 from cdiff.evaluation import charts, page
 from cdiff.evaluation.comparison import TYPE
 from cdiff.evaluation.report import Picture

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cdiff.data.run import write_durably
+from cdiff.data.storage import write_durably
 from cdiff.evaluation import charts, page
 from cdiff.types import LEAST_CHANCE, Decision, RoundResult
 

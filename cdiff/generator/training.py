@@ -40,6 +40,7 @@ def train_generator(
     checkpoints: Path,
     progress: Progress | None = None,
     device: str = "cpu",
+    saved: Callable[[str], None] | None = None,
 ) -> Trained:
     """Train on the given real targets; a run that was cut off goes on from its last checkpoint.
 
@@ -47,6 +48,7 @@ def train_generator(
         targets: training targets, of all categories and types together.
         photos: training photos that give target-free crops, normals or not.
         checkpoints: folder of revisions; the resumable state lies beside them under `.training-*`.
+        saved: called with the revision once its weights are written; only then the resumable state goes.
     Raises:
         DataError: there is no target to learn from.
     """
@@ -78,6 +80,8 @@ def train_generator(
         if (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps:
             _checkpoint(state, step + 1, losses, generator, average, optimiser)
     revision = average.eval().save(checkpoints)
+    if saved:
+        saved(revision)
     _forget(state)
     return Trained(
         revision, tuple(float(np.mean(part)) for part in np.array_split(losses, min(10, len(losses))))

@@ -12,7 +12,7 @@ import pytest
 
 from cdiff.data.lease import KEY, Lease
 from cdiff.data.storage import LocalStorage, Storage, storage_at
-from cdiff.errors import RunError
+from cdiff.errors import RunError, StorageError
 
 
 class Clock:
@@ -42,7 +42,9 @@ def test_a_second_driver_is_refused_with_the_owners_name_and_age(storage):
     second.acquire()
     second.demand()
     second.release()
-    assert storage.tag(KEY) is None
+    third = Lease(storage, clock, beat=100)
+    third.acquire()  # at once: what was given back need not be waited for
+    third.release()
 
 
 def test_a_silent_owner_is_taken_over_and_cannot_write_again(storage):
@@ -59,6 +61,74 @@ def test_a_silent_owner_is_taken_over_and_cannot_write_again(storage):
     second.renew()
     second.demand()
     second.release()
+
+
+def test_a_lost_lease_is_not_won_back(storage):
+    clock = Clock()
+    first, second = Lease(storage, clock, beat=100), Lease(storage, clock, beat=100)
+    first.acquire()
+    clock.now += 61
+    second.acquire()
+    second.release()  # it did its work and ended
+    first.renew()
+    for call in (first.demand, first.acquire):
+        with pytest.raises(RunError, match="was taken over"):
+            call()
+
+
+def test_whoever_slept_learns_it_before_the_next_write(storage):
+    clock = Clock()
+    first, second = Lease(storage, clock, beat=100), Lease(storage, clock, beat=100)
+    first.acquire()
+    clock.now += 61
+    second.acquire()
+    first._renewed -= 201  # its own clock stood still meanwhile, and no beat came since
+    with pytest.raises(RunError, match=f"taken over by process {os.getpid()}"):
+        first.demand()
+    second.release()
+
+
+class Careless(LocalStorage):
+    """A server that ignores conditions."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        self.write(key, data)
+        return True
+
+
+def test_storage_that_excludes_nobody_is_refused(tmp_path):
+    with pytest.raises(StorageError, match="ignores conditional writes"):
+        Lease(Careless(tmp_path)).acquire()
+
+
+class Flaky(LocalStorage):
+    """Loses the answers of conditional writes, then is out of reach for a while."""
+
+    troubles: int = 0
+
+    def swap(self, key: str, data: bytes, tag: str) -> bool:
+        won = super().swap(key, data, tag)
+        if won and self.troubles:
+            self.troubles -= 1
+            if self.troubles % 2:
+                raise OSError(116, "Stale file handle")
+            return False
+        return won
+
+
+def test_beats_go_on_after_lost_answers(tmp_path):
+    storage = Flaky(tmp_path)
+    with Lease(storage, beat=0.05) as lease:
+        storage.troubles = 4
+        deadline = time.monotonic() + 20
+        while storage.troubles:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        at = json.loads(storage.read(KEY))["at"]
+        while json.loads(storage.read(KEY))["at"] == at:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        lease.demand()
 
 
 def test_the_lease_is_renewed_by_itself(storage):

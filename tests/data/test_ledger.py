@@ -203,23 +203,23 @@ def test_a_torn_last_line_is_ignored_and_cut_off_by_the_next_append(run, torn):
     before = Ledger(run)
     before.append("started")
     before.close()
-    with run.ledger_path.open("ab") as file:
+    with (run.path / "ledger.jsonl").open("ab") as file:
         file.write(torn)
     ledger = Ledger(run)
     assert [event["kind"] for event in ledger.events()] == ["started"]
     ledger.append("finished")
     assert [event["kind"] for event in Ledger(run).events()] == ["started", "finished"]
-    assert len(run.ledger_path.read_bytes().splitlines()) == 2
+    assert len((run.path / "ledger.jsonl").read_bytes().splitlines()) == 2
 
 
 def test_every_prefix_of_the_file_is_a_ledger(run):
     ledger = Ledger(run)
     for number in range(3):
         ledger.append("milestone", name=f"step {number}", text="ü\u2028\r\n")
-    whole = run.ledger_path.read_bytes()
+    whole = (run.path / "ledger.jsonl").read_bytes()
     ledger.close()
     for length in range(len(whole) + 1):
-        run.ledger_path.write_bytes(whole[:length])
+        (run.path / "ledger.jsonl").write_bytes(whole[:length])
         assert len(Ledger(run).events()) == whole[:length].count(b"\n")
 
 
@@ -227,8 +227,8 @@ def test_rounds_of_another_version_are_refused_by_name(run):
     ledger = Ledger(run)
     ledger.commit_round(result(1), [])
     ledger.close()
-    text = run.ledger_path.read_text(encoding="utf-8")
-    run.ledger_path.write_text(text.replace('"chance":', '"luck":'), encoding="utf-8")
+    text = (run.path / "ledger.jsonl").read_text(encoding="utf-8")
+    (run.path / "ledger.jsonl").write_text(text.replace('"chance":', '"luck":'), encoding="utf-8")
     with pytest.raises(RunError, match=r"ledger\.jsonl was written by another version of cdiff .*chance"):
         Ledger(run).rounds()
 
@@ -237,7 +237,7 @@ def test_damage_before_the_last_line_stops(run):
     ledger = Ledger(run)
     ledger.append("started")
     ledger.append("finished")
-    run.ledger_path.write_bytes(run.ledger_path.read_bytes()[5:])
+    (run.path / "ledger.jsonl").write_bytes((run.path / "ledger.jsonl").read_bytes()[5:])
     with pytest.raises(RunError, match="line 1"):
         Ledger(run)
 
@@ -300,8 +300,10 @@ def test_events_of_a_later_version_are_refused_by_name(run):
     ledger = Ledger(run)
     ledger.append("started")
     ledger.close()
-    text = run.ledger_path.read_text(encoding="utf-8")
-    run.ledger_path.write_text(text.replace('"schema_version": 1', '"schema_version": 2'), encoding="utf-8")
+    text = (run.path / "ledger.jsonl").read_text(encoding="utf-8")
+    (run.path / "ledger.jsonl").write_text(
+        text.replace('"schema_version": 1', '"schema_version": 2'), encoding="utf-8"
+    )
     with pytest.raises(RunError, match="schema version 2; this cdiff knows 1"):
         Ledger(run)
 
@@ -313,8 +315,24 @@ def test_a_driver_that_was_overtaken_cannot_write_again(run):
     clock[0] += 61  # it fell silent: its machine slept
     second = Ledger(run, clock=lambda: clock[0])
     second.append("milestone", name="a")
-    with pytest.raises(RunError, match=r"meanwhile|taken over"):
-        first.append("milestone", name="b")
-    second.append("finished")
+    with pytest.raises(RunError, match="meanwhile"):
+        first.append("milestone", name="b")  # before its next beat: its place is taken
+    commit(run, second, 1, accepted=True)
     second.close()
-    assert [event["kind"] for event in Ledger(run).events()] == ["started", "milestone", "finished"]
+    first._lease.renew()
+    for _ in range(2):  # after it: for good, though the other is gone
+        with pytest.raises(RunError, match="taken over"):
+            commit(run, first, 1, accepted=True)
+    assert [event["kind"] for event in Ledger(run).events()] == ["started", "milestone", "round"]
+
+
+def test_a_run_that_is_extended_is_no_longer_finished(run):
+    ledger = Ledger(run)
+    commit(run, ledger, 1, accepted=True)
+    assert ledger.closing() is None
+    ledger.append("finished", pairs=2)
+    ledger.record("tracking", run_id="x")
+    assert ledger.closing() == {"pairs": 2}
+    commit(run, ledger, 2, accepted=True)
+    assert Ledger(run).closing() is None
+    assert Ledger(run).last("finished") == {"pairs": 2}

@@ -146,6 +146,50 @@ def test_a_write_whose_answer_was_lost_counts_as_ours(bucket, monkeypatch):
     assert not storage.create("ledger/1", b"theirs")
 
 
+def test_an_answer_that_the_network_lost_counts_as_ours(bucket, monkeypatch):
+    """Below boto3's own retries: repeated there unseen, a conditional write would be refused for its own first try."""
+    from botocore.exceptions import ReadTimeoutError
+    from botocore.httpsession import URLLib3Session
+
+    storage, real, lost = storage_at(f"{bucket}/network"), URLLib3Session.send, list[str]()
+
+    def deaf(self, request):
+        answer = real(self, request)
+        if request.method == "PUT" and not lost:
+            lost.append(request.url)
+            raise ReadTimeoutError(endpoint_url=request.url)
+        return answer
+
+    monkeypatch.setattr(URLLib3Session, "send", deaf)
+    assert storage.create("ledger/1", b"mine")
+    assert lost and not storage.create("ledger/1", b"theirs")
+
+
+def test_what_no_waiting_mends_is_told_at_once(bucket, tmp_path, monkeypatch):
+    weights = tmp_path / "weights"
+    weights.write_bytes(bytes(9 << 20))
+    with pytest.raises(StorageError, match="NoSuchBucket"):
+        S3Storage("nowhere", "run").send("model.safetensors", weights)
+    with pytest.raises(StorageError, match="is no place on S3"):
+        S3Storage("no bucket", "run").write("a", b"")
+    storage = storage_at(f"{bucket}/full")
+    storage.write("a", b"x")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(s3.clients()[0], "download_file", full)
+    with pytest.raises(StorageError, match="CDIFF_CACHE"):
+        storage.fetch("a", tmp_path / "a")
+
+
+def test_nothing_swaps_a_file_that_is_gone(storage):
+    storage.write("a", b"x")
+    tag = storage.tag("a")
+    storage.delete("a")
+    assert not storage.swap("a", b"y", tag)
+
+
 def together(call) -> None:
     threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
     for thread in threads:

@@ -199,9 +199,9 @@ def test_a_run_of_other_data_is_refused(tmp_path):
 
 def test_a_run_that_crashed_while_it_was_made_is_made_again(tmp_path):
     first = create_run(tmp_path, "one", dump_config(Config()), Splits())
-    first.identity_path.unlink()
+    (first.path / "run.json").unlink()
     other = dump_config(load_config(None, ["generator.steps=7"]))
-    assert create_run(tmp_path, "one", other, Splits()).config_path.read_text() == other
+    assert (create_run(tmp_path, "one", other, Splits()).path / "config.yaml").read_text() == other
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a b", "x" * 101])
@@ -257,7 +257,7 @@ def test_a_run_on_s3_is_whole_on_a_machine_that_never_saw_it(bucket, tmp_path, m
     run.publish("checkpoints/segmenter-1")
     monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "other"))
     again = pickle.loads(pickle.dumps(find_run("far", f"{bucket}/home")))  # noqa: S301 (our own bytes)
-    assert again.path != tmp_path / "one" and not again.path.exists()
+    assert again.path.is_relative_to(tmp_path / "other") and not again.path.exists()
     assert shard_committed(again, name) and read_attempts(again, name) == [row.attempt for row in rows]
     assert read_pair(again, rows[2].attempt) == (rows[2].image_png, rows[2].mask_png)
     assert (again.checkpoint("segmenter-1") / "model.safetensors").read_bytes() == b"weights"
@@ -286,3 +286,48 @@ def test_a_run_may_be_asked_for_more_rounds_on_other_resources(tmp_path):
     assert create_run(tmp_path, "one", dump_config(more), Splits()).path.is_dir()
     with pytest.raises(RunError, match=r"seed: 0 there, 1 now"):
         create_run(tmp_path, "one", dump_config(load_config(None, ["rounds=5", "seed=1"])), Splits())
+
+
+def test_what_a_crash_left_beside_a_report_is_not_published(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path))
+    run = create_run(f"{bucket}/home", "crashed", dump_config(Config()), Splits())
+    (run.report_dir / ".report.html.0123.tmp").write_bytes(b"half")
+    (run.report_dir / "report.html").write_bytes(b"whole")
+    run.publish("report")
+    assert run.storage.keys("report") == ["report.COMMIT", "report/report.html"]
+
+
+def test_the_mirror_of_a_deleted_run_is_not_taken_for_the_new_one(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path))
+    run = create_run(f"{bucket}/home", "again", dump_config(Config()), Splits())
+    (run.checkpoints / ".training-generator").mkdir()
+    for key in run.storage.keys(""):
+        run.storage.delete(key)
+    new = create_run(f"{bucket}/home", "again", dump_config(load_config(None, ["seed=1"])), Splits())
+    assert new.path == run.path and not list(new.checkpoints.iterdir())
+
+
+def test_a_shard_that_was_changed_on_s3_is_not_read(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "one"))
+    run = create_run(f"{bucket}/home", "shards", dump_config(Config()), Splits())
+    name, rows = rows_of(2)
+    write_shard(run, name, rows)
+    data = run.storage.read(name)
+    run.storage.write(name, data[:-1] + bytes([data[-1] ^ 1]))  # as long as before
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "other"))
+    with pytest.raises(RunError, match="changed later"):
+        read_pair(run, rows[0].attempt)
+    with pytest.raises(RunError, match="changed later"):
+        read_pair(run, rows[0].attempt)  # nor is what was fetched kept
+
+
+@pytest.mark.parametrize("url", ["s3://b/runs/..", "s3://b/x/runs/", "s3://b/x", "s3://b/runs/../../x"])
+def test_urls_that_are_no_run_are_refused(url):
+    with pytest.raises(RunError, match="no run"):
+        find_run(url)
+
+
+def test_a_home_must_be_a_place():
+    for told in ("s3://", "gs://bucket"):
+        with pytest.raises(RunError, match="s3://BUCKET"):
+            home_of(told, {})

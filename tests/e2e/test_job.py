@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cdiff.data.ledger import Ledger
+from cdiff.data.run import open_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
 
@@ -128,7 +129,7 @@ def test_the_loop_runs_as_a_job_with_the_token_and_not_without(head, tiny_loop, 
             break
         time.sleep(2)
     assert told.returncode == 0, (told.stdout + told.stderr)[-3000:]
-    ledger = Ledger(home / "runs" / "job" / "ledger.jsonl")
+    ledger = Ledger(open_run(home / "runs" / "job"))
     assert len(ledger.rounds()) == 1
     assert ledger.last("finished") is not None
 

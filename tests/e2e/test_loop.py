@@ -151,9 +151,7 @@ def test_export_writes_an_mvtec_tree_that_the_reader_takes(done, home, tmp_path)
     samples = [
         s for folder in out.iterdir() if folder.is_dir() for s in read_source(str(folder), DataConfig())
     ]
-    assert len(samples) == len(
-        Ledger(home / "runs" / "tiny" / "ledger.jsonl").kept_pairs(accepted_only=False)
-    )
+    assert len(samples) == len(Ledger(open_run(home / "runs" / "tiny")).kept_pairs(accepted_only=False))
     assert all(not sample.is_normal for sample in samples)
 
 

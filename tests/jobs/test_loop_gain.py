@@ -56,7 +56,7 @@ def test_a_run_that_other_code_completed_is_refused(monkeypatch, code, refused):
     @contextmanager
     def opened(_):
         yield SimpleNamespace(
-            ledger=SimpleNamespace(last=lambda kind: closed), run=SimpleNamespace(path="/runs/one")
+            ledger=SimpleNamespace(closing=lambda: closed), run=SimpleNamespace(url="/runs/one")
         )
 
     monkeypatch.setattr(loop_gain, "run_loop", lambda arguments: 0)
