@@ -91,13 +91,16 @@ def make_group(journal: Path) -> Iterator[Make]:
         group.close()
 
 
+def _ready(group: ActorGroup) -> None:
+    """On a busy machine an actor may take long to start."""
+    ray.get([handle.__ray_ready__.remote() for handle in group.handles])
+
+
 def test_results_are_in_item_order_whatever_finishes_first(make_group: Make) -> None:
     items = [(f"item-{n}", (n, 1.0 if n == 0 else 0.0)) for n in range(8)]
     finished: list[str] = []
     group = make_group()
-    ray.get(
-        [handle.__ray_ready__.remote() for handle in group.handles]
-    )  # on a busy machine one may start much later
+    _ready(group)
     results = group.run("square", items, done=finished.append)
     assert [square for square, _ in results] == [n * n for n in range(8)]
     assert sorted(finished) == sorted(key for key, _ in items)
@@ -184,7 +187,7 @@ def test_an_actor_that_cannot_be_made_says_why_at_once(make_group: Make) -> None
 
 def test_a_standstill_ends_within_its_bound_and_tells_the_counts(make_group: Make) -> None:
     group = make_group(count=1, stall_timeout_s=2.0)
-    group.call("square", 1)
+    _ready(group)
     looks: list[int] = []
     began = time.monotonic()
     with pytest.raises(
@@ -223,7 +226,7 @@ class Walker:
 @pytest.fixture
 def walkers() -> Iterator[ActorGroup]:
     with ActorGroup("walker", lambda _: Walker.remote(), 2, ResourceConfig(stall_timeout_s=4.0)) as group:  # type: ignore[attr-defined]
-        group.run("walk", [("a", (1, 1)), ("b", (1, 1))])
+        _ready(group)
         yield group
 
 
