@@ -10,6 +10,7 @@ assess       downstream actor fits a segmenter and scores it on validation
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from actors.coordinator import CoordinatorActor
 from actors.downstream import DownstreamActor, Evaluation, Fit, FitRequest
 from actors.extractor import ExtractorActor
 from actors.generator import GeneratorActor
-from actors.group import ActorGroup, Steps, Watch
+from actors.group import ActorGroup, Steps, Watch, Work
 from actors.resources import actor_options, preflight
 from actors.shelf import generator_key, shelve_generator, taken_generator
 from cdiff.config import Config
@@ -48,6 +49,8 @@ from cdiff.types import (
 )
 from cdiff.wasm.gains import measured_gains
 from cdiff.wasm.quality import Thresholds
+
+log = logging.getLogger(__name__)
 
 _MINED = 64  # of a round's tasks, that a noise miner learns from
 
@@ -79,6 +82,7 @@ class Crew:
         self.downstream = self._group("downstream", DownstreamActor, config.resources.downstreams)
         self.extractor = self._group("extractor", ExtractorActor, 1)
         self.coordinator: ActorGroup | None = None
+        self.quarantined: list[Assignment] = []  # tasks of the last round that killed their actors
         self.train = manifest.ids("train")
         self.validation = manifest.ids("validation")
 
@@ -209,6 +213,7 @@ class Crew:
         """Plan, generate and judge; one more wave for what a slice still lacks. Arguments as for `adapt`."""
         coordinator, about = self._coordinator(), (known, number, revisions, config or self.config)
         plan = coordinator.call("plan", *about)
+        self.quarantined = []
         attempts = self._generate(plan, f"round {number}: making pairs")
         pairs, more = coordinator.call("judge", *about, plan, attempts, False)
         if more:
@@ -277,12 +282,24 @@ class Crew:
         for assignment in plan:
             recipes.setdefault(assignment.task.recipe, []).append(assignment)
         shards = [own[first : first + size] for own in recipes.values() for first in range(0, len(own), size)]
+        found: dict[str, list[Attempt]] = {}
         with tqdm(total=len(plan), desc=label, unit="pair", leave=False) as bar:
             work = [(shard[0].task_id, (shard,)) for shard in shards]
-            done = self.generators.run(
-                "generate", work, done=lambda _: bar.update(min(size, len(plan) - bar.n))
-            )
-        return [attempt for shard in done for attempt in shard]
+            for _, attempts in self.generators.stream("generate", work, parts=self._suspects):
+                found |= {attempts[0].task_id: attempts}
+                bar.update(len(attempts))
+        order = {assignment.task_id: number for number, assignment in enumerate(plan)}
+        return sorted((a for shard in found.values() for a in shard), key=lambda a: order[a.task_id])
+
+    def _suspects(self, key: str, arguments: tuple[Any, ...], cause: str) -> list[Work]:
+        """A shard that killed two actors, in halves; a task of which nothing is left to halve is given up, so that the round goes on."""
+        (shard,) = arguments
+        middle = len(shard) // 2
+        if middle:
+            return [(part[0].task_id, (part,)) for part in (shard[:middle], shard[middle:])]
+        log.warning("task=%s of slice %s killed its actors and is left out: %s", key, shard[0].slice, cause)
+        self.quarantined.append(shard[0])
+        return []
 
     def _base(self, ledger: Ledger) -> str:
         """Revision of the model of real photos that all fits of this run go on from; "" where each starts afresh."""

@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 
 Work = tuple[str, tuple[Any, ...]]  # the item's id, the arguments of its call
 Steps = tuple[int, int]  # done, and in all of the current phase
+Parts = Callable[
+    [str, tuple[Any, ...], str], list[Work]
+]  # of an item that killed its actor twice: id, arguments, cause
 Watch = Callable[[Sequence[Steps]], None]  # called while the group waits, with the steps of actors that work
 
 POLL_SECONDS = 1.0  # how often a waiting group looks up: Ctrl-C and progress bars
@@ -50,6 +53,7 @@ class _Item:
     key: str
     arguments: tuple[Any, ...]
     failures: int = 0
+    deaths: int = 0  # of actors that were working on it
     cause: str = ""  # of the first failure: later ones are often its consequences
     failed_on: int = -1  # member that failed last
 
@@ -87,6 +91,7 @@ class ActorGroup:
         self.name, self._make, self._resources = name, make, resources
         self._members = [_Member(index, make(index)) for index in range(count)]
         self._streaming, self._results = False, 0
+        self._parts: Parts | None = None
 
     def __enter__(self) -> ActorGroup:
         return self
@@ -125,6 +130,7 @@ class ActorGroup:
         *,
         done: Callable[[str], None] | None = None,
         watch: Watch | None = None,
+        parts: Parts | None = None,
     ) -> Generator[tuple[str, Any], None, None]:
         """Yield (id, result) as items complete.
 
@@ -133,11 +139,13 @@ class ActorGroup:
             items: (id, arguments), ids unique; taken one by one only as actors have room.
             done: called with an item's id when its result is there, for progress bars.
             watch: called about once a second while the group waits, with the steps that working actors told last.
+            parts: what to do instead of an item that killed two actors, so that what is harmless in it is done; nothing, and the
+                stream goes on without it. A part that kills once more is asked about in its turn. Without it such an item is an error.
         """
         if self._streaming:
             raise ActorError(f"the {self.name} group is still working: finish or close its last stream first")
         source, waiting, seen = iter(items), deque[_Item](), set[str]()
-        self._streaming, self._results = True, 0
+        self._streaming, self._results, self._parts = True, 0, parts
         try:
             while self._fill(method, source, waiting, seen):
                 for key, result in self._collect(method, waiting, watch):
@@ -261,6 +269,13 @@ class ActorGroup:
         item.failures += 1
         item.failed_on = member.index
         item.cause = item.cause or _what(error)
+        item.deaths += isinstance(error, DEAD) and not _with_its_node(error)
+        if self._parts and item.deaths > 1 and not getattr(error, "actor_init_failed", False):
+            pieces = self._parts(item.key, item.arguments, item.cause)
+            waiting.extend(
+                _Item(*piece, deaths=1, cause=item.cause, failed_on=member.index) for piece in pieces
+            )
+            return
         # a constructor's exception is about set-up, not about the item: the next actor would raise it too
         hopeless = getattr(error, "actor_init_failed", False)
         if hopeless or item.failures > self._resources.retries:
@@ -289,6 +304,11 @@ def _finished(reference: Any) -> tuple[Any, bool]:
         return ray.get(reference), True
     except RayError:
         return None, False
+
+
+def _with_its_node(error: RayError) -> bool:
+    """A node takes all its actors along, whatever they were working on."""
+    return isinstance(error, NodeDiedError) or "its node has died" in str(error)
 
 
 def _what(error: RayError) -> str:

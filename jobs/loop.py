@@ -49,7 +49,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
             weaknesses=known.weaknesses,
             alarms=tuple(false_positives(outcomes)),
             kept=len(kept),
-            counts=counts(pairs),
+            counts=counts(pairs, crew.quarantined),
             candidate=candidate.revision,
             validation=candidate.headline(),
             decision=decision,

@@ -18,7 +18,7 @@ import numpy as np
 
 from cdiff.config import Config
 from cdiff.data.dataset import MIN_AREA
-from cdiff.types import Attempt, Box, Outcome, Pair, Purpose
+from cdiff.types import Assignment, Attempt, Box, Outcome, Pair, Purpose
 from cdiff.wasm.budget import band
 from cdiff.wasm.survival import HARD
 
@@ -33,6 +33,7 @@ INVALID = (
     "adversarial",
 )
 STOPPED, OUT_OF_BAND, FULL = "slice stopped", "out of band", "budget full"
+QUARANTINED = "quarantined"  # no attempt: the task killed its actor twice
 VALID = ("kept", OUT_OF_BAND, FULL)  # verdicts of pairs that nothing is said against
 
 _BOUNDED = ("visible", "on_object", "sharpness", "label_iou", "survives")
@@ -158,9 +159,10 @@ def judge(
     return [Pair(attempt, reason) for attempt, reason in zip(ordered, reasons, strict=True)]
 
 
-def counts(pairs: Iterable[Pair]) -> tuple[tuple[str, str, int], ...]:
-    """(slice, reason or "kept", how many), sorted; their sum is the number of attempts."""
+def counts(pairs: Iterable[Pair], quarantined: Iterable[Assignment] = ()) -> tuple[tuple[str, str, int], ...]:
+    """(slice, reason or "kept", how many), sorted; their sum is the number of attempts, and of tasks that killed their actors."""
     found = Counter((pair.attempt.assignment.slice, pair.reason or "kept") for pair in pairs)
+    found.update((assignment.slice, QUARANTINED) for assignment in quarantined)
     return tuple((name, reason, number) for (name, reason), number in sorted(found.items()))
 
 

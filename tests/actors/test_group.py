@@ -46,6 +46,12 @@ class Worker:
             os._exit(1)
         return self.index
 
+    def squares(self, numbers: list[int]) -> list[int]:
+        self._note(f"squares {numbers}")
+        if 13 in numbers:
+            os._exit(1)
+        return [number * number for number in numbers]
+
     def fail(self, text: str) -> None:
         self._note(text)
         raise RuntimeError(text)
@@ -152,6 +158,29 @@ def test_a_poison_item_ends_with_an_error_that_names_it_and_spares_its_neighbour
         group.run("die", items)
     assert journal.read_text().splitlines().count("die True") == 2, "one try and one retry"
     assert group.call("die", False) == 0, "the group lives on"
+
+
+def test_what_is_harmless_in_a_poison_item_is_done_and_the_rest_is_left_out(
+    make_group: Make, journal: Path
+) -> None:
+    left_out: list[tuple[str, str]] = []
+
+    def parts(key: str, arguments: tuple[Any, ...], cause: str) -> list[tuple[str, tuple[Any, ...]]]:
+        (numbers,) = arguments
+        if len(numbers) == 1:
+            left_out.append((key, cause))
+            return []
+        middle = len(numbers) // 2
+        return [(str(part[0]), (part,)) for part in (numbers[:middle], numbers[middle:])]
+
+    items = [("1", ([1, 2],)), ("11", ([11, 12, 13, 14],)), ("21", ([21, 22],))]
+    found = dict(make_group(count=2).stream("squares", items, parts=parts))
+    assert sorted(n for squares in found.values() for n in squares) == [
+        n * n for n in (1, 2, 11, 12, 14, 21, 22)
+    ]
+    assert [key for key, _ in left_out] == ["13"] and "died" in left_out[0][1]
+    deaths = [line for line in journal.read_text().splitlines() if "13" in line]
+    assert deaths == ["squares [11, 12, 13, 14]"] * 2 + ["squares [13, 14]", "squares [13]"]
 
 
 def test_a_failing_call_is_tried_again_on_another_actor(make_group: Make, journal: Path) -> None:

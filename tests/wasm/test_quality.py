@@ -300,6 +300,8 @@ def test_a_slice_stops_after_too_many_invalid_attempts_and_gets_no_further_wave(
         ("tile/crack", "slice stopped", 16),
         ("tile/fine", "kept", 5),
     )
+    lost = [attempt(200, slice="tile/fine").assignment]  # a task that killed its actors
+    assert counts(pairs, lost)[3:] == (("tile/fine", "kept", 5), ("tile/fine", "quarantined", 1))
 
 
 def test_two_attempts_of_one_index_are_refused() -> None:
