@@ -282,6 +282,7 @@ class Crew:
         for assignment in plan:
             recipes.setdefault(assignment.task.recipe, []).append(assignment)
         shards = [own[first : first + size] for own in recipes.values() for first in range(0, len(own), size)]
+        self.run.demand_room(sum(map(self._bytes, plan)), f"{len(plan)} pairs")
         found: dict[str, list[Attempt]] = {}
         with tqdm(total=len(plan), desc=label, unit="pair", leave=False) as bar:
             work = [(shard[0].task_id, (shard,)) for shard in shards]
@@ -290,6 +291,11 @@ class Crew:
                 bar.update(len(attempts))
         order = {assignment.task_id: number for number, assignment in enumerate(plan)}
         return sorted((a for shard in found.values() for a in shard), key=lambda a: order[a.task_id])
+
+    def _bytes(self, assignment: Assignment) -> int:
+        """About what a pair takes on disk: PNG halves photos at best, and crops and masks come on top."""
+        photo = self.dataset.sample(assignment.task.background)
+        return photo.width * photo.height * (1 if photo.mode == "L" else 3)
 
     def _suspects(self, key: str, arguments: tuple[Any, ...], cause: str) -> list[Work]:
         """A shard that killed two actors, in halves; a task of which nothing is left to halve is given up, so that the round goes on."""

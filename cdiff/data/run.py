@@ -21,7 +21,7 @@ import yaml
 
 from cdiff import __version__
 from cdiff.data.storage import Storage, checked, storage_at
-from cdiff.errors import RunError
+from cdiff.errors import RunError, StorageError
 from cdiff.types import content_hash
 
 FREE = ("rounds", "resources", "tracking")  # sections that may change from one start of a run to the next
@@ -108,6 +108,15 @@ class Run:
             with contextlib.suppress(FileNotFoundError):
                 self.storage.fetch(key, path)
         return path
+
+    def demand_room(self, needed: int, what: str) -> None:
+        """Return if there is room for so many bytes, or nobody can tell; StorageError otherwise, before the work and not in its midst."""
+        free = self.storage.free_bytes()
+        if free is not None and free < needed:
+            raise StorageError(
+                f"{what} need about {needed / 1e9:.1f} GB under {self.url}, where {free / 1e9:.1f} GB are free. Free the disk, or ask for "
+                "less (wasm.pairs); the same command goes on."
+            )
 
     def publish(self, key: str) -> None:
         """Make durable what was written under `path`: a file, or all files of a folder and then its COMMIT; what is there is left."""

@@ -331,3 +331,10 @@ def test_a_home_must_be_a_place():
     for told in ("s3://", "gs://bucket"):
         with pytest.raises(RunError, match="s3://BUCKET"):
             home_of(told, {})
+
+
+def test_room_is_demanded_before_the_work(tmp_path):
+    run = create_run(tmp_path, "one", dump_config(Config()), Splits())
+    run.demand_room(1000, "2 pairs")
+    with pytest.raises(RunError, match=r"2 pairs need about 1000000000\.0 GB .* are free\. Free the disk"):
+        run.demand_room(10**18, "2 pairs")
