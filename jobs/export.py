@@ -1,12 +1,14 @@
 """Write the pairs that a run's models trained on as an MVTec AD tree.
 
     python jobs/export.py ~/cdiff/runs/NAME pairs/
+    python jobs/export.py ~/cdiff/runs/NAME pairs/ --regenerate --data /photos/screw
 
     OUT/CATEGORY/test/TYPE/NNN.png                  the photo with the new target, in the photo's own mode
     OUT/CATEGORY/ground_truth/TYPE/NNN_mask.png     all targets on that photo
     OUT/provenance.parquet, provenance.csv          how each was made; written last: an export without them is not whole
 
-Reads the ledger and the shards alone: neither the original photos nor any model is needed.
+Reads the ledger and the shards alone: neither the original photos nor any model is needed. With --regenerate the pixels are not
+read but made again from each pair's row, by the models that it names, and compared with what is stored.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,18 +24,25 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from cdiff.config_file import load_config
+from cdiff.data.dataset import Dataset
+from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import Run, find_run, read_pair, read_provenance, safe_name
 from cdiff.errors import RunError
-from cdiff.types import Pair
+from cdiff.types import Attempt, Pair
+from cdiff.wasm.again import made_again
 from jobs.stopping import exit_code
 
+Pixels = Callable[[list[Attempt]], Iterator[tuple[bytes, bytes]]]  # photo and mask of each, PNG bytes
 
-def export(run: Run, out: Path, all_kept: bool = False) -> int:
+
+def export(run: Run, out: Path, all_kept: bool = False, pixels: Pixels | None = None) -> int:
     """Write the kept pairs of a run's accepted rounds to an empty or new folder; returns how many.
 
     Args:
         all_kept: also the kept pairs of rejected rounds, that no accepted model trained on.
+        pixels: where they come from; None: from the shards.
     Raises:
         RunError: the folder is not empty, there is nothing to write, or a shard is damaged.
     """
@@ -47,6 +57,8 @@ def export(run: Run, out: Path, all_kept: bool = False) -> int:
         )
     places: list[dict[str, object]] = []
     numbers: Counter[tuple[str, str]] = Counter()
+    attempts = [pair.attempt for _, pair in found]
+    images = pixels(attempts) if pixels else (read_pair(run, attempt) for attempt in attempts)
     try:
         for number, pair in tqdm(found, desc="writing pairs", unit="pair", leave=False):
             category, kind = safe_name(pair.attempt.category), safe_name(pair.attempt.type)
@@ -56,7 +68,7 @@ def export(run: Run, out: Path, all_kept: bool = False) -> int:
                 f"{category}/test/{kind}/{name}.png",
                 f"{category}/ground_truth/{kind}/{name}_mask.png",
             )
-            for place, data in zip((image, mask), read_pair(run, pair.attempt), strict=True):
+            for place, data in zip((image, mask), next(images), strict=True):
                 (out / place).parent.mkdir(parents=True, exist_ok=True)
                 (out / place).write_bytes(data)
             places.append({"task_id": pair.task_id, "image": image, "mask": mask, "round": number})
@@ -66,6 +78,22 @@ def export(run: Run, out: Path, all_kept: bool = False) -> int:
             f"cannot write {error.filename or out}: {error.strerror}. Empty the folder and try again."
         ) from None
     return len(found)
+
+
+class Regenerated:
+    """Pixels made again, and how many pairs are equal to what is stored."""
+
+    def __init__(self, run: Run, data: Sequence[str], groups: str | None) -> None:
+        self._run, self._config = run, load_config(run.local("config.yaml"))
+        self._dataset = Dataset(read_sources(list(data), groups, self._config.data), self._config.data)
+        self.equal = 0
+
+    def __call__(self, attempts: list[Attempt]) -> Iterator[tuple[bytes, bytes]]:
+        for attempt, made in zip(
+            attempts, made_again(self._run, attempts, self._dataset, self._config), strict=True
+        ):
+            self.equal += made == read_pair(self._run, attempt)
+            yield made
 
 
 def _pairs(run: Run, all_kept: bool) -> list[tuple[int, Pair]]:
@@ -95,12 +123,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", metavar="RUN", help="run folder, or its name under the home")
     parser.add_argument("out", metavar="OUT", type=Path, help="new or empty folder")
     parser.add_argument("--all-kept", action="store_true", help="also the kept pairs of rejected rounds")
+    parser.add_argument("--regenerate", action="store_true", help="make the pixels again; needs --data")
+    parser.add_argument(
+        "--data", action="append", default=[], help="the run's photos, as the loop was given them"
+    )
+    parser.add_argument("--groups", help="as the loop was given it")
     parser.add_argument("--home", help="where runs lie (default: CDIFF_HOME, else ~/cdiff)")
     args = parser.parse_args(arguments)
 
     def work() -> None:
-        count = export(find_run(args.run, args.home), args.out, args.all_kept)
+        run = find_run(args.run, args.home)
+        again = Regenerated(run, args.data, args.groups) if args.regenerate else None
+        count = export(run, args.out, args.all_kept, again)
         print(f"{count} pairs in {args.out}, with provenance.parquet and provenance.csv")
+        if again:
+            print(f"made again, {again.equal} of {count} are equal to what is stored, byte for byte")
 
     return exit_code(work, f"{args.out} is not whole: empty it before the next try")
 

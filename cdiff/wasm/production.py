@@ -16,7 +16,7 @@ from cdiff.generator.model import Generator
 from cdiff.generator.paste import cut
 from cdiff.generator.placement import foreground
 from cdiff.safe.tokens import TokenBank
-from cdiff.types import Assignment, Attempt, Box
+from cdiff.types import Assignment, Attempt, Box, GenerationTask
 from cdiff.wasm.arms import Judge
 from cdiff.wasm.layout import Layout
 from cdiff.wasm.measures import fingerprint, measure_pair, visibility
@@ -43,17 +43,28 @@ def produce_shard(
     """
     name = shard_name(assignments)
     if not shard_committed(run, name):
-        segmenter = miners.segmenter
-        if segmenter is not None:
-            miners = replace(miners, judge=loss_judge(segmenter, config))
         began, tasks = time.perf_counter(), [assignment.task for assignment in assignments]
-        produced = make_pairs(generator, bank, tasks, dataset, config, miners)
+        produced = produce(tasks, generator, bank, miners, dataset, config)
         rows = [
-            _row(assignment, name, number, pair, segmenter, dataset, config)
+            _row(assignment, name, number, pair, miners.segmenter, dataset, config)
             for number, (assignment, pair) in enumerate(zip(assignments, produced, strict=True))
         ]
         write_shard(run, name, rows, time.perf_counter() - began)
     return read_attempts(run, name)
+
+
+def produce(
+    tasks: list[GenerationTask],
+    generator: Generator,
+    bank: TokenBank,
+    miners: Miners,
+    dataset: Dataset,
+    config: Config,
+) -> list[Produced]:
+    """As `cdiff.wasm.mining.make_pairs`, with candidates judged by the miners' segmenter where they have one."""
+    if miners.segmenter is not None:
+        miners = replace(miners, judge=loss_judge(miners.segmenter, config))
+    return make_pairs(generator, bank, tasks, dataset, config, miners)
 
 
 def loss_judge(segmenter: torch.nn.Module, config: Config) -> Judge:

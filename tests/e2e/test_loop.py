@@ -155,6 +155,16 @@ def test_export_writes_an_mvtec_tree_that_the_reader_takes(done, home, tmp_path)
     assert all(not sample.is_normal for sample in samples)
 
 
+def test_kept_pairs_made_again_from_their_rows_have_the_same_bytes(done, home, tmp_path) -> None:
+    data = [str(path) for path in sorted((home / "data").glob("demo-*/*")) if path.is_dir()]
+    sources = [part for path in data for part in ("--data", path)]
+    run, out = str(home / "runs" / "tiny"), str(tmp_path / "again")
+    told = _command("export.py", run, out, "--all-kept", "--regenerate", *sources, home=home)
+    assert told.returncode == 0, told.stderr
+    count = len(Ledger(open_run(run)).kept_pairs(accepted_only=False))
+    assert count and f"made again, {count} of {count} are equal" in told.stdout
+
+
 def test_a_missing_folder_is_named_with_the_remedy(home) -> None:
     told = _command(
         "loop.py", "--config", str(ROOT / "configs/mvtec.yaml"), "--data", str(home / "nowhere"), home=home

@@ -1,0 +1,49 @@
+"""The models that tasks name by their revisions, loaded from a run's checkpoints when they are first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cdiff.config import Config
+from cdiff.data.run import Run
+from cdiff.downstream.segmenter import load_segmenter
+from cdiff.generator.model import Generator
+from cdiff.safe.tokens import TokenBank
+from cdiff.types import Revisions
+from cdiff.wasm.mining import Miners
+from cdiff.wasm.noise import NoiseMiner
+from cdiff.wasm.token import WeaknessToken
+
+
+class Models:
+    """Of one run, each loaded once."""
+
+    def __init__(self, run: Run, config: Config) -> None:
+        self._run, self._device = run, config.resources.device
+        self._loaded: dict[str, Any] = {}
+
+    def generator(self, revisions: Revisions) -> tuple[Generator, TokenBank]:
+        generator = self._load(revisions.generator, lambda path: Generator.load(path, self._device))
+        return generator, self._load(revisions.bank, lambda path: TokenBank.load(_file(path)))
+
+    def miners(self, revisions: Revisions) -> Miners:
+        """What the tasks' arm needs, as far as their revisions name it."""
+        known: dict[str, Any] = {}
+        if revisions.segmenter:
+            known["segmenter"] = self._load(revisions.segmenter, load_segmenter)
+        if revisions.miner:
+            known["noise"] = self._load(revisions.miner, lambda path: NoiseMiner.load(_file(path)))
+        if revisions.token:
+            known["token"] = self._load(revisions.token, lambda path: WeaknessToken.load(_file(path)))
+        return Miners(**known)
+
+    def _load(self, revision: str, read: Callable[[Path], Any]) -> Any:
+        if revision not in self._loaded:
+            self._loaded[revision] = read(self._run.checkpoint(revision))
+        return self._loaded[revision]
+
+
+def _file(path: Path) -> Path:
+    return path.with_suffix(".safetensors")
