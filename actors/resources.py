@@ -15,10 +15,12 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import cdiff
 from cdiff.config import Config
-from cdiff.errors import ConfigError, ResourceError
+from cdiff.data.dataset import Dataset
+from cdiff.errors import CdiffError, ConfigError, ResourceError
 
 Role = Literal["generator", "extractor", "downstream", "coordinator"]
 Resources = dict[str, float]  # "CPU", "GPU"
@@ -149,6 +151,44 @@ def preflight(config: Config, *, wait: bool = True, actors: Mapping[Role, int] |
             raise ResourceError(_shortage(config, counts, bundles, seconds))
     finally:
         remove_placement_group(group)
+
+
+def demand_data(dataset: Dataset, seconds: float = 300.0) -> None:
+    """Have every node read one photo, before actors anywhere fail on it.
+
+    Raises:
+        ResourceError: a node that cannot, with the reason, or that did not answer in time.
+    """
+    sample_id = dataset.samples[0].sample_id
+    nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    shared = ray.put(dataset)
+    asked = {
+        _read_one.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            shared, sample_id
+        ): name
+        for node, name in nodes.items()
+    }
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+    found = {asked[reference]: ray.get(reference) for reference in done}
+    found |= {asked[reference]: f"no answer within {seconds:.0f} s" for reference in late}
+    told = [f"{name}: {reason}" for name, reason in sorted(found.items()) if reason]
+    if told:
+        raise ResourceError(
+            f"{len(told)} of {len(nodes)} nodes cannot read the photos:\n  "
+            + "\n  ".join(told)
+            + "\nGive --data a path that all "
+            "nodes share, or s3://BUCKET/FOLDER with credentials in every node's environment."
+        )
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _read_one(dataset: Dataset, sample_id: str) -> str:
+    """What keeps this node from reading a photo; "" when nothing does."""
+    try:
+        dataset.image(sample_id)
+    except CdiffError as error:
+        return str(error)
+    return ""
 
 
 def code_hash(*folders: str) -> str:

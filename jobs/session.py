@@ -14,13 +14,14 @@ from pathlib import Path
 import ray
 
 from actors.crew import Crew
-from actors.resources import Cluster, connect
+from actors.resources import Cluster, connect, demand_data
 from cdiff.config import Config
 from cdiff.config_file import dump_config, load_config
 from cdiff.data.dataset import Dataset
 from cdiff.data.demo import make_demo
 from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger, lease_of
+from cdiff.data.origin import Origin, origin_of
 from cdiff.data.run import FREE, run_of
 from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder, home_of
@@ -80,7 +81,10 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--config", help="YAML file of settings (see configs/)")
     out.add_argument(
-        "--data", action="append", default=[], help="folder of photos and masks; repeat for several"
+        "--data",
+        action="append",
+        default=[],
+        help="folder of photos and masks, or s3://BUCKET/FOLDER; repeat for several",
     )
     out.add_argument(
         "--groups", help="JSON or CSV: photo -> source object; photos of one object never cross a split"
@@ -116,7 +120,9 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
     place = home_of(args.home)
     home = home_folder(place)
     print(f"home       {place}", flush=True)
-    sources = make_demo(home / "data", config.data, config.data.split_seed) if demo else args.data
+    sources, origins = _sources(args.data)
+    if demo:
+        sources = make_demo(home / "data", config.data, config.data.split_seed)
     samples, manifest = make_splits(
         read_sources(sources, args.groups, config.data), config.data, config.wasm.folds
     )
@@ -132,13 +138,16 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
             print(f"resumed    with {len(ledger.rounds())} of {config.rounds} rounds committed", flush=True)
         told = " ".join(arguments if arguments is not None else sys.argv[1:])
         command = f"python jobs/{'benchmark.py quality' if purpose else 'loop.py'} {told}"
+        dataset = Dataset(samples, config.data, origins)
         with _connected() as cluster:
             print(f"cluster    {cluster}", flush=True)
+            if cluster.nodes > 1:
+                demand_data(dataset)
             yield Session(
                 config,
                 run,
                 home,
-                Dataset(samples, config.data),
+                dataset,
                 manifest,
                 ledger,
                 cluster,
@@ -146,6 +155,12 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
                 command.strip(),
                 demo,
             )
+
+
+def _sources(told: Sequence[str]) -> tuple[list[str], list[Origin]]:
+    """Folders of this machine; those on S3 are brought here first."""
+    origins = {url: origin_of(url) for url in told if "://" in url}
+    return [str(origins[path].folder) if path in origins else path for path in told], list(origins.values())
 
 
 def _announce(run: Run, manifest: Manifest) -> None:

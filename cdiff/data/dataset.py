@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from cdiff.config import DataConfig
 from cdiff.data.images import Limits, read_image, read_mask
 from cdiff.errors import DataError
 from cdiff.types import Box, Sample, Target
+
+if TYPE_CHECKING:
+    from cdiff.data.origin import Origin  # whoever has only folders need not import boto3
 
 JOIN_SHARE = (
     0.02  # parts of one type nearer than this share of the photo's longer side are one target: cracks break
@@ -79,9 +83,11 @@ def components(mask: NDArray[np.bool_]) -> list[tuple[Box, NDArray[np.bool_]]]:
 class Dataset:
     """The samples of a run. Arrays that it hands out are shared with its cache and therefore read-only."""
 
-    def __init__(self, samples: Iterable[Sample], config: DataConfig) -> None:
+    def __init__(self, samples: Iterable[Sample], config: DataConfig, origins: Sequence[Origin] = ()) -> None:
         """Take samples in order of their ids; nothing is decoded yet.
 
+        Args:
+            origins: folders whose files are fetched where a machine lacks them.
         Raises:
             DataError: two samples of one id.
         """
@@ -89,7 +95,7 @@ class Dataset:
         self._by_id = {sample.sample_id: sample for sample in self.samples}
         if len(self._by_id) != len(self.samples):
             raise DataError("two samples have the same id; each photo may be given once.")
-        self._limits = Limits.of(config)
+        self._limits, self._origins = Limits.of(config), tuple(origins)
         self._cache = _Cache(config.cache_megabytes * 1_000_000)
         self._targets: dict[str, tuple[Target, ...]] = {}
 
@@ -106,7 +112,7 @@ class Dataset:
     def image(self, sample_id: str) -> NDArray[np.uint8]:
         """The photo, uint8 [H, W, 3]."""
         sample = self.sample(sample_id)
-        return self._cache.get(("image", sample_id), lambda: read_image(sample.image, self._limits))
+        return self._cache.get(("image", sample_id), lambda: self._read_image(sample))
 
     def mask(self, sample_id: str) -> NDArray[np.bool_]:
         """Where any target is, bool [H, W]."""
@@ -164,6 +170,15 @@ class Dataset:
         """The targets of several photos, in the order of the ids."""
         return [target for sample_id in sample_ids for target in self.targets(sample_id)]
 
+    def _read_image(self, sample: Sample) -> NDArray[np.uint8]:
+        return read_image(self._here(sample.image), self._limits)
+
+    def _here(self, path: str) -> str:
+        """The path of a file, brought to this machine if it lies elsewhere."""
+        for origin in self._origins:
+            origin.bring(Path(path))
+        return path
+
     def _stack(self, sample_id: str) -> NDArray[np.bool_]:
         """One mask per type of the sample, bool [types, H, W]."""
         return self._cache.get(("stack", sample_id), lambda: self._read_stack(self.sample(sample_id)))
@@ -171,7 +186,7 @@ class Dataset:
     def _read_stack(self, sample: Sample) -> NDArray[np.bool_]:
         stack = np.zeros((len(sample.types), sample.height, sample.width), dtype=bool)
         for file in sample.masks:
-            values = read_mask(file.path, self._limits)
+            values = read_mask(self._here(file.path), self._limits)
             if values.shape != stack.shape[1:]:
                 raise DataError(
                     f"{file.path}: its size changed since the data set was read; start the run again."

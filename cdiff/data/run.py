@@ -160,12 +160,16 @@ class Run:
 
 
 def mirror_of(url: str) -> Path:
-    """Where the files of a run on S3 lie on this machine: under CDIFF_CACHE, else ~/.cache/cdiff."""
+    """Where the files of a run on S3 lie on this machine."""
     home, _, name = url.rstrip("/").rpartition("/runs/")
     if not NAME.fullmatch(name):
         raise RunError(f"{url!r} is no run: give s3://BUCKET/HOME/runs/NAME.")
-    cache = os.environ.get("CDIFF_CACHE") or "~/.cache/cdiff"
-    return Path(os.path.abspath(Path(cache).expanduser())) / content_hash(home)[:16] / "runs" / name
+    return cache_folder() / content_hash(home)[:16] / "runs" / name
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps what lies on S3: CDIFF_CACHE, else ~/.cache/cdiff. It can be deleted while no run works."""
+    return Path(os.path.abspath(Path(os.environ.get("CDIFF_CACHE") or "~/.cache/cdiff").expanduser()))
 
 
 def home_of(flag: str | None = None, environment: Mapping[str, str] = os.environ) -> str:

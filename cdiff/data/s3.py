@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -63,8 +64,10 @@ class S3Storage:
         prefix: str,
         patience: float = PATIENCE,
         sleep: Callable[[float], None] = time.sleep,
+        names: re.Pattern[str] | None = None,
     ) -> None:
         self.bucket, self.prefix, self._patience, self._sleep = bucket, prefix, patience, sleep
+        self._names = names  # keys that are taken instead of our own: of folders that others filled
 
     @property
     def url(self) -> str:
@@ -106,14 +109,18 @@ class S3Storage:
         return self._conditionally(key, data, IfMatch=tag)
 
     def keys(self, prefix: str = "") -> list[str]:
+        return sorted(self.tags(prefix))
+
+    def tags(self, prefix: str = "") -> dict[str, str]:
+        """Tags of all files whose keys begin with a prefix, by key."""
+        cut = len(self.prefix) + 1 if self.prefix else 0
         whole = f"{self.prefix}/{prefix}" if self.prefix else prefix
 
-        def call() -> list[str]:
+        def call() -> dict[str, str]:
             pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=whole)
-            return [found["Key"] for page in pages for found in page.get("Contents", ())]
+            return {found["Key"][cut:]: found["ETag"] for page in pages for found in page.get("Contents", ())}
 
-        names = self._patiently("list", prefix or "all", call)
-        return sorted(name[len(self.prefix) + 1 if self.prefix else 0 :] for name in names)
+        return self._patiently("list", prefix or "all", call)
 
     def delete(self, key: str) -> None:
         self._patiently("delete", key, lambda: _client().delete_object(**self._at(key)))
@@ -138,7 +145,8 @@ class S3Storage:
         return None
 
     def _at(self, key: str) -> dict[str, str]:
-        checked(key)
+        if not (self._names and self._names.fullmatch(key)):
+            checked(key)
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}" if self.prefix else key}
 
     def _conditionally(self, key: str, data: bytes, **condition: str) -> bool:

@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import ray
 
-from actors.resources import actor_options, code_hash, preflight, refuse_other_code, roles
+from actors.resources import actor_options, code_hash, demand_data, preflight, refuse_other_code, roles
 from cdiff.config import Config
 from cdiff.config_file import load_config
+from cdiff.data.dataset import Dataset
 from cdiff.errors import ConfigError, ResourceError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,3 +175,12 @@ def test_connect_to_a_cluster_that_is_not_there_says_what_to_do() -> None:
     )
     assert "ResourceError: cannot reach Ray at 127.0.0.1:1" in done.stderr
     assert "unset RAY_ADDRESS" in done.stderr
+
+
+def test_a_node_that_cannot_read_the_photos_is_named_before_anything_starts(
+    local_ray, photos, tmp_path, tiny_config
+) -> None:
+    demand_data(photos)
+    moved = [replace(sample, image=str(tmp_path / "elsewhere.png")) for sample in photos.samples]
+    with pytest.raises(ResourceError, match=r"1 of 1 nodes cannot read the photos:\n  .*: .*elsewhere\.png"):
+        demand_data(Dataset(moved, tiny_config.data))

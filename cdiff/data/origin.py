@@ -1,0 +1,113 @@
+"""Photos on S3: brought to the driver's machine as a whole, and to any other when an actor there asks for one.
+
+    CACHE/data/HASH/NAME/...       the files, as in the bucket; CACHE is CDIFF_CACHE, else ~/.cache/cdiff, and the same path on all nodes
+    CACHE/data/HASH/index.json     what was brought: {path: [tag in the bucket, SHA-256]}
+
+A file that changed in the bucket is brought anew by the next start; within a run it is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cdiff.data.run import cache_folder
+from cdiff.data.s3 import S3Storage
+from cdiff.data.storage import write_durably
+from cdiff.errors import DataError
+from cdiff.types import content_hash
+
+_AT_ONCE = 16
+# Names as users give them, with blanks and brackets; never out of the folder.
+_PATH = re.compile(r"(?!.*(^|/)\.{1,2}(/|$))[^/\\\x00-\x1f][^\\\x00-\x1f]{0,900}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A folder of photos whose source is a bucket; crosses to actors."""
+
+    url: str
+    folder: Path
+    sums: Mapping[str, str]  # SHA-256 by path below the folder
+
+    def bring(self, path: Path) -> None:
+        """Fetch a file of this folder, if this machine lacks it.
+
+        Raises:
+            DataError: it is not in the bucket any more, or is another one.
+        """
+        if path.exists() or not path.is_relative_to(self.folder):
+            return
+        name = path.relative_to(self.folder).as_posix()
+        try:
+            _storage(self.url).fetch(name, path)
+        except FileNotFoundError:
+            raise DataError(f"{self.url}/{name} is gone. Restore it, or start a new run.") from None
+        if _sum(path) != self.sums.get(name):
+            path.unlink()
+            raise DataError(f"{self.url}/{name} was changed since the run began. Start a new run.")
+
+
+def origin_of(url: str) -> Origin:
+    """Bring all files under an s3:// URL to this machine; those that are here and unchanged stay.
+
+    Raises:
+        DataError: nothing lies there, or a name leads out of the folder.
+        StorageError: the bucket cannot be read.
+    """
+    url = url.rstrip("/")
+    if not re.fullmatch(r"s3://[^/]+(/.+)?", url):
+        raise DataError(f"{url} is neither a folder nor s3://BUCKET/FOLDER.")
+    folder = cache_folder() / "data" / content_hash(url)[:16] / url.rpartition("/")[2]
+    storage, index = _storage(url), folder.parent / "index.json"
+    found = _tags(storage)
+    known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    missing = [
+        name
+        for name, tag in found.items()
+        if known.get(name, [""])[0] != tag or not (folder / name).is_file()
+    ]
+    for name in set(known) - set(found):
+        (folder / name).unlink(missing_ok=True)
+
+    def fetch(name: str) -> str:
+        storage.fetch(name, folder / name)
+        return _sum(folder / name)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        bar = tqdm(
+            pool.map(fetch, missing), total=len(missing), desc=f"fetching {url}", unit="file", leave=False
+        )
+        fetched = dict(zip(missing, bar, strict=True))
+    sums = {name: fetched.get(name) or known[name][1] for name in found}
+    write_durably(index, json.dumps({name: [tag, sums[name]] for name, tag in found.items()}).encode())
+    return Origin(url, folder, sums)
+
+
+def _tags(storage: S3Storage) -> dict[str, str]:
+    """Path and tag of all files under a URL; hidden ones and markers of folders are passed over."""
+    marks = ("/", "")  # a folder's own, as consoles make them
+    found = {n: tag for n, tag in storage.tags().items() if n[-1:] not in marks and "/." not in f"/{n}"}
+    if not found:
+        raise DataError(f"nothing lies under {storage.url}. Give s3://BUCKET/FOLDER with photos and masks.")
+    for name in found:
+        if not _PATH.fullmatch(name):
+            raise DataError(f"{storage.url}/{name!r} is no path of a photo: rename it in the bucket.")
+    return found
+
+
+def _storage(url: str) -> S3Storage:
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    return S3Storage(bucket, prefix, names=_PATH)
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,106 @@
+"""Photos on S3: brought once, checked, and never out of their folder."""
+
+import pickle
+
+import pytest
+
+from cdiff.config import DataConfig
+from cdiff.data.dataset import Dataset
+from cdiff.data.formats import read_sources
+from cdiff.data.origin import _PATH, origin_of
+from cdiff.data.s3 import clients
+from cdiff.errors import DataError
+
+
+@pytest.fixture
+def photos(bucket, tmp_path, trees, monkeypatch) -> str:
+    """URL of an MVTec category with a name that no key of ours would have."""
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "cache"))
+    trees.mvtec(tmp_path / "screw", {"bent (old)": 2}, good=2)
+    prefix = f"{tmp_path.name}/screw"
+    for path in (p for p in (tmp_path / "screw").rglob("*") if p.is_file()):
+        name = path.relative_to(tmp_path / "screw").as_posix()
+        clients()[0].upload_file(str(path), "cdiff", f"{prefix}/{name}")
+    clients()[0].put_object(Bucket="cdiff", Key=f"{prefix}/", Body=b"")  # as consoles mark folders
+    return f"{bucket}/{prefix}"
+
+
+def _set(url: str) -> Dataset:
+    origin = origin_of(url)
+    return Dataset(read_sources([str(origin.folder)], None, DataConfig()), DataConfig(), [origin])
+
+
+def test_photos_on_s3_are_a_data_set_like_any_other(photos, tmp_path):
+    far = _set(photos)
+    near = Dataset(read_sources([str(tmp_path / "screw")], None, DataConfig()), DataConfig())
+    assert [s.sample_id for s in far.samples] == [s.sample_id for s in near.samples]
+    for sample in near.samples:
+        assert (far.image(sample.sample_id) == near.image(sample.sample_id)).all()
+        assert (far.mask(sample.sample_id) == near.mask(sample.sample_id)).all()
+
+
+def test_what_is_here_is_not_fetched_again_and_what_changed_is(photos, monkeypatch, tmp_path):
+    origin_of(photos)
+    fetched: list[str] = []
+    real = clients()[0].download_file
+
+    def counted(bucket: str, key: str, path: str) -> None:
+        fetched.append(key.rpartition("screw/")[2])
+        real(bucket, key, path)
+
+    monkeypatch.setattr(clients()[0], "download_file", counted)
+    origin_of(photos)
+    assert fetched == []
+    key = photos.removeprefix("s3://cdiff/")
+    (tmp_path / "new").write_bytes((tmp_path / "screw/train/good/001.png").read_bytes())
+    clients()[0].upload_file(str(tmp_path / "new"), "cdiff", f"{key}/train/good/000.png")
+    clients()[0].delete_object(Bucket="cdiff", Key=f"{key}/train/good/001.png")
+    folder = origin_of(photos).folder
+    assert fetched == ["train/good/000.png"]
+    assert (folder / "train/good/000.png").read_bytes() == (tmp_path / "new").read_bytes()
+    assert not (folder / "train/good/001.png").exists()
+
+
+def test_another_machine_fetches_what_its_actors_ask_for(photos):
+    dataset = _set(photos)
+    sample = dataset.samples[0]
+    for path in (p for p in origin_of(photos).folder.rglob("*") if p.is_file()):
+        path.unlink()  # as on a machine that never saw the set
+    other = pickle.loads(pickle.dumps(dataset))  # noqa: S301 (our own bytes)
+    other.mask(sample.sample_id)
+    assert other.image(sample.sample_id).any()
+    assert len([p for p in origin_of(photos).folder.rglob("*") if p.is_file()]) >= 1
+
+
+def test_a_photo_that_changed_since_the_start_is_refused(photos):
+    dataset = _set(photos)
+    sample = dataset.samples[0]
+    folder = origin_of(photos).folder
+    name = sample.image.removeprefix(f"{folder}/")
+    for path in (p for p in folder.rglob("*") if p.is_file()):
+        path.unlink()
+    clients()[0].put_object(Bucket="cdiff", Key=f"{photos.removeprefix('s3://cdiff/')}/{name}", Body=b"other")
+    with pytest.raises(DataError, match="was changed since the run began"):
+        dataset.image(sample.sample_id)
+    assert not (folder / name).exists()
+
+
+def test_nothing_there_and_other_places_are_told(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match="nothing lies under"):
+        origin_of(f"{bucket}/no/such/photos")
+    for url in ("gs://bucket/x", "s3://"):
+        with pytest.raises(DataError, match="neither a folder nor"):
+            origin_of(url)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../b", "a/..", "./a", "/etc/passwd", "a\\b", "a\x00b", "a\nb", ""]
+)
+def test_keys_that_lead_out_of_the_folder_are_refused(name):
+    assert not _PATH.fullmatch(name)
+
+
+@pytest.mark.parametrize("name", ["a b/c (2).png", "ü.png", "...a", "a/x..y.png"])
+def test_names_that_people_give_are_taken(name):
+    assert _PATH.fullmatch(name)
