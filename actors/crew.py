@@ -32,8 +32,8 @@ from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
 from cdiff.data.splits import Manifest
-from cdiff.data.store import Run
-from cdiff.errors import RunError
+from cdiff.data.store import Run, shard_committed, shard_name
+from cdiff.errors import ActorError, RunError
 from cdiff.generator.placement import Frame
 from cdiff.types import (
     Assignment,
@@ -52,6 +52,7 @@ from cdiff.wasm.quality import Thresholds
 
 log = logging.getLogger(__name__)
 
+_POISON = 0.02  # share of a plan's tasks that may kill their actors; beyond it the fault is not theirs
 _MINED = 64  # of a round's tasks, that a noise miner learns from
 
 
@@ -82,7 +83,8 @@ class Crew:
         self.downstream = self._group("downstream", DownstreamActor, config.resources.downstreams)
         self.extractor = self._group("extractor", ExtractorActor, 1)
         self.coordinator: ActorGroup | None = None
-        self.quarantined: list[Assignment] = []  # tasks of the last round that killed their actors
+        self.quarantined: list[Assignment] = []  # tasks of the last round that killed their actors ...
+        self._bearable = 0  # ... and how many of them may
         self.train = manifest.ids("train")
         self.validation = manifest.ids("validation")
 
@@ -282,7 +284,9 @@ class Crew:
         for assignment in plan:
             recipes.setdefault(assignment.task.recipe, []).append(assignment)
         shards = [own[first : first + size] for own in recipes.values() for first in range(0, len(own), size)]
-        self.run.demand_room(sum(map(self._bytes, plan)), f"{len(plan)} pairs")
+        missing = [a for shard in shards if not shard_committed(self.run, shard_name(shard)) for a in shard]
+        self.run.demand_room(sum(map(self._bytes, missing)), f"{len(missing)} pairs")
+        self._bearable = len(self.quarantined) + max(1, round(_POISON * len(plan)))
         found: dict[str, list[Attempt]] = {}
         with tqdm(total=len(plan), desc=label, unit="pair", leave=False) as bar:
             work = [(shard[0].task_id, (shard,)) for shard in shards]
@@ -303,6 +307,10 @@ class Crew:
         middle = len(shard) // 2
         if middle:
             return [(part[0].task_id, (part,)) for part in (shard[:middle], shard[middle:])]
+        if len(self.quarantined) >= self._bearable:
+            raise ActorError(
+                f"one generator actor after another dies, whatever it makes; first cause: {cause}"
+            )
         log.warning("task=%s of slice %s killed its actors and is left out: %s", key, shard[0].slice, cause)
         self.quarantined.append(shard[0])
         return []

@@ -154,12 +154,12 @@ def preflight(config: Config, *, wait: bool = True, actors: Mapping[Role, int] |
 
 
 def demand_data(dataset: Dataset, seconds: float = 300.0) -> None:
-    """Have every node read one photo, before actors anywhere fail on it.
+    """Have every node read one photo and its mask, before actors anywhere fail on it.
 
     Raises:
         ResourceError: a node that cannot, with the reason, or that did not answer in time.
     """
-    sample_id = dataset.samples[0].sample_id
+    sample_id = min(dataset.samples, key=lambda sample: sample.is_normal).sample_id  # one with a mask
     nodes = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     shared = ray.put(dataset)
     asked = {
@@ -169,7 +169,7 @@ def demand_data(dataset: Dataset, seconds: float = 300.0) -> None:
         for node, name in nodes.items()
     }
     done, late = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
-    found = {asked[reference]: ray.get(reference) for reference in done}
+    found = {asked[reference]: _reason(reference) for reference in done}
     found |= {asked[reference]: f"no answer within {seconds:.0f} s" for reference in late}
     told = [f"{name}: {reason}" for name, reason in sorted(found.items()) if reason]
     if told:
@@ -186,9 +186,17 @@ def _read_one(dataset: Dataset, sample_id: str) -> str:
     """What keeps this node from reading a photo; "" when nothing does."""
     try:
         dataset.image(sample_id)
-    except CdiffError as error:
+        dataset.mask(sample_id)
+    except (CdiffError, OSError, ImportError) as error:
         return str(error)
     return ""
+
+
+def _reason(reference: Any) -> str:
+    try:
+        return str(ray.get(reference))
+    except RayError as error:
+        return " ".join(str(error).split())
 
 
 def code_hash(*folders: str) -> str:

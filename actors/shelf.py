@@ -49,12 +49,13 @@ def fit_key(request: FitRequest, dataset: Dataset, config: Config) -> str:
 
 def data_key(dataset: Dataset, sample_ids: Iterable[str]) -> str:
     """Hash of photos, masks and types: whoever corrects an annotation gets nothing that was made before."""
-    return content_hash([_content(dataset.sample(sample_id)) for sample_id in sample_ids])
+    samples = [dataset.sample(sample_id) for sample_id in sample_ids]
+    return content_hash([_content(s, tuple(dataset.here(file.path) for file in s.masks)) for s in samples])
 
 
 @cache
-def _content(sample: Sample) -> list[Any]:
-    masks = [hashlib.sha256(Path(file.path).read_bytes()).hexdigest() for file in sample.masks]
+def _content(sample: Sample, paths: tuple[str, ...]) -> list[Any]:
+    masks = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
     return [
         sample.sample_id,
         sample.checksum,

@@ -347,9 +347,10 @@ class ResourceConfig(Settings):
         60.0, gt=0, description="Longest wait for the cluster to offer the resources."
     )
     stall_timeout_s: float = Field(
-        1800.0,
+        3600.0,
         gt=0,
-        description="Seconds without a step or a result after which a run stops, resumable. Above the time of one shard of pairs.",
+        description="Seconds without a step or a result after which a run stops; the same command goes on. Above the time of what tells no "
+        "steps: a shard of pairs, frames and tokens of all photos, the comparison of three models on validation.",
     )
 
 

@@ -263,6 +263,7 @@ class Pair:
         return self.attempt.task_id
 
 
+QUARANTINED = "quarantined"  # verdict without an attempt: the task killed its actor twice
 LEAST_CHANCE = 0.25  # of being better: an accepted candidate below it does not become the best model
 
 

@@ -45,7 +45,9 @@ def log_round(
     session: Session, tracker: Tracker, result: RoundResult, pairs: Sequence[Pair], fitted: Assessed
 ) -> None:
     """One line for a person, and everything of the round for MLflow."""
-    reasons = _by_reason(pairs)
+    reasons: dict[str, int] = {}
+    for _, reason, count in result.counts:
+        reasons[reason] = reasons.get(reason, 0) + count
     told = " ".join(
         f"{name.replace(' ', '_')}={count}" for name, count in sorted(reasons.items()) if name != "kept"
     )
@@ -113,6 +115,7 @@ def close(
         after = before if same else crew.evaluate(best.revision, test, best.threshold)
         ledger.append(
             "finished",
+            test_reads=1 + len([event for event in ledger.events() if event["kind"] == "finished"]),
             test={"real_only": before.scores, "loop": after.scores},
             dice=after.dice,
             pairs=len(ledger.kept_pairs(until=ledger.best_round())),
@@ -149,7 +152,8 @@ def peak_memory_gb() -> float:
 
 def _tell(session: Session, finished: dict[str, Any], path: Any, real_only_stands: bool) -> None:
     before, after = finished["test"]["real_only"], finished["test"]["loop"]
-    print("\ntest split, read once   real photos alone   with the loop's pairs")
+    reads = "read once" if finished.get("test_reads", 1) == 1 else f"read {finished['test_reads']}x"
+    print(f"\ntest split, {reads}   real photos alone   with the loop's pairs")
     for name in ("pixel_ap", "f1_max", "iou", "mdice"):
         if before[name] is not None:
             print(f"  {name:20s}  {before[name]:17.4f}   {after[name]:21.4f}")
@@ -164,6 +168,16 @@ def _tell(session: Session, finished: dict[str, Any], path: Any, real_only_stand
             "           python jobs/loop.py --config configs/polyp.yaml --data FOLDER   (image + mask folders)"
         )
     sys.stdout.flush()
+
+
+def _reads(finished: dict[str, Any]) -> list[str]:
+    """What a reader must know where the test split is no longer clean."""
+    reads = finished.get("test_reads", 1)
+    if reads == 1:
+        return []
+    return [
+        f"the test split was read {reads} times, after which rounds were added: it may have served to decide how many"
+    ]
 
 
 def _content(
@@ -195,7 +209,7 @@ def _content(
         config=session.config.model_dump(mode="json"),
         seconds=finished["seconds"],
         reproduce=(session.command,),
-        notes=tuple(manifest.notes),
+        notes=(*manifest.notes, *_reads(finished)),
     )
 
 
@@ -274,13 +288,6 @@ def _weakness_table(result: RoundResult) -> pd.DataFrame:
     named += [(f"{w.slice.name} (no target)", w) for w in result.alarms]
     rows = [(name, len(w.targets), w.score, w.loss, w.soft_dice, w.missed) for name, w in named]
     return pd.DataFrame(rows, columns=["slice", "targets", "score", "loss", "soft_dice", "missed"])
-
-
-def _by_reason(pairs: Sequence[Pair]) -> dict[str, int]:
-    out: dict[str, int] = {}
-    for pair in pairs:
-        out[pair.reason or "kept"] = out.get(pair.reason or "kept", 0) + 1
-    return out
 
 
 def _valid_share(ledger: Ledger) -> float | None:

@@ -22,14 +22,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+import torch
 from tqdm import tqdm
 
 from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger
+from cdiff.data.origin import brought
 from cdiff.data.store import Run, find_run, read_pair, read_provenance, safe_name
-from cdiff.errors import RunError
+from cdiff.errors import ConfigError, RunError
 from cdiff.types import Attempt, Pair
 from cdiff.wasm.again import made_again
 from jobs.stopping import exit_code
@@ -84,8 +86,15 @@ class Regenerated:
     """Pixels made again, and how many pairs are equal to what is stored."""
 
     def __init__(self, run: Run, data: Sequence[str], groups: str | None) -> None:
-        self._run, self._config = run, load_config(run.local("config.yaml"))
-        self._dataset = Dataset(read_sources(list(data), groups, self._config.data), self._config.data)
+        self._run, self._config = run, load_config(run.local("config.yaml", anew=True))
+        device = self._config.resources.device
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                f"the pairs of {run.url} were made on a GPU, and this machine has none: make them again where there is one."
+            )
+        sources, origins = brought(data)
+        samples = read_sources(sources, groups, self._config.data)
+        self._dataset = Dataset(samples, self._config.data, origins)
         self.equal = 0
 
     def __call__(self, attempts: list[Attempt]) -> Iterator[tuple[bytes, bytes]]:
@@ -130,6 +139,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--groups", help="as the loop was given it")
     parser.add_argument("--home", help="where runs lie (default: CDIFF_HOME, else ~/cdiff)")
     args = parser.parse_args(arguments)
+    if args.regenerate != bool(args.data):
+        parser.error(
+            "--regenerate needs the run's photos: --data FOLDER, as the loop was given them; without it no photos are read."
+        )
 
     def work() -> None:
         run = find_run(args.run, args.home)
@@ -137,9 +150,16 @@ def main(arguments: list[str] | None = None) -> int:
         count = export(run, args.out, args.all_kept, again)
         print(f"{count} pairs in {args.out}, with provenance.parquet and provenance.csv")
         if again:
-            print(f"made again, {again.equal} of {count} are equal to what is stored, byte for byte")
+            print(
+                f"made again, {again.equal} of {count} are equal to what is stored, byte for byte", flush=True
+            )
+        if again and again.equal < count:
+            raise RunError(
+                f"{count - again.equal} pairs in {args.out} differ from those that were trained on: other photos, another PyTorch, or a "
+                "processor that rounds otherwise."
+            )
 
-    return exit_code(work, f"{args.out} is not whole: empty it before the next try")
+    return exit_code(work, f"{args.out} is not whole: empty it before the next try", resumable=False)
 
 
 if __name__ == "__main__":

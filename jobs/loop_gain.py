@@ -42,6 +42,8 @@ def run_seed(arguments: list[str], seed: int, oracle: bool) -> dict[str, Any]:
     """
     own = [*arguments, f"seed={seed}"]
     code = run_loop(own)
+    if code == 130:
+        raise KeyboardInterrupt
     if code:
         raise RunError(f"the loop of seed {seed} ended with exit code {code}; its message stands above.")
     with open_session(own) as session:

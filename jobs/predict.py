@@ -41,7 +41,7 @@ def predict(run: Run, folder: Path, out: Path, threshold: float | None) -> int:
         raise DataError(f"no PNG, JPEG or BMP under {folder}. Give a folder of photos.")
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} holds files already. Choose a new or empty folder with --out.")
-    config_path = run.local("config.yaml")
+    config_path = run.local("config.yaml", anew=True)
     limits = Limits.of(load_config(config_path).data if config_path.exists() else DataConfig())
     checkpoint = run.checkpoint(revision)
     model, config = load_segmenter(checkpoint), segmenter_config(checkpoint)
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         out = args.out or run.path / "predictions" / args.folder.resolve().name
         print(f"{predict(run, args.folder, out, args.threshold)} photos segmented: {out}")
 
-    return exit_code(work, "the folder of masks is not whole: empty it before the next try")
+    return exit_code(work, "the folder of masks is not whole: empty it before the next try", resumable=False)
 
 
 if __name__ == "__main__":

@@ -21,14 +21,14 @@ from cdiff.data.dataset import Dataset
 from cdiff.data.demo import make_demo
 from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger, lease_of
-from cdiff.data.origin import Origin, origin_of
+from cdiff.data.origin import brought
 from cdiff.data.run import FREE, run_of
 from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder, home_of
 from cdiff.errors import ConfigError, DataError
 from cdiff.tracking import Tracker
 from cdiff.types import Sample, content_hash
-from jobs.stopping import heed_sigterm
+from jobs.stopping import heed_sigterm, meanwhile
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -120,7 +120,7 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
     place = home_of(args.home)
     home = home_folder(place)
     print(f"home       {place}", flush=True)
-    sources, origins = _sources(args.data)
+    sources, origins = brought(args.data)
     if demo:
         sources = make_demo(home / "data", config.data, config.data.split_seed)
     samples, manifest = make_splits(
@@ -128,7 +128,10 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
     )
     _demand_targets(samples, manifest)
     run = run_of(place, purpose + (args.run or _name(args, config, manifest)))
-    with lease_of(run) as lease:  # before anything of the run is read: another driver may be writing it
+    with (
+        lease_of(run) as lease,
+        meanwhile(lease.release),
+    ):  # before anything of the run is read: another driver may be writing it
         create_run(place, run.name, dump_config(config), manifest)
         write_manifest(manifest, run.splits_path)
         run.publish("splits.parquet")
@@ -155,12 +158,6 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
                 command.strip(),
                 demo,
             )
-
-
-def _sources(told: Sequence[str]) -> tuple[list[str], list[Origin]]:
-    """Folders of this machine; those on S3 are brought here first."""
-    origins = {url: origin_of(url) for url in told if "://" in url}
-    return [str(origins[path].folder) if path in origins else path for path in told], list(origins.values())
 
 
 def _announce(run: Run, manifest: Manifest) -> None:

@@ -4,9 +4,10 @@
     2    an error that the user can mend
     75   SIGTERM: what is complete is written, and the same command goes on (EX_TEMPFAIL of sysexits.h); schedulers start it again
     130  Ctrl-C, with the same meaning
+    143  SIGTERM to a job that does not go on by itself
 
 SIGTERM may come at any instant. Nothing that is written in place could be left half done (cdiff.data.storage), so the job just unwinds;
-whatever hangs meanwhile, the process is gone after PATIENCE seconds.
+whatever hangs meanwhile, the process is gone after PATIENCE seconds, once what others wait for is given back (`meanwhile`).
 """
 
 from __future__ import annotations
@@ -15,41 +16,53 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from cdiff.errors import CdiffError
 
 RESUMABLE = 75
 PATIENCE = 2.0  # seconds; `ray job stop` kills after 3
-
-
 _sigterm = threading.Event()
+_give_back: list[Callable[[], None]] = []
 
 
-def exit_code(work: Callable[[], None], stopped: str) -> int:
+def exit_code(work: Callable[[], None], stopped: str, resumable: bool = True) -> int:
     """Do a job's work; its exit code.
 
     Args:
         stopped: what to tell whoever stopped it.
+        resumable: the same command goes on.
     """
     heed_sigterm()
     try:
         work()
-    except CdiffError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, SystemExit) as stop:
-        terminated = (
-            _sigterm.is_set() or getattr(stop, "code", None) == signal.SIGTERM
-        )  # Ray's, while it starts
-        if isinstance(stop, SystemExit) and not terminated:
+    except (Exception, KeyboardInterrupt, SystemExit) as end:
+        # Ray's own exit, where SIGTERM came while Ray started
+        terminated = _sigterm.is_set() or getattr(end, "code", None) == signal.SIGTERM
+        if terminated or _interrupted(end):
+            print(f"stopped; {stopped}", file=sys.stderr, flush=True)
+            if not terminated:
+                return 130
+            sys.stdout.flush()
+            os._exit(
+                _code(resumable)
+            )  # Python's own way out takes seconds more, for threads of Ray and MLflow
+        if not isinstance(end, CdiffError):
             raise
-        print(f"stopped; {stopped}", file=sys.stderr, flush=True)
-        if not terminated:
-            return 130
-        sys.stdout.flush()
-        os._exit(RESUMABLE)  # Python's own way out takes seconds more, for threads of Ray and MLflow
+        print(f"{type(end).__name__}: {end}", file=sys.stderr)
+        return 2
     return 0
+
+
+@contextmanager
+def meanwhile(give_back: Callable[[], None]) -> Iterator[None]:
+    """What must be given back even where unwinding hangs, so that whoever starts the job again need not wait for it."""
+    _give_back.append(give_back)
+    try:
+        yield
+    finally:
+        _give_back.remove(give_back)
 
 
 def heed_sigterm() -> None:
@@ -62,7 +75,27 @@ def _terminate(*_: object) -> None:
     if _sigterm.is_set():
         return  # a second one cuts nothing short
     _sigterm.set()
-    late = threading.Timer(PATIENCE, os._exit, (RESUMABLE,))
+    late = threading.Timer(PATIENCE, _leave)
     late.daemon = True
     late.start()
     raise KeyboardInterrupt  # the only kind that passes through ray.wait unchanged
+
+
+def _leave() -> None:
+    for give_back in list(_give_back):
+        with suppress(Exception):
+            give_back()
+    os._exit(RESUMABLE)
+
+
+def _interrupted(end: BaseException | None) -> bool:
+    """Whether Ctrl-C is where it began: what fails on the way out must not hide it."""
+    while end is not None:
+        if isinstance(end, KeyboardInterrupt):
+            return True
+        end = end.__cause__ or end.__context__
+    return False
+
+
+def _code(resumable: bool) -> int:
+    return RESUMABLE if resumable else 128 + signal.SIGTERM

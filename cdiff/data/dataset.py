@@ -171,9 +171,9 @@ class Dataset:
         return [target for sample_id in sample_ids for target in self.targets(sample_id)]
 
     def _read_image(self, sample: Sample) -> NDArray[np.uint8]:
-        return read_image(self._here(sample.image), self._limits)
+        return read_image(self.here(sample.image), self._limits)
 
-    def _here(self, path: str) -> str:
+    def here(self, path: str) -> str:
         """The path of a file, brought to this machine if it lies elsewhere."""
         for origin in self._origins:
             origin.bring(Path(path))
@@ -186,7 +186,7 @@ class Dataset:
     def _read_stack(self, sample: Sample) -> NDArray[np.bool_]:
         stack = np.zeros((len(sample.types), sample.height, sample.width), dtype=bool)
         for file in sample.masks:
-            values = read_mask(self._here(file.path), self._limits)
+            values = read_mask(self.here(file.path), self._limits)
             if values.shape != stack.shape[1:]:
                 raise DataError(
                     f"{file.path}: its size changed since the data set was read; start the run again."

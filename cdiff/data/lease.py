@@ -34,6 +34,7 @@ class Lease:
     Args:
         storage: of the run; one that waits no longer than a beat for an unreachable bucket (`storage_at(place, patience=BEAT)`).
         clock: seconds since 1970; that of the owner against that of whoever wants to take over.
+        awake: seconds that go on while the machine sleeps.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Lease:
         clock: Callable[[], float] = time.time,
         beat: float = BEAT,
         expiry: float = EXPIRY,
+        awake: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     ) -> None:
+        self._awake = awake
         self._storage, self._clock, self._beat, self._expiry = storage, clock, beat, expiry
         self._token = uuid.uuid4().hex
         self._tag: str | None = None  # of the lease as we wrote it last; None: not ours
         self._lost = False
-        self._renewed = 0.0  # monotonic seconds
+        self._renewed = 0.0  # seconds since boot, sleep included
         self._stop, self._lock = threading.Event(), threading.RLock()
         self._thread: threading.Thread | None = None
 
@@ -65,6 +68,8 @@ class Lease:
     def acquire(self) -> None:
         """Take the lease, or take it over from an owner that is gone; without effect where it is ours.
 
+        An owner that missed its beats is waited for: it may have been killed, and what starts it again is this.
+
         Raises:
             RunError: another driver lives (with its name, and how long ago it was heard), or took this very lease over.
             StorageError: the storage cannot exclude anybody.
@@ -74,15 +79,19 @@ class Lease:
                 raise self._taken()
             if self.held:
                 return
+            began = self._awake()
             while not self._storage.create(KEY, self._written()):
+                began = self._awake()
                 if self._taken_over():
                     break
             self._demand_exclusion()
-            self._look()
+            self._look(began)
             if not self.held:
                 raise self._taken()
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._keep, name="cdiff-lease", daemon=True)
+        self._stop = threading.Event()  # of this thread alone: an earlier one may still wait for its storage
+        self._thread = threading.Thread(
+            target=self._keep, args=(self._stop,), name="cdiff-lease", daemon=True
+        )
         self._thread.start()
 
     def demand(self) -> None:
@@ -91,7 +100,7 @@ class Lease:
         Whoever slept for some beats, and so cannot know, renews first.
         """
         with self._lock:
-            if self.held and time.monotonic() - self._renewed > 2 * self._beat:
+            if self.held and self._awake() - self._renewed > 2 * self._beat:
                 self.renew()
             if not self.held:
                 raise self._taken()
@@ -100,8 +109,9 @@ class Lease:
         """Say that the owner lives; called every BEAT seconds by the lease's own thread."""
         with self._lock:
             if self._tag is not None:
+                began = self._awake()
                 self._storage.swap(KEY, self._written(), self._tag)
-                self._look()  # won or not: an answer may have been lost
+                self._look(began)  # won or not: an answer may have been lost
 
     def release(self) -> None:
         """Give the lease back; without effect where it is not ours."""
@@ -123,6 +133,15 @@ class Lease:
         if tag is None or found is None:
             return False
         age = self._clock() - float(found.get("at", 0.0))
+        if 2 * self._beat < age < self._expiry and not _gone(found):
+            log.warning(
+                "%s: %s is silent for %.0f s; waiting until it may be taken over",
+                self._storage.url,
+                _named(found),
+                age,
+            )
+            time.sleep(min(self._beat, self._expiry - age))
+            return False
         if age < self._expiry and not _gone(found):
             raise RunError(
                 f"{self._storage.url} is written by {_named(found)}, heard {max(age, 0.0):.0f} s ago. Wait for it, stop it, or choose "
@@ -143,8 +162,8 @@ class Lease:
                 "server that knows them, or a home on a shared folder."
             )
 
-    def _keep(self) -> None:
-        while not self._stop.wait(self._beat):
+    def _keep(self, stop: threading.Event) -> None:
+        while not stop.wait(self._beat):
             try:
                 self.renew()
             except (
@@ -153,11 +172,11 @@ class Lease:
             ) as error:  # out of reach: the next beat tries again, and `demand` tells
                 log.warning("the lease of %s cannot be renewed: %s", self._storage.url, error)
 
-    def _look(self) -> None:
-        """Whether what lies there now is ours; otherwise it is lost for good."""
+    def _look(self, began: float) -> None:
+        """Whether what lies there now is ours, written since `began`; otherwise it is lost for good."""
         tag, found = self._storage.tag(KEY), self._found()
         if tag is not None and found is not None and found.get("token") == self._token:
-            self._tag, self._renewed = tag, time.monotonic()
+            self._tag, self._renewed = tag, began
         else:
             self._tag, self._lost = None, True
 

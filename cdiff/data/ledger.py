@@ -19,9 +19,9 @@ from typing import Any
 from cdiff.data.carriers import from_json, to_json
 from cdiff.data.journal import journal_of
 from cdiff.data.lease import BEAT, Lease
-from cdiff.data.storage import storage_at
+from cdiff.data.storage import PATIENCE, storage_at
 from cdiff.data.store import Run, read_attempts
-from cdiff.errors import RunError
+from cdiff.errors import RunError, StorageError
 from cdiff.types import Attempt, Gain, Pair, RoundResult
 
 SCHEMA_VERSION = 1  # of events; raised when older code would misread them
@@ -180,7 +180,14 @@ class Ledger:
         if not self._lease.held:
             self._lease.acquire()  # fails where it was lost
             self._load()  # another process may have written before
-        self._lease.demand()
+        began = time.monotonic()
+        while True:
+            try:
+                return self._lease.demand()
+            except StorageError:  # out of reach; nobody else can write either
+                if time.monotonic() - began > PATIENCE:
+                    raise
+                time.sleep(BEAT / 2)
 
     def _load(self) -> None:
         self._events += self._journal.load(len(self._events))

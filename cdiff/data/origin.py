@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,9 @@ from cdiff.errors import DataError
 from cdiff.types import content_hash
 
 _AT_ONCE = 16
+_checked: set[tuple[Path, str]] = (
+    set()
+)  # files of this machine that this process found to be what they must be
 # Names as users give them, with blanks and brackets; never out of the folder.
 _PATH = re.compile(r"(?!.*(^|/)\.{1,2}(/|$))[^/\\\x00-\x1f][^\\\x00-\x1f]{0,900}")
 
@@ -38,21 +43,33 @@ class Origin:
     sums: Mapping[str, str]  # SHA-256 by path below the folder
 
     def bring(self, path: Path) -> None:
-        """Fetch a file of this folder, if this machine lacks it.
+        """See to it that this machine has a file of this folder, as it was when the run began; checked once per process.
 
         Raises:
             DataError: it is not in the bucket any more, or is another one.
         """
-        if path.exists() or not path.is_relative_to(self.folder):
+        if not path.is_relative_to(self.folder):
             return
         name = path.relative_to(self.folder).as_posix()
+        wanted = self.sums.get(name, "")
+        if (path, wanted) in _checked:
+            return
+        if not path.is_file() or _sum(path) != wanted:  # an earlier run may have left an earlier one here
+            self._fetch(name, path, wanted)
+        _checked.add((path, wanted))
+
+    def _fetch(self, name: str, path: Path, wanted: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{uuid.uuid4().hex}")
         try:
-            _storage(self.url).fetch(name, path)
+            _storage(self.url).fetch(name, temporary)
+            if _sum(temporary) != wanted:
+                raise DataError(f"{self.url}/{name} was changed since the run began. Start a new run.")
+            os.replace(temporary, path)
         except FileNotFoundError:
             raise DataError(f"{self.url}/{name} is gone. Restore it, or start a new run.") from None
-        if _sum(path) != self.sums.get(name):
-            path.unlink()
-            raise DataError(f"{self.url}/{name} was changed since the run began. Start a new run.")
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def origin_of(url: str) -> Origin:
@@ -65,7 +82,7 @@ def origin_of(url: str) -> Origin:
     url = url.rstrip("/")
     if not re.fullmatch(r"s3://[^/]+(/.+)?", url):
         raise DataError(f"{url} is neither a folder nor s3://BUCKET/FOLDER.")
-    folder = cache_folder() / "data" / content_hash(url)[:16] / url.rpartition("/")[2]
+    folder = cache_folder().resolve() / "data" / content_hash(url)[:16] / url.rpartition("/")[2]
     storage, index = _storage(url), folder.parent / "index.json"
     found = _tags(storage)
     known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
@@ -89,6 +106,12 @@ def origin_of(url: str) -> Origin:
     sums = {name: fetched.get(name) or known[name][1] for name in found}
     write_durably(index, json.dumps({name: [tag, sums[name]] for name, tag in found.items()}).encode())
     return Origin(url, folder, sums)
+
+
+def brought(told: Sequence[str]) -> tuple[list[str], list[Origin]]:
+    """Folders of this machine for what a user named, in order; those on S3 are brought here first. Errors as in `origin_of`."""
+    origins = {url: origin_of(url) for url in told if "://" in url}
+    return [str(origins[path].folder) if path in origins else path for path in told], list(origins.values())
 
 
 def _tags(storage: S3Storage) -> dict[str, str]:

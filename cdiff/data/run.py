@@ -101,22 +101,27 @@ class Run:
             self.local(f"checkpoints/{revision}.safetensors")  # token banks and miners are files
         return path
 
-    def local(self, key: str) -> Path:
-        """The file of a key on this machine, brought here first where the run is on S3; it need not exist."""
+    def local(self, key: str, anew: bool = False) -> Path:
+        """The file of a key on this machine, brought here first where the run is on S3; it need not exist.
+
+        Args:
+            anew: though it is here: the mirror of an earlier run of this name may have left it.
+        """
         path = self.path / key
-        if self.remote and not path.exists():
+        if self.remote and (anew or not path.exists()):
             with contextlib.suppress(FileNotFoundError):
                 self.storage.fetch(key, path)
         return path
 
     def demand_room(self, needed: int, what: str) -> None:
         """Return if there is room for so many bytes, or nobody can tell; StorageError otherwise, before the work and not in its midst."""
-        free = self.storage.free_bytes()
-        if free is not None and free < needed:
-            raise StorageError(
-                f"{what} need about {needed / 1e9:.1f} GB under {self.url}, where {free / 1e9:.1f} GB are free. Free the disk, or ask for "
-                "less (wasm.pairs); the same command goes on."
-            )
+        for place in {self.url, str(self.path)}:  # on S3 the mirror needs room as well
+            free = storage_at(place).free_bytes()
+            if free is not None and free < needed:
+                raise StorageError(
+                    f"{what} need about {needed / 1e9:.1f} GB under {place}, where {free / 1e9:.1f} GB are free. Free the disk; the same "
+                    "command goes on."
+                )
 
     def publish(self, key: str) -> None:
         """Make durable what was written under `path`: a file, or all files of a folder and then its COMMIT; what is there is left."""

@@ -35,7 +35,7 @@ from cdiff.errors import StorageError
 
 log = logging.getLogger(__name__)
 _PAUSE = 5.0  # longest pause between two tries
-_CONNECT, _READ = 5, 60  # seconds
+_CONNECT, READ = 5, 60  # seconds; those who have less patience wait for an answer for half of it
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 _CHANGED = frozenset({"412", "PreconditionFailed"})
 _AGAIN = frozenset(
@@ -45,6 +45,10 @@ _AGAIN = frozenset(
         "RequestTimeout",
         "SlowDown",
         "Throttling",
+        "ThrottlingException",
+        "RequestLimitExceeded",
+        "BandwidthLimitExceeded",
+        "TooManyRequestsException",
         "InternalError",
         "ServiceUnavailable",
     }
@@ -67,6 +71,7 @@ class S3Storage:
         names: re.Pattern[str] | None = None,
     ) -> None:
         self.bucket, self.prefix, self._patience, self._sleep = bucket, prefix, patience, sleep
+        self._read = min(READ, max(1, int(patience / 2)))
         self._names = names  # keys that are taken instead of our own: of folders that others filled
 
     @property
@@ -75,7 +80,7 @@ class S3Storage:
 
     def read(self, key: str) -> bytes:
         def call() -> bytes:
-            found: bytes = _client().get_object(**self._at(key))["Body"].read()
+            found: bytes = self._client().get_object(**self._at(key))["Body"].read()
             return found
 
         return self._patiently("read", key, call)
@@ -83,10 +88,10 @@ class S3Storage:
     def open(self, key: str) -> BinaryIO:
         """For readers of parts, as Parquet's."""
         name = f"{self.bucket}/{self._at(key)['Key']}"
-        return self._patiently("read", key, lambda: clients()[1].open_input_file(name))
+        return self._patiently("read", key, lambda: clients(self._read)[1].open_input_file(name))
 
     def write(self, key: str, data: bytes) -> None:
-        self._patiently("write", key, lambda: _client().put_object(**self._at(key), Body=data))
+        self._patiently("write", key, lambda: self._client().put_object(**self._at(key), Body=data))
 
     def create(self, key: str, data: bytes) -> bool:
         return self._conditionally(key, data, IfNoneMatch="*")
@@ -94,14 +99,18 @@ class S3Storage:
     def size(self, key: str) -> int | None:
         try:
             return int(
-                self._patiently("read", key, lambda: _client().head_object(**self._at(key)))["ContentLength"]
+                self._patiently("read", key, lambda: self._client().head_object(**self._at(key)))[
+                    "ContentLength"
+                ]
             )
         except FileNotFoundError:
             return None
 
     def tag(self, key: str) -> str | None:
         try:
-            return str(self._patiently("read", key, lambda: _client().head_object(**self._at(key)))["ETag"])
+            return str(
+                self._patiently("read", key, lambda: self._client().head_object(**self._at(key)))["ETag"]
+            )
         except FileNotFoundError:
             return None
 
@@ -117,32 +126,39 @@ class S3Storage:
         whole = f"{self.prefix}/{prefix}" if self.prefix else prefix
 
         def call() -> dict[str, str]:
-            pages = _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=whole)
+            pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=whole)
             return {found["Key"][cut:]: found["ETag"] for page in pages for found in page.get("Contents", ())}
 
         return self._patiently("list", prefix or "all", call)
 
     def delete(self, key: str) -> None:
-        self._patiently("delete", key, lambda: _client().delete_object(**self._at(key)))
+        self._patiently("delete", key, lambda: self._client().delete_object(**self._at(key)))
 
     def fetch(self, key: str, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         at = self._at(key)
-        try:
-            self._patiently(
-                "read", key, lambda: _client().download_file(at["Bucket"], at["Key"], str(temporary))
-            )
+
+        def call() -> None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._client().download_file(at["Bucket"], at["Key"], str(temporary))
             os.replace(temporary, target)
+
+        try:
+            self._patiently("read", key, call)
         finally:
             temporary.unlink(missing_ok=True)
 
     def send(self, key: str, source: Path) -> None:
         at = self._at(key)
-        self._patiently("write", key, lambda: _client().upload_file(str(source), at["Bucket"], at["Key"]))
+        self._patiently(
+            "write", key, lambda: self._client().upload_file(str(source), at["Bucket"], at["Key"])
+        )
 
     def free_bytes(self) -> int | None:
         return None
+
+    def _client(self) -> Any:
+        return clients(self._read)[0]
 
     def _at(self, key: str) -> dict[str, str]:
         if not (self._names and self._names.fullmatch(key)):
@@ -157,7 +173,7 @@ class S3Storage:
             nonlocal tries
             tries += 1
             try:
-                _client().put_object(**self._at(key), Body=data, **condition)
+                self._client().put_object(**self._at(key), Body=data, **condition)
             except ClientError as error:
                 if "IfMatch" in condition and _code(error) in _MISSING:
                     return False
@@ -224,7 +240,7 @@ class S3Storage:
         code, status = _code(error), int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if code in _MISSING:
             return FileNotFoundError(f"{self.url}/{key}")
-        if code in _AGAIN or status >= 500:
+        if code in _AGAIN or status == 429 or (status >= 500 and status != 501):
             return None
         return StorageError(
             f"cannot {verb} {self.url}/{key}: {_said(error)}. Check the bucket's name, its region and the rights of the credentials."
@@ -232,8 +248,8 @@ class S3Storage:
 
 
 @cache
-def clients() -> tuple[Any, fs.S3FileSystem]:
-    """boto3's client and pyarrow's file system, of the same settings; one pair per process."""
+def clients(read_seconds: int) -> tuple[Any, fs.S3FileSystem]:
+    """boto3's client and pyarrow's file system, of the same settings; one pair per process and patience."""
     session = boto3.Session()
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = session.region_name or "us-east-1"
@@ -243,7 +259,7 @@ def clients() -> tuple[Any, fs.S3FileSystem]:
         endpoint_url=endpoint,
         config=ClientConfig(
             connect_timeout=_CONNECT,
-            read_timeout=_READ,
+            read_timeout=read_seconds,
             # one try each: a conditional write that is repeated unseen would be refused for its own first try
             retries={"mode": "standard", "total_max_attempts": 1},
             s3={"addressing_style": "path"}
@@ -251,7 +267,7 @@ def clients() -> tuple[Any, fs.S3FileSystem]:
             else {},  # a server of one's own rarely has a name per bucket
         ),
     )
-    told: dict[str, Any] = {"region": region, "connect_timeout": _CONNECT, "request_timeout": _READ}
+    told: dict[str, Any] = {"region": region, "connect_timeout": _CONNECT, "request_timeout": read_seconds}
     if endpoint:
         scheme, _, host = endpoint.partition("://")
         told |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
@@ -260,10 +276,6 @@ def clients() -> tuple[Any, fs.S3FileSystem]:
         fixed = found.get_frozen_credentials()
         told |= {"access_key": fixed.access_key, "secret_key": fixed.secret_key, "session_token": fixed.token}
     return client, fs.S3FileSystem(**told)
-
-
-def _client() -> Any:
-    return clients()[0]
 
 
 def _code(error: ClientError) -> str:

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 
 from cdiff.data.carriers import from_json, to_json
 from cdiff.data.run import Run, create_run, find_run, home_folder, home_of, open_run, safe_name
-from cdiff.data.storage import write_durably
 from cdiff.errors import RunError
 from cdiff.types import (
     Assignment,
@@ -58,6 +57,7 @@ __all__ = [
 # Far below the 64 MB that readers of the format bear: who wants one pair reads one row group.
 ROW_GROUP_BYTES = 4 << 20
 IMAGES = ("image_png", "mask_png", "crop_png", "reference_png", "region_png")
+_seen: set[tuple[str, str]] = set()  # shards of runs on S3 that this process found to be what was committed
 _SHARD = re.compile(r"pairs/[0-9a-f]{16}\.parquet")
 _SCHEMA = pa.schema(
     [
@@ -116,9 +116,6 @@ def write_shard(run: Run, name: str, rows: Sequence[ShardRow], seconds: float = 
         return name
     data = _encode(rows)
     run.storage.write(_checked(name), data)
-    if run.remote:
-        run.path.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
-        write_durably(run.path / name, data)  # whoever makes a shard reads it next
     commit = {
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
@@ -197,17 +194,19 @@ def read_crops(run: Run, attempt: Attempt) -> tuple[bytes, bytes, bytes]:
 
 
 def _local(run: Run, name: str) -> Path:
-    """The file of a shard on this machine; what is brought here from S3 has the checksum of its COMMIT."""
-    if not run.remote or (run.path / _checked(name)).exists():
-        return run.path / _checked(name)
-    path = run.local(name)
+    """The file of a shard on this machine; that of a run on S3 has the checksum of its COMMIT, looked at once per process."""
+    path = run.path / _checked(name)
+    if not run.remote or (run.url, name) in _seen:
+        return path
     try:
         wanted = json.loads(run.storage.read(_commit(name)))["sha256"]
-        if hashlib.sha256(path.read_bytes()).hexdigest() == wanted:
-            return path
+        for _ in range(2):  # what lies here may be of another try than the one that was committed
+            if run.local(name).is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == wanted:
+                _seen.add((run.url, name))
+                return path
+            path.unlink(missing_ok=True)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
-    path.unlink(missing_ok=True)
     raise RunError(
         f"{run.url}/{name} has no COMMIT that fits it: it was changed later. A pair that was kept is lost; start a new run."
     )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cdiff.data.storage import write_durably
 from cdiff.evaluation import charts, page
-from cdiff.types import LEAST_CHANCE, Decision, RoundResult
+from cdiff.types import LEAST_CHANCE, QUARANTINED, Decision, RoundResult
 
 METRICS = {
     "pixel_ap": ("Pixel AP", "mean over types of the average precision of pixels, at native size"),
@@ -121,7 +121,7 @@ def _verdict(content: ReportContent) -> str:
         return f"Kept on validation: {which}. Pixel AP is undefined on this test split."
     verb = "rose" if after > before else "fell" if after < before else "stayed"
     return (
-        f"On the test split, read once at the end, pixel AP {verb} from {before:.3f} to {after:.3f} with the pairs of {which}. "
+        f"On the test split pixel AP {verb} from {before:.3f} to {after:.3f} with the pairs of {which}. "
         "This is one run with one seed: only several seeds tell whether the change holds."
     )
 
@@ -263,13 +263,14 @@ def _counts(rounds: Sequence[RoundResult]) -> str:
         [
             name,
             *(sums.get((name, reason), 0) or "" for reason in reasons),
-            sum(sums.get((name, r), 0) for r in reasons),
+            sum(sums.get((name, r), 0) for r in reasons if r != QUARANTINED),
         ]
         for name in slices
     ]
     totals = [sum(sums.get((name, reason), 0) for name in slices) for reason in reasons]
     if rows:
-        rows.append(["all", *totals, sum(totals)])
+        made = sum(total for reason, total in zip(reasons, totals, strict=True) if reason != QUARANTINED)
+        rows.append(["all", *totals, made])
     drawn = page.table(("slice", *reasons, "made"), rows, total=True)
     return f"<h3>Counted by slice and reason</h3>{drawn}" if drawn else ""
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from cdiff.config import Config
 from cdiff.data.dataset import MIN_AREA
-from cdiff.types import Assignment, Attempt, Box, Outcome, Pair, Purpose
+from cdiff.types import QUARANTINED, Assignment, Attempt, Box, Outcome, Pair, Purpose
 from cdiff.wasm.budget import band
 from cdiff.wasm.survival import HARD
 
@@ -33,7 +33,6 @@ INVALID = (
     "adversarial",
 )
 STOPPED, OUT_OF_BAND, FULL = "slice stopped", "out of band", "budget full"
-QUARANTINED = "quarantined"  # no attempt: the task killed its actor twice
 VALID = ("kept", OUT_OF_BAND, FULL)  # verdicts of pairs that nothing is said against
 
 _BOUNDED = ("visible", "on_object", "sharpness", "label_iou", "survives")

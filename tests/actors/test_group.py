@@ -254,22 +254,22 @@ class Walker:
 
 @pytest.fixture
 def walkers() -> Iterator[ActorGroup]:
-    with ActorGroup("walker", lambda _: Walker.remote(), 2, ResourceConfig(stall_timeout_s=4.0)) as group:  # type: ignore[attr-defined]
+    with ActorGroup("walker", lambda _: Walker.remote(), 2, ResourceConfig(stall_timeout_s=6.0)) as group:  # type: ignore[attr-defined]
         _ready(group)
         yield group
 
 
 def test_a_long_call_may_take_its_time_as_long_as_it_takes_steps(walkers: ActorGroup) -> None:
     seen: list[tuple[int, int]] = []
-    assert walkers.run("walk", [("long", (8, 8))], watch=seen.extend) == [8]
-    assert (2, 8) in seen and all(done < total for done, total in seen)
+    assert walkers.run("walk", [("long", (9, 9))], watch=seen.extend) == [9]
+    assert any(0 < done < 9 for done, _ in seen) and all(done < total for done, total in seen)
 
 
 def test_an_actor_that_hangs_in_the_midst_is_a_standstill_though_it_answers(walkers: ActorGroup) -> None:
     began = time.monotonic()
-    with pytest.raises(LoopStalled, match="walker actors for 4 s"):
+    with pytest.raises(LoopStalled, match="walker actors for 6 s"):
         walkers.run("walk", [("stuck", (9, 2))])
-    assert 4 < time.monotonic() - began < 20
+    assert 6 < time.monotonic() - began < 60
 
 
 def test_a_bar_passes_over_an_actor_that_died(walkers: ActorGroup) -> None:

@@ -77,12 +77,13 @@ def test_a_lost_lease_is_not_won_back(storage):
 
 
 def test_whoever_slept_learns_it_before_the_next_write(storage):
-    clock = Clock()
-    first, second = Lease(storage, clock, beat=100), Lease(storage, clock, beat=100)
+    clock, asleep = Clock(), [0.0]
+    first = Lease(storage, clock, beat=100, awake=lambda: asleep[0])
+    second = Lease(storage, clock, beat=100)
     first.acquire()
     clock.now += 61
     second.acquire()
-    first._renewed -= 201  # its own clock stood still meanwhile, and no beat came since
+    asleep[0] += 201  # no beat came meanwhile
     with pytest.raises(RunError, match=f"taken over by process {os.getpid()}"):
         first.demand()
     second.release()

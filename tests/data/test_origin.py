@@ -1,14 +1,17 @@
 """Photos on S3: brought once, checked, and never out of their folder."""
 
 import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 
 from cdiff.config import DataConfig
+from cdiff.data import origin
 from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_sources
 from cdiff.data.origin import _PATH, origin_of
-from cdiff.data.s3 import clients
+from cdiff.data.s3 import READ, clients
 from cdiff.errors import DataError
 
 
@@ -20,14 +23,14 @@ def photos(bucket, tmp_path, trees, monkeypatch) -> str:
     prefix = f"{tmp_path.name}/screw"
     for path in (p for p in (tmp_path / "screw").rglob("*") if p.is_file()):
         name = path.relative_to(tmp_path / "screw").as_posix()
-        clients()[0].upload_file(str(path), "cdiff", f"{prefix}/{name}")
-    clients()[0].put_object(Bucket="cdiff", Key=f"{prefix}/", Body=b"")  # as consoles mark folders
+        clients(READ)[0].upload_file(str(path), "cdiff", f"{prefix}/{name}")
+    clients(READ)[0].put_object(Bucket="cdiff", Key=f"{prefix}/", Body=b"")  # as consoles mark folders
     return f"{bucket}/{prefix}"
 
 
 def _set(url: str) -> Dataset:
-    origin = origin_of(url)
-    return Dataset(read_sources([str(origin.folder)], None, DataConfig()), DataConfig(), [origin])
+    found = origin_of(url)
+    return Dataset(read_sources([str(found.folder)], None, DataConfig()), DataConfig(), [found])
 
 
 def test_photos_on_s3_are_a_data_set_like_any_other(photos, tmp_path):
@@ -42,34 +45,55 @@ def test_photos_on_s3_are_a_data_set_like_any_other(photos, tmp_path):
 def test_what_is_here_is_not_fetched_again_and_what_changed_is(photos, monkeypatch, tmp_path):
     origin_of(photos)
     fetched: list[str] = []
-    real = clients()[0].download_file
+    real = clients(READ)[0].download_file
 
     def counted(bucket: str, key: str, path: str) -> None:
         fetched.append(key.rpartition("screw/")[2])
         real(bucket, key, path)
 
-    monkeypatch.setattr(clients()[0], "download_file", counted)
+    monkeypatch.setattr(clients(READ)[0], "download_file", counted)
     origin_of(photos)
     assert fetched == []
     key = photos.removeprefix("s3://cdiff/")
     (tmp_path / "new").write_bytes((tmp_path / "screw/train/good/001.png").read_bytes())
-    clients()[0].upload_file(str(tmp_path / "new"), "cdiff", f"{key}/train/good/000.png")
-    clients()[0].delete_object(Bucket="cdiff", Key=f"{key}/train/good/001.png")
+    clients(READ)[0].upload_file(str(tmp_path / "new"), "cdiff", f"{key}/train/good/000.png")
+    clients(READ)[0].delete_object(Bucket="cdiff", Key=f"{key}/train/good/001.png")
     folder = origin_of(photos).folder
     assert fetched == ["train/good/000.png"]
     assert (folder / "train/good/000.png").read_bytes() == (tmp_path / "new").read_bytes()
     assert not (folder / "train/good/001.png").exists()
 
 
-def test_another_machine_fetches_what_its_actors_ask_for(photos):
-    dataset = _set(photos)
-    sample = dataset.samples[0]
-    for path in (p for p in origin_of(photos).folder.rglob("*") if p.is_file()):
-        path.unlink()  # as on a machine that never saw the set
+def test_another_machine_fetches_what_its_actors_ask_for(photos, monkeypatch):
+    dataset, folder = _set(photos), origin_of(photos).folder
+    shown = next(sample for sample in dataset.samples if not sample.is_normal)
+    shutil.rmtree(folder)  # as on a machine that never saw the set
+    monkeypatch.setattr(origin, "_checked", set())
     other = pickle.loads(pickle.dumps(dataset))  # noqa: S301 (our own bytes)
-    other.mask(sample.sample_id)
-    assert other.image(sample.sample_id).any()
-    assert len([p for p in origin_of(photos).folder.rglob("*") if p.is_file()]) >= 1
+    assert other.image(shown.sample_id).any() and other.mask(shown.sample_id).any()
+    there = {str(path) for path in folder.rglob("*") if path.is_file()}
+    assert there == {shown.image, *(mask.path for mask in shown.masks)}
+
+
+def test_what_an_earlier_run_left_on_another_machine_is_brought_anew(photos, monkeypatch):
+    dataset, folder = _set(photos), origin_of(photos).folder
+    shown = next(sample for sample in dataset.samples if not sample.is_normal)
+    right = Path(shown.masks[0].path).read_bytes()
+    Path(shown.masks[0].path).write_bytes(b"before it was corrected")
+    monkeypatch.setattr(origin, "_checked", set())
+    assert dataset.mask(shown.sample_id).any()
+    assert Path(shown.masks[0].path).read_bytes() == right
+    assert not [path for path in folder.rglob(".*") if path.is_file()]
+
+
+def test_a_linked_cache_serves_as_any_other(photos, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "link"))
+    dataset = _set(photos)
+    shutil.rmtree(origin_of(photos).folder)
+    monkeypatch.setattr(origin, "_checked", set())
+    assert dataset.image(dataset.samples[0].sample_id).any()
 
 
 def test_a_photo_that_changed_since_the_start_is_refused(photos):
@@ -77,9 +101,10 @@ def test_a_photo_that_changed_since_the_start_is_refused(photos):
     sample = dataset.samples[0]
     folder = origin_of(photos).folder
     name = sample.image.removeprefix(f"{folder}/")
-    for path in (p for p in folder.rglob("*") if p.is_file()):
-        path.unlink()
-    clients()[0].put_object(Bucket="cdiff", Key=f"{photos.removeprefix('s3://cdiff/')}/{name}", Body=b"other")
+    shutil.rmtree(folder)
+    clients(READ)[0].put_object(
+        Bucket="cdiff", Key=f"{photos.removeprefix('s3://cdiff/')}/{name}", Body=b"other"
+    )
     with pytest.raises(DataError, match="was changed since the run began"):
         dataset.image(sample.sample_id)
     assert not (folder / name).exists()

@@ -109,7 +109,7 @@ def test_a_missing_bucket_is_told_at_once(bucket):
 def test_a_bucket_that_goes_away_is_waited_for(bucket, monkeypatch):
     """Every third call fails, then all do, until the waiting is over."""
     storage, calls = storage_at(f"{bucket}/away"), []
-    real = s3.clients()[0].put_object
+    real = s3.clients(s3.READ)[0].put_object
 
     def flaky(**request):
         calls.append(request)
@@ -117,7 +117,7 @@ def test_a_bucket_that_goes_away_is_waited_for(bucket, monkeypatch):
             raise ConnectionError("reset by peer")
         return real(**request)
 
-    monkeypatch.setattr(s3.clients()[0], "put_object", flaky)
+    monkeypatch.setattr(s3.clients(s3.READ)[0], "put_object", flaky)
     for number in range(7):
         assert storage.create(f"ledger/{number}", b"x")
     assert len(calls) == 10
@@ -125,14 +125,14 @@ def test_a_bucket_that_goes_away_is_waited_for(bucket, monkeypatch):
     def dead(**request):
         raise ConnectionError("refused")
 
-    monkeypatch.setattr(s3.clients()[0], "put_object", dead)
+    monkeypatch.setattr(s3.clients(1)[0], "put_object", dead)  # of those who have little patience
     short = S3Storage("cdiff", "away", patience=0.5)
     with pytest.raises(StorageError, match="give the same command again"):
         short.write("a", b"")
 
 
 def test_a_write_whose_answer_was_lost_counts_as_ours(bucket, monkeypatch):
-    storage, real, lost = storage_at(f"{bucket}/lost"), s3.clients()[0].put_object, list[int]()
+    storage, real, lost = storage_at(f"{bucket}/lost"), s3.clients(s3.READ)[0].put_object, list[int]()
 
     def deaf(**request):
         answer = real(**request)
@@ -141,7 +141,7 @@ def test_a_write_whose_answer_was_lost_counts_as_ours(bucket, monkeypatch):
             raise ConnectionError("reset by peer")
         return answer
 
-    monkeypatch.setattr(s3.clients()[0], "put_object", deaf)
+    monkeypatch.setattr(s3.clients(s3.READ)[0], "put_object", deaf)
     assert storage.create("ledger/1", b"mine")
     assert not storage.create("ledger/1", b"theirs")
 
@@ -178,7 +178,7 @@ def test_what_no_waiting_mends_is_told_at_once(bucket, tmp_path, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(s3.clients()[0], "download_file", full)
+    monkeypatch.setattr(s3.clients(s3.READ)[0], "download_file", full)
     with pytest.raises(StorageError, match="CDIFF_CACHE"):
         storage.fetch("a", tmp_path / "a")
 
