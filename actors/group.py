@@ -165,15 +165,24 @@ class ActorGroup:
 
     def _fill(self, method: str, source: Iterator[Work], waiting: deque[_Item], seen: set[str]) -> bool:
         """Hand out items while there is room; whether anything is in flight."""
-        while roomy := [m for m in self._members if len(m.pending) < self._resources.in_flight]:
+        while roomy := [m for m in self._members if self._has_room(m)]:
             item = waiting.popleft() if waiting else self._next(source, seen)
             if item is None:
                 break
+            if item.deaths:  # alone with its actor, so that the blame for another death is sure
+                roomy = [m for m in roomy if not m.pending]
+                if not roomy:
+                    waiting.appendleft(item)
+                    break
             # another actor than the one that failed last, if one has room: the fault may be the actor's
             member = min(roomy, key=lambda m: (m.index == item.failed_on, len(m.pending), m.index))
             reference = getattr(member.handle, method).remote(*item.arguments)
             member.pending[reference] = item
         return any(member.pending for member in self._members)
+
+    def _has_room(self, member: _Member) -> bool:
+        suspect = any(item.deaths for item in member.pending.values())
+        return not suspect and len(member.pending) < self._resources.in_flight
 
     @staticmethod
     def _next(source: Iterator[Work], seen: set[str]) -> _Item | None:
