@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cdiff.types import Arm
 
@@ -358,6 +359,16 @@ class TrackingConfig(Settings):
     experiment: str = Field("cdiff", description="MLflow experiment.")
     name: str = Field("", description="Run name; empty: the run folder's.")
     uri: str = Field("", description="MLflow tracking URI; flag and MLFLOW_TRACKING_URI go before it.")
+
+    @field_validator("uri")
+    @classmethod
+    def _no_secret(cls, uri: str) -> str:
+        """Settings are written to the run folder, MLflow and the report."""
+        if re.search(r"//[^/@\s]*:[^/@\s]*@", uri):
+            raise ValueError(
+                "a password does not belong into settings: give the whole URI as MLFLOW_TRACKING_URI"
+            )
+        return uri
 
 
 class Config(Settings):

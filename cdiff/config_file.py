@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from cdiff.config import Config, Settings
-from cdiff.errors import ConfigError
+from cdiff.errors import ConfigError, shown_uri
 
 
 def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
@@ -45,7 +45,7 @@ def build_config(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        raise ConfigError(shown_uri("\n".join(_explain(problem) for problem in error.errors()))) from None
 
 
 def dump_config(config: Config) -> str:

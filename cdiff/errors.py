@@ -1,5 +1,7 @@
 """The errors that a user can meet. Each message names the offender and the remedy."""
 
+import re
+
 
 class CdiffError(Exception):
     """Base of every error that cdiff raises on purpose."""
@@ -42,3 +44,8 @@ def offenders(items: list[str], total: int, what: str, remedy: str, shown: int =
     listed = "".join(f"\n  {item}" for item in items[:shown])
     more = f"\n  ... and {len(items) - shown} more" if len(items) > shown else ""
     return f"{len(items)} of {total} {what}:{listed}{more}\n{remedy}"
+
+
+def shown_uri(text: str) -> str:
+    """A URI, or a message that quotes one, without user and password."""
+    return re.sub(r"//[^/@\s]*@", "//***@", text)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from pydantic import BaseModel
 
 from cdiff.config import Config
 from cdiff.data.run import Run, flat, safe_name
-from cdiff.errors import CdiffError
+from cdiff.errors import CdiffError, shown_uri
 from cdiff.types import content_hash
 
 if TYPE_CHECKING:
@@ -213,11 +212,6 @@ def legal_name(name: str) -> str:
     parts = [safe_name(part) for part in name.split("/")]
     legal = "/".join(parts)
     return legal if len(legal) <= MAX_NAME else safe_name(name)
-
-
-def shown_uri(text: str) -> str:
-    """A tracking URI, or a message that quotes it, without user and password."""
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 def _connect(uri: str) -> MlflowClient:

@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cdiff.errors import shown_uri
 from jobs import loop_gain, quality, quality_report, safe_check
 from jobs.quality_choices import MINED
 from jobs.stopping import exit_code
@@ -93,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _about(told: list[str]) -> dict[str, Any]:
     """How, where and when it was measured."""
     return {
-        "command": "python jobs/benchmark.py " + " ".join(generic(told)),
+        "command": shown_uri("python jobs/benchmark.py " + " ".join(generic(told))),
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
         "machine": {

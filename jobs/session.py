@@ -25,7 +25,7 @@ from cdiff.data.origin import brought
 from cdiff.data.run import FREE, run_of
 from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder, home_of
-from cdiff.errors import ConfigError, DataError
+from cdiff.errors import ConfigError, DataError, shown_uri
 from cdiff.tracking import Tracker
 from cdiff.types import Sample, content_hash
 from jobs.stopping import heed_sigterm, meanwhile
@@ -61,7 +61,7 @@ class Session:
             self.ledger.record("tracking", run_id=tracker.run_id)
         counts = {split: len(self.manifest.ids(split)) for split in ("train", "validation", "test")}
         tracker.start(self.config, {"split_hash": self.manifest.hash, "command": self.command, **counts})
-        print(f"MLflow     {tracker.uri}", flush=True)
+        print(f"MLflow     {shown_uri(tracker.uri)}", flush=True)
         try:
             yield tracker
         except BaseException:
@@ -155,7 +155,7 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
                 ledger,
                 cluster,
                 args.tracking_uri,
-                command.strip(),
+                shown_uri(command.strip()),  # it is told in MLflow and the report
                 demo,
             )
 

@@ -168,3 +168,10 @@ def test_joint_sampling_and_best_of_k_are_told_apart() -> None:
     with pytest.raises(ConfigError, match="use B0"):
         load_config(None, ["sampling.mode=joint"])
     assert load_config(None, ["sampling.mode=joint", "wasm.arm=B0"]).wasm.arm == "B0"
+
+
+def test_a_password_in_settings_is_refused_without_being_repeated() -> None:
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI") as caught:
+        load_config(None, ["tracking.uri=postgresql://me:hunter2@db/mlflow"])
+    assert "hunter2" not in str(caught.value)
+    assert load_config(None, ["tracking.uri=postgresql://db/mlflow"]).tracking.uri == "postgresql://db/mlflow"

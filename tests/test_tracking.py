@@ -14,8 +14,8 @@ import pytest
 from cdiff.config import Config
 from cdiff.config_file import dump_config, load_config
 from cdiff.data.run import Run, create_run
-from cdiff.errors import CdiffError
-from cdiff.tracking import MAX_NAME, Tracker, legal_name, shown_uri
+from cdiff.errors import CdiffError, shown_uri
+from cdiff.tracking import MAX_NAME, Tracker, legal_name
 
 mlflow = pytest.importorskip("mlflow")
 
