@@ -39,9 +39,8 @@ log = logging.getLogger(__name__)
 
 Work = tuple[str, tuple[Any, ...]]  # the item's id, the arguments of its call
 Steps = tuple[int, int]  # done, and in all of the current phase
-Parts = Callable[
-    [str, tuple[Any, ...], str], list[Work]
-]  # of an item that killed its actor twice: id, arguments, cause
+# Of an item that killed its actor twice: called with its id, arguments and cause.
+Parts = Callable[[str, tuple[Any, ...], str], list[Work]]
 Watch = Callable[[Sequence[Steps]], None]  # called while the group waits, with the steps of actors that work
 
 POLL_SECONDS = 1.0  # how often a waiting group looks up: Ctrl-C and progress bars

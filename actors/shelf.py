@@ -154,9 +154,8 @@ def _brought(folder: Path, revision: str, run: Run) -> None:
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.copytree(folder / revision, temporary)
         _renamed(temporary, target)
-    run.publish(
-        f"checkpoints/{revision}"
-    )  # also where it is here already: an earlier try may have ended in between
+    # also where it is here already: an earlier try may have ended in between
+    run.publish(f"checkpoints/{revision}")
 
 
 def _renamed(temporary: Path, target: Path) -> None:

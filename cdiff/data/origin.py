@@ -27,9 +27,8 @@ from cdiff.errors import DataError
 from cdiff.types import content_hash
 
 _AT_ONCE = 16
-_checked: set[tuple[Path, str]] = (
-    set()
-)  # files of this machine that this process found to be what they must be
+# Files of this machine that this process found to be what they must be.
+_checked: set[tuple[Path, str]] = set()
 # Names as users give them, with blanks and brackets; never out of the folder.
 _PATH = re.compile(r"(?!.*(^|/)\.{1,2}(/|$))[^/\\\x00-\x1f][^\\\x00-\x1f]{0,900}")
 

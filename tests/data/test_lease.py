@@ -47,12 +47,18 @@ def test_a_second_driver_is_refused_with_the_owners_name_and_age(storage):
     third.release()
 
 
-def test_a_silent_owner_is_taken_over_and_cannot_write_again(storage):
+def overtaken(storage: Storage) -> tuple[Lease, Lease]:
+    """The lease of an owner that fell silent, and that of who took over."""
     clock = Clock()
     first, second = Lease(storage, clock, beat=100), Lease(storage, clock, beat=100)
     first.acquire()
     clock.now += 61
     second.acquire()
+    return first, second
+
+
+def test_a_silent_owner_is_taken_over_and_cannot_write_again(storage):
+    first, second = overtaken(storage)
     first.renew()
     with pytest.raises(RunError, match="was taken over by process"):
         first.demand()
@@ -64,11 +70,7 @@ def test_a_silent_owner_is_taken_over_and_cannot_write_again(storage):
 
 
 def test_a_lost_lease_is_not_won_back(storage):
-    clock = Clock()
-    first, second = Lease(storage, clock, beat=100), Lease(storage, clock, beat=100)
-    first.acquire()
-    clock.now += 61
-    second.acquire()
+    first, second = overtaken(storage)
     second.release()  # it did its work and ended
     first.renew()
     for call in (first.demand, first.acquire):
