@@ -290,7 +290,7 @@ class Crew:
         found: dict[str, list[Attempt]] = {}
         with tqdm(total=len(plan), desc=label, unit="pair", leave=False) as bar:
             work = [(shard[0].task_id, (shard,)) for shard in shards]
-            for _, attempts in self.generators.stream("generate", work, parts=self._suspects):
+            for _, attempts in self.generators.stream("generate", work, parts=self._suspects, lighter=self._halved):
                 found |= {attempts[0].task_id: attempts}
                 bar.update(len(attempts))
         order = {assignment.task_id: number for number, assignment in enumerate(plan)}
@@ -303,10 +303,10 @@ class Crew:
 
     def _suspects(self, key: str, arguments: tuple[Any, ...], cause: str) -> list[Work]:
         """A shard that killed two actors, in halves; a task of which nothing is left to halve is given up, so that the round goes on."""
-        (shard,) = arguments
+        shard, *halved = arguments
         middle = len(shard) // 2
         if middle:
-            return [(part[0].task_id, (part,)) for part in (shard[:middle], shard[middle:])]
+            return [(part[0].task_id, (part, *halved)) for part in (shard[:middle], shard[middle:])]
         if len(self.quarantined) >= self._bearable:
             raise ActorError(
                 f"one generator actor after another dies, whatever it makes; first cause: {cause}"
@@ -314,6 +314,10 @@ class Crew:
         log.warning("task=%s of slice %s killed its actors and is left out: %s", key, shard[0].slice, cause)
         self.quarantined.append(shard[0])
         return []
+
+    def _halved(self, key: str, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """A shard for which memory was short, with micro-batches of half the size; their rows tell."""
+        return (arguments[0], True) if self.config.sampling.micro_batch > 1 else None
 
     def _base(self, ledger: Ledger) -> str:
         """Revision of the model of real photos that all fits of this run go on from; "" where each starts afresh."""

@@ -13,7 +13,7 @@ from cdiff.generator.training import Trained, train_generator
 from cdiff.types import Assignment, Attempt, GenerationTask, Outcome, Revisions
 from cdiff.wasm.adaptation import adapt
 from cdiff.wasm.models import Models
-from cdiff.wasm.production import produce_shard
+from cdiff.wasm.production import produce_shard, with_half_batches
 
 
 @ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # missing in Ray's stubs
@@ -40,16 +40,22 @@ class GeneratorActor:
             lambda revision: self.run.publish(f"checkpoints/{revision}"),
         )
 
-    def generate(self, shard: list[Assignment]) -> list[Attempt]:
-        """Make the pairs of one shard and store them; a committed shard is only read."""
+    def generate(self, shard: list[Assignment], halved: bool = False) -> list[Attempt]:
+        """Make the pairs of one shard and store them; a committed shard is only read.
+
+        Args:
+            halved: half as many at once as the tasks' recipe says, since those were too many for this machine's memory; the rows say so.
+        """
+        config = with_half_batches(self.config) if halved else self.config
         revisions = shard[0].task.revisions
         generator, bank = self.models.generator(revisions)
         name = shard_name(shard)
         take_shard(self.run, name, shard, self.config)
         attempts = produce_shard(
-            shard, self.run, generator, bank, self.models.miners(revisions), self.dataset, self.config
+            shard, self.run, generator, bank, self.models.miners(revisions), self.dataset, config
         )
-        shelve_shard(self.run, name, shard, self.config)
+        if not halved:  # those may differ by a rounding
+            shelve_shard(self.run, name, shard, self.config)
         return attempts
 
     def adapt(self, tasks: list[GenerationTask], outcomes: list[Outcome], seed: int) -> Revisions:

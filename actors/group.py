@@ -13,7 +13,6 @@ An actor that has a method `progress` is asked how far it is: as long as a step 
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -23,15 +22,9 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import (
-    NodeDiedError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError, RayTaskError
 
+from actors.failures import DEAD, MEMORY_REMEDY, how, last_words, lost_with_node, never_made, out_of_memory, what
 from cdiff.config import ResourceConfig
 from cdiff.errors import ActorError, CdiffError, LoopStalled
 
@@ -41,10 +34,11 @@ Work = tuple[str, tuple[Any, ...]]  # the item's id, the arguments of its call
 Steps = tuple[int, int]  # done, and in all of the current phase
 # Of an item that killed its actor twice: called with its id, arguments and cause.
 Parts = Callable[[str, tuple[Any, ...], str], list[Work]]
+# Of an item that ran out of memory: called with its id and arguments; arguments that need less, or None if there are none.
+Lighter = Callable[[str, tuple[Any, ...]], tuple[Any, ...] | None]
 Watch = Callable[[Sequence[Steps]], None]  # called while the group waits, with the steps of actors that work
 
 POLL_SECONDS = 1.0  # how often a waiting group looks up: Ctrl-C and progress bars
-DEAD = (RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 
 
 @dataclass(slots=True)
@@ -55,6 +49,7 @@ class _Item:
     deaths: int = 0  # of actors that were working on it
     cause: str = ""  # of the first failure: later ones are often its consequences
     failed_on: int = -1  # member that failed last
+    light: bool = False  # it has its lighter arguments
 
 
 @dataclass(slots=True)
@@ -91,6 +86,7 @@ class ActorGroup:
         self._members = [_Member(index, make(index)) for index in range(count)]
         self._streaming, self._results = False, 0
         self._parts: Parts | None = None
+        self._lighter: Lighter | None = None
 
     def __enter__(self) -> ActorGroup:
         return self
@@ -130,6 +126,7 @@ class ActorGroup:
         done: Callable[[str], None] | None = None,
         watch: Watch | None = None,
         parts: Parts | None = None,
+        lighter: Lighter | None = None,
     ) -> Generator[tuple[str, Any], None, None]:
         """Yield (id, result) as items complete.
 
@@ -140,11 +137,13 @@ class ActorGroup:
             watch: called about once a second while the group waits, with the steps that working actors told last.
             parts: what to do instead of an item that killed two actors, so that what is harmless in it is done; nothing, and the
                 stream goes on without it. A part that kills once more is asked about in its turn. Without it such an item is an error.
+            lighter: with what arguments to try an item again that ran out of memory, once.
         """
         if self._streaming:
             raise ActorError(f"the {self.name} group is still working: finish or close its last stream first")
         source, waiting, seen = iter(items), deque[_Item](), set[str]()
-        self._streaming, self._results, self._parts = True, 0, parts
+        self._streaming, self._results = True, 0
+        self._parts, self._lighter = parts, lighter
         try:
             while self._fill(method, source, waiting, seen):
                 for key, result in self._collect(method, waiting, watch):
@@ -248,7 +247,9 @@ class ActorGroup:
         self, method: str, member: _Member, error: RayError, waiting: deque[_Item]
     ) -> list[tuple[str, Any]]:
         """Bury a dead actor and make its successor. The call that it was working on is blamed, those queued behind it are not."""
-        log.warning("actor=%s-%d died: %s; making a new one", self.name, member.index, _what(error))
+        said = last_words(error)
+        said = f"; its last lines:\n{said}" if said else ""
+        log.warning("actor=%s-%d %s: %s%s; making a new one", self.name, member.index, how(error), what(error), said)
         results, requeued = [], deque[_Item]()
         blamed = False
         pending, member.pending = member.pending, {}  # settled here, once: their errors are still to arrive
@@ -260,41 +261,58 @@ class ActorGroup:
                 requeued.append(item)
             else:
                 blamed = True
-                self._failed(method, item, member, error, waiting)
+                self._failed(method, item, member, error, waiting, said)
         waiting.extendleft(reversed(requeued))
         ray.kill(member.handle, no_restart=True)  # it may be alive behind a broken connection
         self._members[member.index] = _Member(member.index, self._make(member.index))
         return results
 
     def _failed(
-        self, method: str, item: _Item, member: _Member, error: RayError, waiting: deque[_Item]
+        self,
+        method: str,
+        item: _Item,
+        member: _Member,
+        error: RayError,
+        waiting: deque[_Item],
+        said: str = "",
     ) -> None:
-        """Queue a failed item again, or give up: at once on errors that the user must mend."""
+        """Queue a failed item again, lighter or in parts, or give up: at once on errors that the user must mend."""
         cause = getattr(error, "cause", None)
         if isinstance(cause, CdiffError):
             cause.add_note(f"raised in {method} of the {self.name} group, item {item.key}")
             raise cause from None
-        item.failures += 1
         item.failed_on = member.index
-        item.cause = item.cause or _what(error)
-        item.deaths += isinstance(error, DEAD) and not _with_its_node(error)
-        if self._parts and item.deaths > 1 and not getattr(error, "actor_init_failed", False):
+        item.cause = item.cause or what(error) + said
+        if self._lightened(item, error):
+            waiting.append(item)
+            return
+        item.failures += 1
+        item.deaths += isinstance(error, DEAD) and not lost_with_node(error)
+        if self._parts and item.deaths > 1 and not never_made(error):
             pieces = self._parts(item.key, item.arguments, item.cause)
             waiting.extend(
-                _Item(*piece, deaths=1, cause=item.cause, failed_on=member.index) for piece in pieces
+                _Item(*piece, deaths=1, cause=item.cause, failed_on=member.index, light=item.light) for piece in pieces
             )
             return
-        # a constructor's exception is about set-up, not about the item: the next actor would raise it too
-        hopeless = getattr(error, "actor_init_failed", False)
-        if hopeless or item.failures > self._resources.retries:
-            what = (
-                "could not be made"
-                if hopeless
-                else f"failed {item.failures} times in {method} on item {item.key}"
-            )
-            raise ActorError(f"{self.name} actor {what}; first cause: {item.cause}") from error
-        log.warning("group=%s item=%s failure=%d: %s", self.name, item.key, item.failures, _what(error))
+        if never_made(error) or item.failures > self._resources.retries:
+            end = f"failed {item.failures} times in {method} on item {item.key}"
+            remedy = f"\n{MEMORY_REMEDY}" if out_of_memory(error) else ""
+            raise ActorError(
+                f"{self.name} actor {'could not be made' if never_made(error) else end}; first cause: {item.cause}{remedy}"
+            ) from error
+        log.warning("group=%s item=%s failure=%d: %s", self.name, item.key, item.failures, what(error))
         waiting.append(item)
+
+    def _lightened(self, item: _Item, error: RayError) -> bool:
+        """Whether an item that ran out of memory goes on with lighter arguments, once."""
+        if item.light or not self._lighter or not out_of_memory(error):
+            return False
+        lighter = self._lighter(item.key, item.arguments)
+        if lighter is None:
+            return False
+        log.warning("group=%s item=%s ran out of memory, is tried lighter: %s", self.name, item.key, what(error))
+        item.arguments, item.light = lighter, True
+        return True
 
     def _cancel(self) -> None:
         """Take back what is queued: an abandoned stream must not hold up the next one."""
@@ -312,22 +330,3 @@ def _finished(reference: Any) -> tuple[Any, bool]:
         return ray.get(reference), True
     except RayError:
         return None, False
-
-
-def _with_its_node(error: RayError) -> bool:
-    """A node takes all its actors along, whatever they were working on."""
-    return isinstance(error, NodeDiedError) or "its node has died" in str(error)
-
-
-def _what(error: RayError) -> str:
-    """What happened, without the remote traceback above it."""
-    cause = getattr(error, "cause", None)
-    if isinstance(error, RayTaskError) and isinstance(cause, Exception):
-        return f"{type(cause).__name__}: {cause}"
-    text = str(error)
-    if getattr(error, "actor_init_failed", False):
-        # Ray keeps the text alone: the exception's own line and all after it, since messages have many lines
-        starts = [match.start() for match in re.finditer(r"^[\w.]+(Error|Exception)\b", text, re.MULTILINE)]
-        text = text[starts[-1] :] if starts else text
-        return text.strip()
-    return " ".join(text.split())

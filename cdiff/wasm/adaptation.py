@@ -50,7 +50,7 @@ def adapt(
     if recipe.arm.endswith("B2"):
         if miners.segmenter is None:
             raise ValueError("arm B2 needs a segmenter to look through")
-        sampler = sampler_for(generator, recipe)
+        sampler = sampler_for(generator, recipe, config)
         layouts = [spell_out(task, dataset, config) for task in tasks]
         conditions = [condition_for(layout, generator, bank, miners) for layout in layouts]
         jobs = settle_masks(sampler, layouts, conditions, recipe.mode)

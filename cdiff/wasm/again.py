@@ -30,16 +30,22 @@ def made_again(
         RunError: a checkpoint is gone.
     """
     models = Models(run, config)
-    for (recipe, revisions), own in groupby(
-        attempts, lambda a: (a.assignment.task.recipe, a.assignment.task.revisions)
-    ):
+    alike = groupby(attempts, lambda a: (a.assignment.task.recipe, a.assignment.task.revisions, _at_once(a)))
+    for (recipe, revisions, at_once), own in alike:
+        sampling = config.sampling.model_copy(update={"micro_batch": at_once})
+        as_then = config.model_copy(update={"sampling": sampling})
         torch.set_num_threads(recipe.threads)
         together = list(own)
         generator, bank = models.generator(revisions)
         tasks = [attempt.assignment.task for attempt in together]
         for first in range(0, len(tasks), recipe.micro_batch):
             part = tasks[first : first + recipe.micro_batch]
-            made = produce(part, generator, bank, models.miners(revisions), dataset, config)
+            made = produce(part, generator, bank, models.miners(revisions), dataset, as_then)
             for task, pair in zip(part, made, strict=True):
                 mode = dataset.sample(task.background).mode
                 yield encode_png(pair.image, mode), encode_png(pair.mask, "L")
+
+
+def _at_once(attempt: Attempt) -> int:
+    """How many went through the networks together: fewer than the recipe says where memory was short."""
+    return int(dict(attempt.measures).get("micro_batch", attempt.assignment.task.recipe.micro_batch))

@@ -54,7 +54,7 @@ def label_agreement(
     """Agreement of real masks with the masks that the generator reads from the real crops, by category/type."""
     bank = generator.bank(dataset, [dataset.target(target_id) for target_id in target_ids])
     recipe = recipe_of(config)
-    sampler = sampler_for(generator, recipe)
+    sampler = sampler_for(generator, recipe, config)
     conditions, images, masks, seeds, kept, keys = [], [], [], [], [], []
     for number, target_id in enumerate(target_ids):
         target = dataset.target(target_id)

@@ -92,7 +92,7 @@ def make_pairs(
     miners, recipe = miners or Miners(), tasks[0].recipe
     layouts = [spell_out(task, dataset, config) for task in tasks]
     conditions = [condition_for(layout, generator, bank, miners) for layout in layouts]
-    sampler = sampler_for(generator, recipe)
+    sampler = sampler_for(generator, recipe, config)
     seeds = [task.seed for task in tasks]
     if recipe.mode == "joint":
         starts = zip(conditions, seeds, strict=True)
@@ -167,10 +167,10 @@ def _device(generator: Generator) -> torch.device:
     return next(generator.parameters()).device
 
 
-def sampler_for(generator: Generator, recipe: Recipe) -> Sampler:
-    """The sampler that a recipe names."""
+def sampler_for(generator: Generator, recipe: Recipe, config: Config) -> Sampler:
+    """The sampler that a recipe names; with smaller micro-batches where the configuration asks for them, memory being short."""
     null = generator.safe.fused(generator.safe.null)[0].detach()
-    return Sampler(generator.denoiser, null, recipe.steps, recipe.micro_batch)
+    return Sampler(generator.denoiser, null, recipe.steps, min(recipe.micro_batch, config.sampling.micro_batch))
 
 
 def settle_masks(

@@ -67,6 +67,12 @@ def produce(
     return make_pairs(generator, bank, tasks, dataset, config, miners)
 
 
+def with_half_batches(config: Config) -> Config:
+    """The configuration under which half as many images go through the networks at once."""
+    half = max(1, config.sampling.micro_batch // 2)
+    return config.model_copy(update={"sampling": config.sampling.model_copy(update={"micro_batch": half})})
+
+
 def loss_judge(segmenter: torch.nn.Module, config: Config) -> Judge:
     """Difficulty of a composite: min(kappa, loss of the segmenter around the new target); invisible ones are invalid."""
 
@@ -98,6 +104,8 @@ def _row(
     measures |= {"crop_left": layout.box[0], "crop_top": layout.box[1]}
     measures["label_iou"] = pair.label_iou
     measures["own_mask"] = float(pair.own_mask)
+    if config.sampling.micro_batch < layout.task.recipe.micro_batch:  # memory was short
+        measures["micro_batch"] = config.sampling.micro_batch
     if segmenter is not None:
         shown = pair.image, pair.mask, pair.target, config
         measures["loss"] = local_loss(segmenter, *shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -65,6 +66,16 @@ class Worker:
     def refuse(self) -> None:
         self._note("refuse")
         raise DataError("2 of 7 images have no mask, first: a.png.\nAdd the masks.")
+
+    def eat(self, crumbs: int, light: bool = False) -> str:
+        self._note(f"eat {crumbs} {light}")
+        if crumbs > 2 or (crumbs > 1 and not light):
+            raise MemoryError("no room for 8.0 GiB")
+        return "light" if light else "whole"
+
+    def groan(self) -> None:
+        print("the disk of this node is on fire", file=sys.stderr, flush=True)
+        os._exit(1)
 
     def _note(self, text: str) -> None:
         with self.journal.open("a") as file:
@@ -181,6 +192,27 @@ def test_what_is_harmless_in_a_poison_item_is_done_and_the_rest_is_left_out(
     assert [key for key, _ in left_out] == ["13"] and "died" in left_out[0][1]
     deaths = [line for line in journal.read_text().splitlines() if "13" in line]
     assert deaths == ["squares [11, 12, 13, 14]"] * 2 + ["squares [13, 14]", "squares [13]"]
+
+
+def test_what_runs_out_of_memory_is_tried_lighter_once(make_group: Make, journal: Path) -> None:
+    asked: list[str] = []
+
+    def lighter(key: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        asked.append(key)
+        return (*arguments, True)
+
+    group = make_group(count=2, retries=0)
+    items = [("crumb", (1,)), ("slice", (2,))]
+    assert dict(group.stream("eat", items, lighter=lighter)) == {"crumb": "whole", "slice": "light"}
+    with pytest.raises(ActorError, match=r"(?s)failed 1 times .* loaf; .*MemoryError: .*lower sampling.micro_batch"):
+        dict(group.stream("eat", [("loaf", (3,))], lighter=lighter))
+    assert asked == ["slice", "loaf"]
+    assert [line for line in journal.read_text().splitlines() if "3" in line] == ["eat 3 False", "eat 3 True"]
+
+
+def test_the_first_cause_of_a_death_comes_with_the_last_lines_of_its_log(make_group: Make) -> None:
+    with pytest.raises(ActorError, match=r"(?s)first cause: .*died.*last lines:.*node is on fire"):
+        make_group(count=1, retries=1).call("groan")
 
 
 def test_a_failing_call_is_tried_again_on_another_actor(make_group: Make, journal: Path) -> None:

@@ -72,7 +72,7 @@ def from_noise(task):
 
 
 def jobs_of(tasks, photos, bank, generator, config, miners=None):
-    sampler = sampler_for(generator, tasks[0].recipe)
+    sampler = sampler_for(generator, tasks[0].recipe, config)
     layouts = [spell_out(task, photos, config) for task in tasks]
     conditions = [condition_for(layout, generator, bank, miners or Miners()) for layout in layouts]
     return sampler, settle_masks(sampler, layouts, conditions, "given_mask")

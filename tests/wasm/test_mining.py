@@ -54,6 +54,23 @@ def test_a_pair_has_the_same_pixels_alone_and_among_others(
         assert np.array_equal(alone.mask, among.mask)
 
 
+@pytest.mark.parametrize(("at_once", "threads"), [(1, 1), (3, 2)])
+def test_other_batches_and_threads_change_a_pair_by_a_rounding_at_most(
+    at_once, threads, tasks, bank, photos, tiny_config, tiny_generator
+) -> None:
+    sampling = tiny_config.sampling.model_copy(update={"micro_batch": at_once})
+    other = tiny_config.model_copy(update={"sampling": sampling})
+    before = make_pairs(tiny_generator, bank, tasks, photos, tiny_config)
+    torch.set_num_threads(threads)
+    try:
+        after = make_pairs(tiny_generator, bank, tasks, photos, other)
+    finally:
+        torch.set_num_threads(1)
+    for one, two in zip(before, after, strict=True):
+        assert np.abs(one.image.astype(int) - two.image.astype(int)).max() <= 1
+        assert (one.mask != two.mask).mean() < 0.001
+
+
 def test_nothing_changes_outside_the_region(tasks, bank, photos, tiny_config, tiny_generator) -> None:
     for pair in make_pairs(tiny_generator, bank, tasks, photos, tiny_config):
         left, top, right, bottom = pair.layout.box
