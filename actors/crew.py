@@ -31,6 +31,7 @@ from cdiff.config import Config
 from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
+from cdiff.data.retention import forget_checkpoints
 from cdiff.data.splits import Manifest
 from cdiff.data.store import Run, shard_committed, shard_name
 from cdiff.errors import ActorError, RunError
@@ -223,6 +224,12 @@ class Crew:
             pairs, _ = coordinator.call("judge", *about, plan + more, attempts, True)
         return pairs
 
+    def tidy(self, ledger: Ledger) -> None:
+        """Remove the checkpoints that nothing names any more, where `resources.keep` says so."""
+        if self.config.resources.keep == "needed":
+            gone = forget_checkpoints(self.run, ledger)
+            log.info("checkpoints removed=%d, as resources.keep=needed says", len(gone))
+
     def evaluate(self, revision: str, sample_ids: Sequence[str], threshold: float | None) -> Evaluation:
         with self._bar(f"scoring {len(sample_ids)} photos") as watch:
             return self.downstream.call("evaluate", revision, list(sample_ids), threshold, watch=watch)
@@ -290,7 +297,9 @@ class Crew:
         found: dict[str, list[Attempt]] = {}
         with tqdm(total=len(plan), desc=label, unit="pair", leave=False) as bar:
             work = [(shard[0].task_id, (shard,)) for shard in shards]
-            for _, attempts in self.generators.stream("generate", work, parts=self._suspects, lighter=self._halved):
+            for _, attempts in self.generators.stream(
+                "generate", work, parts=self._suspects, lighter=self._halved
+            ):
                 found |= {attempts[0].task_id: attempts}
                 bar.update(len(attempts))
         order = {assignment.task_id: number for number, assignment in enumerate(plan)}

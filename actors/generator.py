@@ -9,7 +9,7 @@ from actors.shelf import shelve_shard, take_shard
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.store import Run, shard_name
-from cdiff.generator.training import Trained, train_generator
+from cdiff.generator.training import TRAINING_STATE, Trained, train_generator
 from cdiff.types import Assignment, Attempt, GenerationTask, Outcome, Revisions
 from cdiff.wasm.adaptation import adapt
 from cdiff.wasm.models import Models
@@ -27,9 +27,10 @@ class GeneratorActor:
         self.models = Models(run, config)
 
     def train(self, target_ids: list[str], photo_ids: list[str]) -> Trained:
-        """Train on these targets, or go on from the last checkpoint."""
+        """Train on these targets, or go on from the last checkpoint, whichever machine wrote it."""
         targets = [self.dataset.target(target_id) for target_id in target_ids]
-        return train_generator(
+        self.run.local(f"checkpoints/{TRAINING_STATE}", anew=True)
+        trained = train_generator(
             self.dataset,
             targets,
             photo_ids,
@@ -37,8 +38,10 @@ class GeneratorActor:
             self.run.checkpoints,
             self._progress,
             self.config.resources.device,
-            lambda revision: self.run.publish(f"checkpoints/{revision}"),
+            lambda name: self.run.publish(f"checkpoints/{name}"),
         )
+        self.run.storage.delete(f"checkpoints/{TRAINING_STATE}")
+        return trained
 
     def generate(self, shard: list[Assignment], halved: bool = False) -> list[Attempt]:
         """Make the pairs of one shard and store them; a committed shard is only read.

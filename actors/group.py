@@ -24,7 +24,16 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.failures import DEAD, MEMORY_REMEDY, how, last_words, lost_with_node, never_made, out_of_memory, what
+from actors.failures import (
+    DEAD,
+    MEMORY_REMEDY,
+    how,
+    last_words,
+    lost_with_node,
+    never_made,
+    out_of_memory,
+    what,
+)
 from cdiff.config import ResourceConfig
 from cdiff.errors import ActorError, CdiffError, LoopStalled
 
@@ -249,7 +258,9 @@ class ActorGroup:
         """Bury a dead actor and make its successor. The call that it was working on is blamed, those queued behind it are not."""
         said = last_words(error)
         said = f"; its last lines:\n{said}" if said else ""
-        log.warning("actor=%s-%d %s: %s%s; making a new one", self.name, member.index, how(error), what(error), said)
+        log.warning(
+            "actor=%s-%d %s: %s%s; making a new one", self.name, member.index, how(error), what(error), said
+        )
         results, requeued = [], deque[_Item]()
         blamed = False
         pending, member.pending = member.pending, {}  # settled here, once: their errors are still to arrive
@@ -291,7 +302,8 @@ class ActorGroup:
         if self._parts and item.deaths > 1 and not never_made(error):
             pieces = self._parts(item.key, item.arguments, item.cause)
             waiting.extend(
-                _Item(*piece, deaths=1, cause=item.cause, failed_on=member.index, light=item.light) for piece in pieces
+                _Item(*piece, deaths=1, cause=item.cause, failed_on=member.index, light=item.light)
+                for piece in pieces
             )
             return
         if never_made(error) or item.failures > self._resources.retries:
@@ -310,7 +322,9 @@ class ActorGroup:
         lighter = self._lighter(item.key, item.arguments)
         if lighter is None:
             return False
-        log.warning("group=%s item=%s ran out of memory, is tried lighter: %s", self.name, item.key, what(error))
+        log.warning(
+            "group=%s item=%s ran out of memory, is tried lighter: %s", self.name, item.key, what(error)
+        )
         item.arguments, item.light = lighter, True
         return True
 

@@ -347,6 +347,10 @@ class ResourceConfig(Settings):
     wait_seconds: float = Field(
         60.0, gt=0, description="Longest wait for the cluster to offer the resources."
     )
+    keep: Literal["all", "needed"] = Field(
+        "all",
+        description="Checkpoints that stay when a round is committed: all, or those that a kept pair, the best model or a step to come names.",
+    )
     stall_timeout_s: float = Field(
         3600.0,
         gt=0,

@@ -57,6 +57,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
             gains=crew.gains(outcomes, known, best, candidate, unseen + kept),
         )
         ledger.commit_round(result, pairs)
+        crew.tidy(ledger)
         best = candidate if decision.stands else best
         log_round(session, tracker, result, pairs, candidate)
     close(session, crew, ledger, tracker, real_only, best)

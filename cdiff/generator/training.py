@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
@@ -21,6 +22,7 @@ from cdiff.generator.patches import Patches, augmented, balanced, cut_patches, r
 from cdiff.safe.tokens import scene_contrast
 from cdiff.types import Target
 
+TRAINING_STATE = "training-generator.safetensors"  # what a training that was cut off goes on from
 Progress = Callable[[int, int, float], None]  # step, steps, loss
 
 
@@ -40,15 +42,16 @@ def train_generator(
     checkpoints: Path,
     progress: Progress | None = None,
     device: str = "cpu",
-    saved: Callable[[str], None] | None = None,
+    stored: Callable[[str], None] | None = None,
 ) -> Trained:
     """Train on the given real targets; a run that was cut off goes on from its last checkpoint.
 
     Args:
         targets: training targets, of all categories and types together.
         photos: training photos that give target-free crops, normals or not.
-        checkpoints: folder of revisions; the resumable state lies beside them under `.training-*`.
-        saved: called with the revision once its weights are written; only then the resumable state goes.
+        checkpoints: folder of revisions; the resumable state lies beside them as TRAINING_STATE.
+        stored: called with the name under `checkpoints` of whatever was written there: the state, again and again, and in the end the
+            revision; only then the state goes.
     Raises:
         DataError: there is no target to learn from.
     """
@@ -62,7 +65,8 @@ def train_generator(
     average = Generator(settings, config.safe).to(device).requires_grad_(False)
     average.load_state_dict(generator.state_dict())
     optimiser = torch.optim.AdamW(generator.parameters(), lr=settings.lr, weight_decay=0.01)
-    state = checkpoints / ".training-generator"
+    state = checkpoints / TRAINING_STATE
+    tell = stored or (lambda name: None)
     done, losses = _resume(state, generator, average, optimiser)
     patches = cut_patches(dataset, targets, photos, settings, np.random.default_rng([settings.seed, 1]))
     for step in range(done, settings.steps):
@@ -79,10 +83,10 @@ def train_generator(
             progress(step + 1, settings.steps, losses[-1])
         if (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps:
             _checkpoint(state, step + 1, losses, generator, average, optimiser)
+            tell(TRAINING_STATE)
     revision = average.eval().save(checkpoints)
-    if saved:
-        saved(revision)
-    _forget(state)
+    tell(revision)
+    state.unlink(missing_ok=True)
     return Trained(
         revision, tuple(float(np.mean(part)) for part in np.array_split(losses, min(10, len(losses))))
     )
@@ -141,36 +145,32 @@ def _average(average: Generator, generator: Generator, decay: float) -> None:
 
 
 def _checkpoint(
-    folder: Path,
+    path: Path,
     step: int,
     losses: list[float],
     generator: Generator,
     average: Generator,
     optimiser: torch.optim.AdamW,
 ) -> None:
-    """Weights, averages and moments as safetensors; the step file is written last and names the tensors' file."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Weights, averages and moments as one file, which is there whole or as it was before."""
     tensors = {f"model.{k}": v.cpu() for k, v in generator.state_dict().items()}
     tensors |= {f"average.{k}": v.cpu() for k, v in average.state_dict().items()}
     for number, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{k}": v.cpu().contiguous() for k, v in moments.items()}
-    name = f"state-{step}.safetensors"
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / name)
-    temporary = folder / "step.tmp"
-    temporary.write_text(json.dumps({"step": step, "file": name, "losses": losses}), encoding="utf-8")
-    temporary.rename(folder / "step.json")
-    for old in folder.glob("state-*.safetensors"):
-        if old.name != name:
-            old.unlink()
+    temporary = path.with_name(f".{path.name}")
+    note = {"step": str(step), "losses": json.dumps(losses)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, temporary, metadata=note)
+    temporary.rename(path)
 
 
 def _resume(
-    folder: Path, generator: Generator, average: Generator, optimiser: torch.optim.AdamW
+    path: Path, generator: Generator, average: Generator, optimiser: torch.optim.AdamW
 ) -> tuple[int, list[float]]:
-    if not (folder / "step.json").exists():
+    if not path.exists():
         return 0, []
-    note = json.loads((folder / "step.json").read_text(encoding="utf-8"))
-    tensors = load_file(folder / note["file"])
+    with safe_open(path, "pt") as file:
+        note, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     generator.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     average.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("average.")})
     moments: dict[int, dict[str, torch.Tensor]] = {}
@@ -179,11 +179,4 @@ def _resume(
             _, number, name = key.split(".")
             moments.setdefault(int(number), {})[name] = value
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-    return note["step"], note["losses"]
-
-
-def _forget(folder: Path) -> None:
-    if folder.exists():
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+    return int(note["step"]), json.loads(note["losses"])

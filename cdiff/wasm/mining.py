@@ -170,7 +170,9 @@ def _device(generator: Generator) -> torch.device:
 def sampler_for(generator: Generator, recipe: Recipe, config: Config) -> Sampler:
     """The sampler that a recipe names; with smaller micro-batches where the configuration asks for them, memory being short."""
     null = generator.safe.fused(generator.safe.null)[0].detach()
-    return Sampler(generator.denoiser, null, recipe.steps, min(recipe.micro_batch, config.sampling.micro_batch))
+    return Sampler(
+        generator.denoiser, null, recipe.steps, min(recipe.micro_batch, config.sampling.micro_batch)
+    )
 
 
 def settle_masks(

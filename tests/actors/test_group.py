@@ -74,7 +74,7 @@ class Worker:
         return "light" if light else "whole"
 
     def groan(self) -> None:
-        print("the disk of this node is on fire", file=sys.stderr, flush=True)
+        os.write(sys.stderr.fileno(), b"the disk of this node is on fire\n")
         os._exit(1)
 
     def _note(self, text: str) -> None:
@@ -204,7 +204,9 @@ def test_what_runs_out_of_memory_is_tried_lighter_once(make_group: Make, journal
     group = make_group(count=2, retries=0)
     items = [("crumb", (1,)), ("slice", (2,))]
     assert dict(group.stream("eat", items, lighter=lighter)) == {"crumb": "whole", "slice": "light"}
-    with pytest.raises(ActorError, match=r"(?s)failed 1 times .* loaf; .*MemoryError: .*lower sampling.micro_batch"):
+    with pytest.raises(
+        ActorError, match=r"(?s)failed 1 times .* loaf; .*MemoryError: .*lower sampling.micro_batch"
+    ):
         dict(group.stream("eat", [("loaf", (3,))], lighter=lighter))
     assert asked == ["slice", "loaf"]
     assert [line for line in journal.read_text().splitlines() if "3" in line] == ["eat 3 False", "eat 3 True"]

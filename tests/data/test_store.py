@@ -300,7 +300,7 @@ def test_what_a_crash_left_beside_a_report_is_not_published(bucket, tmp_path, mo
 def test_the_mirror_of_a_deleted_run_is_not_taken_for_the_new_one(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("CDIFF_CACHE", str(tmp_path))
     run = create_run(f"{bucket}/home", "again", dump_config(Config()), Splits())
-    (run.checkpoints / ".training-generator").mkdir()
+    (run.checkpoints / "generator-a").mkdir()
     for key in run.storage.keys(""):
         run.storage.delete(key)
     new = create_run(f"{bucket}/home", "again", dump_config(load_config(None, ["seed=1"])), Splits())

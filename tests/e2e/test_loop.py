@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def done(home, tiny_loop) -> subprocess.CompletedProcess[str]:
-    return _command("loop.py", "--run", "tiny", *tiny_loop, home=home)
+    return _command("loop.py", "--run", "tiny", *tiny_loop, "resources.keep=needed", home=home)
 
 
 def test_the_loop_runs_to_its_report_on_the_demo_data(done, home) -> None:
@@ -75,6 +76,27 @@ def test_every_fit_goes_on_from_one_base_of_real_photos(done, home) -> None:
     assert names.index("base") < names.index("real_only") < names.index("round-1")
     fitted = [ledger.milestone(name) for name in ("real_only", "round-1")]
     assert all(fit and fit["assessed"]["revision"] != bases[0]["revision"] for fit in fitted)
+
+
+def test_checkpoints_that_nothing_names_are_gone(done, home) -> None:
+    run = open_run(home / "runs" / "tiny")
+    ledger = Ledger(run)
+    left = {path.name.split(".")[0] for path in run.checkpoints.iterdir() if not path.name.startswith(".")}
+    named = {
+        r
+        for p in ledger.kept_pairs(accepted_only=False)
+        for r in astuple(p.attempt.assignment.task.revisions)
+    }
+    real_only = (ledger.milestone("real_only") or {})["assessed"]["revision"]
+    assert (named - {""}) | {real_only} <= left
+    for result in ledger.rounds():
+        assert (result.candidate in left) == (
+            result.round == ledger.best_round() or result.candidate in named
+        )
+    fitted = [
+        json.loads(path.read_text())["revision"] for path in (home / "shelf" / "fits").glob("*/fit.json")
+    ]
+    assert set(fitted) - left, "fold models stood here, too"
 
 
 def test_the_test_split_is_read_once_and_before_and_after_are_both_there(done, home) -> None:

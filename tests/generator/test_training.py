@@ -11,7 +11,7 @@ from cdiff.errors import DataError, RunError
 from cdiff.generator.model import Generator
 from cdiff.generator.objective import draw_times, noised
 from cdiff.generator.patches import augmented, cut_patches, regions
-from cdiff.generator.training import train_generator
+from cdiff.generator.training import TRAINING_STATE, train_generator
 
 
 def _all(photos):
@@ -41,12 +41,20 @@ def test_a_training_that_was_killed_goes_on_to_the_very_same_weights(
     with pytest.raises(_Killed):
         train_generator(photos, targets, normals, tiny_config, tmp_path, kill)
     steps = []
+    stored = []
     again = train_generator(
-        photos, targets, normals, tiny_config, tmp_path, lambda step, *_: steps.append(step)
+        photos,
+        targets,
+        normals,
+        tiny_config,
+        tmp_path,
+        lambda step, *_: steps.append(step),
+        stored=lambda name: stored.append((name, (tmp_path / TRAINING_STATE).exists())),
     )
     assert steps == [4, 5, 6]  # from the checkpoint of step 3
     assert again.revision == tiny_generator.revision
-    assert not list(tmp_path.glob(".training*"))
+    assert stored == [(again.revision, True)], "the state goes after the weights are there"
+    assert [path.name for path in tmp_path.iterdir()] == [again.revision]
 
 
 def test_a_checkpoint_loads_with_its_own_configuration(tiny_generator, tmp_path) -> None:

@@ -56,5 +56,7 @@ def test_a_shard_made_in_half_batches_says_so_and_is_made_again_alike(
     assert all("micro_batch" not in dict(attempt.measures) for attempt in in_full)
     limits = Limits.of(tiny_config.data)
     for one, two in zip(attempts, in_full, strict=True):
-        images = [decode_png(read_pair(*where)[0], limits).astype(int) for where in ((run, one), (whole, two))]
+        images = [
+            decode_png(read_pair(*where)[0], limits).astype(int) for where in ((run, one), (whole, two))
+        ]
         assert np.abs(images[0] - images[1]).max() <= 1

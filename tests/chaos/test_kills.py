@@ -1,0 +1,80 @@
+"""SIGKILL to every process of a loop in turn: the loop ends with the same pairs, byte for byte, and the same ledger."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+IDLE = "ray::GeneratorActor"
+
+
+@pytest.mark.parametrize(
+    ("moment", "victim", "blow"),
+    [
+        ("checkpoints/training-generator.safetensors", IDLE, "SIGKILL to a generator in training"),
+        ("ray::DownstreamActor.fit", IDLE, "SIGKILL to an idle generator"),
+        ("ray::DownstreamActor.fit", "ray::DownstreamActor.fit", "SIGKILL to a downstream actor in mid-fit"),
+        ("ray::GeneratorActor.generate", "ray::CoordinatorActor", "SIGKILL to the coordinator"),
+        ("ray::GeneratorActor.generate", IDLE, "SIGKILL to a generator in mid-call"),
+    ],
+)
+def test_an_actors_process_is_killed(moment, victim, blow, loop, same) -> None:
+    loop.start()
+    loop.wait(lambda: loop.workers(moment) if moment.startswith("ray::") else loop.file(moment))
+    pid = loop.find(victim)
+    struck = time.time()
+    os.kill(pid, signal.SIGKILL)
+    seconds = loop.recovery(struck)
+    loop.finish()
+    same(loop, blow, "a new actor does its call again", seconds)
+
+
+def test_the_driver_is_killed_and_started_again(loop, same) -> None:
+    loop.start()
+    loop.wait(lambda: loop.file("pairs/*.COMMIT"))
+    struck = time.time()
+    loop.process.kill()
+    loop.end()
+    loop.start()
+    seconds = loop.recovery(struck)
+    loop.finish()
+    same(loop, "SIGKILL to the driver", "the same command goes on once the lease has expired", seconds)
+
+
+STOPPED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from cdiff.data.ledger import Ledger
+Ledger.commit_round = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from jobs.loop import main
+main()
+"""
+
+
+def test_the_driver_is_killed_between_blobs_and_commit(loop, same) -> None:
+    plain = loop.script
+    loop.script = loop.folder.parent / "stopped.py"
+    loop.script.write_text(STOPPED.format(root=str(ROOT)))
+    loop.start()
+    loop.end()
+    struck, (first, *others) = time.time(), sorted(loop.file("pairs/*.COMMIT"))
+    first.unlink()  # as if the actor had been killed there as well: a shard without its COMMIT
+    shards = len(loop.file("pairs/*.parquet"))
+    loop.script = plain
+    loop.start()
+    seconds = loop.recovery(struck)
+    loop.finish()
+    assert others and len(loop.file("pairs/*.parquet")) == shards
+    same(
+        loop,
+        "SIGKILL to the driver between blobs and COMMIT",
+        "what has a COMMIT is read, the rest is made again",
+        seconds,
+    )
