@@ -26,6 +26,8 @@ Role = Literal["generator", "extractor", "downstream", "coordinator"]
 Resources = dict[str, float]  # "CPU", "GPU"
 
 ROOT = Path(cdiff.__file__).resolve().parents[1]
+# Nothing is told to anybody, and nothing fetched, unless the environment says otherwise.
+SILENT = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "true"}
 # Set by Ray for the entry point of a job; such a driver inherits the job's runtime environment.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -85,7 +87,7 @@ def actor_options(config: Config, role: Role) -> dict[str, Any]:
     Ray's restarts and retries stay off: `actors.group` replaces actors and retries items, once.
     """
     resources = _needs(config, role)
-    variables: dict[str, str] = {}
+    variables = {name: os.environ.get(name, value) for name, value in SILENT.items()}
     if role != "coordinator":
         # Ray sets 1 for actors without a whole CPU, and libraries read it when they are imported
         variables["OMP_NUM_THREADS"] = str(config.resources.threads)

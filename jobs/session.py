@@ -25,11 +25,12 @@ from cdiff.data.origin import brought
 from cdiff.data.run import FREE, run_of
 from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder, home_of
-from cdiff.errors import ConfigError, DataError, shown_uri
+from cdiff.errors import CdiffError, ConfigError, DataError, shown_uri
 from cdiff.tracking import Tracker
 from cdiff.types import Sample, content_hash
 from jobs.stopping import heed_sigterm, meanwhile
 
+log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
 
@@ -64,8 +65,11 @@ class Session:
         print(f"MLflow     {shown_uri(tracker.uri)}", flush=True)
         try:
             yield tracker
-        except BaseException:
-            tracker.finish("KILLED" if isinstance(sys.exception(), KeyboardInterrupt) else "FAILED")
+        except BaseException as end:
+            try:
+                tracker.finish("KILLED" if isinstance(end, KeyboardInterrupt) else "FAILED")
+            except CdiffError as error:  # a full disk ends both: the first reason is the one to tell
+                log.warning("MLflow does not know of the end: %s", str(error).splitlines()[0])
             raise
         tracker.finish("FINISHED")
 

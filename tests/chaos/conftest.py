@@ -26,6 +26,8 @@ from cdiff.data.run import Run, find_run
 from cdiff.data.store import read_pair
 
 ROOT = Path(__file__).resolve().parents[2]
+# Of one round, whose calls last long enough to be struck in their midst.
+SLOWER = ["rounds=1", "generator.checkpoint_every=5", "sampling.steps=20", "downstream.steps=60"]
 _BEGIN, _END = "<!-- table of make chaos -->", "<!-- end of table -->"
 _TIMES = {"seconds", "trained_in", "run_id", "reused"}  # what no two runs share
 
@@ -46,8 +48,10 @@ class Loop:
     variables: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    known: set[int] = field(default_factory=set)  # raylets
 
     def start(self) -> Loop:
+        self.known = set()
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [
             *self.prefix,
@@ -90,7 +94,8 @@ class Loop:
         Args:
             of: the raylet whose they are; 0: any.
         """
-        raylets = {of} if of else self.raylets()
+        self.known = self.known or self.raylets()
+        raylets = {of} if of else self.known
         return [pid for pid, name in _titles() if name.startswith(title) and _parent(pid) in raylets]
 
     def wait(self, ready: Callable[[], Any], seconds: float = 300.0) -> Any:
@@ -210,11 +215,7 @@ def _kill(pid: int) -> None:
 
 @pytest.fixture(scope="session")
 def settings(tiny_loop) -> list[str]:
-    return [
-        *(s for s in tiny_loop if not s.startswith("rounds=")),
-        "rounds=1",
-        "generator.checkpoint_every=5",
-    ]
+    return [*(s for s in tiny_loop if not s.startswith("rounds=")), *SLOWER]
 
 
 @pytest.fixture(scope="session")

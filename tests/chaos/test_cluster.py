@@ -57,7 +57,7 @@ def two_nodes(loop, tmp_path) -> Iterator[int]:
 def test_the_raylet_of_a_second_node_is_killed(loop, two_nodes, same) -> None:
     loop.settings = [*loop.settings, "resources.cpus=0.5"]
     loop.start()
-    loop.wait(lambda: loop.workers("ray::GeneratorActor.generate"))
+    loop.wait(lambda: loop.file("pairs/*.COMMIT"))
     assert loop.workers("ray::", of=two_nodes), "an actor has to be there, or nothing is lost with the node"
     struck = time.time()
     os.kill(two_nodes, signal.SIGKILL)

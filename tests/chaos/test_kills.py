@@ -21,8 +21,8 @@ IDLE = "ray::GeneratorActor"
         ("checkpoints/training-generator.safetensors", IDLE, "SIGKILL to a generator in training"),
         ("ray::DownstreamActor.fit", IDLE, "SIGKILL to an idle generator"),
         ("ray::DownstreamActor.fit", "ray::DownstreamActor.fit", "SIGKILL to a downstream actor in mid-fit"),
-        ("ray::GeneratorActor.generate", "ray::CoordinatorActor", "SIGKILL to the coordinator"),
-        ("ray::GeneratorActor.generate", IDLE, "SIGKILL to a generator in mid-call"),
+        ("pairs/*.COMMIT", "ray::CoordinatorActor", "SIGKILL to the coordinator"),
+        ("pairs/*.COMMIT", "ray::GeneratorActor.generate", "SIGKILL to a generator in mid-call"),
     ],
 )
 def test_an_actors_process_is_killed(moment, victim, blow, loop, same) -> None:

@@ -32,7 +32,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 def test_a_disk_that_fills_up_in_mid_round_stops_the_loop_with_a_remedy(loop, small_disk, same) -> None:
     loop.home = str(small_disk / "home")
     loop.start()
-    loop.wait(lambda: loop.workers("ray::GeneratorActor.generate"))
+    loop.wait(lambda: loop.file("pairs/*.COMMIT"))
     ballast = small_disk / "ballast"
     with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
         while True:
