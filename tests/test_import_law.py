@@ -73,6 +73,10 @@ def _broken(path: Path, source: str | None = None) -> list[str]:
                 )
         if here[0] == "cdiff" and parts[0] in {"ray", "fastapi"}:
             found.append(f"{'/'.join(here)}:{line} imports {module}: the library runs without a cluster")
+        if parts[0] in {"pickle", "dill", "joblib", "marshal", "shelve"}:
+            found.append(
+                f"{'/'.join(here)}:{line} imports {module}: reading its files runs whatever they hold"
+            )
         if parts[0] == "mlflow" and here != ("cdiff", "tracking"):
             found.append(f"{'/'.join(here)}:{line} imports {module}: only cdiff/tracking.py speaks to MLflow")
     return found
@@ -97,10 +101,17 @@ def test_imports_point_one_way() -> None:
         ("actors/x.py", "from jobs.loop import loop"),
         ("actors/x.py", "import mlflow.pyfunc"),
         ("jobs/x.py", "from tune import space"),
+        ("cdiff/data/x.py", "import pickle"),
     ],
 )
 def test_the_law_sees_each_kind_of_breach(place: str, statement: str) -> None:
     assert len(_broken(ROOT / place, statement)) == 1
+
+
+def test_weights_are_read_from_safetensors_alone() -> None:
+    """torch.load unpickles, and so may run what a file holds."""
+    texts = {path: path.read_text(encoding="utf-8") for package in PACKAGES for path in _files(package)}
+    assert not [path for path, text in texts.items() if "torch.load(" in text or "allow_pickle=True" in text]
 
 
 def test_every_part_of_the_library_has_a_level() -> None:

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.resources import actor_options, code_hash, demand_data, preflight, refuse_other_code, roles
+from actors.resources import (
+    SILENT,
+    actor_options,
+    code_hash,
+    demand_data,
+    preflight,
+    refuse_other_code,
+    roles,
+)
 from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset
@@ -129,6 +137,15 @@ def test_gpus_are_reserved_as_configured_and_never_by_the_coordinator() -> None:
     assert options["runtime_env"]["env_vars"]["CUDA_VISIBLE_DEVICES"] == ""
 
 
+def test_actors_tell_nobody_anything_unless_the_environment_says_so(monkeypatch) -> None:
+    for name in SILENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    variables = actor_options(_config(), "generator")["runtime_env"]["env_vars"]
+    assert variables["HF_HUB_DISABLE_TELEMETRY"] == "1" and variables["DO_NOT_TRACK"] == "true"
+    assert variables["HF_HUB_OFFLINE"] == "0", "who wants the hub gets it"
+
+
 def test_cuda_without_a_reserved_gpu_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"set resources\.gpus"):
         preflight(_config(device="cuda"))
@@ -142,11 +159,11 @@ def test_a_node_with_other_code_is_refused() -> None:
 
 CONNECT = """
 import os, ray
-from actors.resources import connect
+from actors.resources import SILENT, connect
 cluster = connect()
 assert cluster.local and cluster.cpus >= 1, cluster
 seen = ray.get(ray.remote(lambda: __import__("actors.resources").resources.code_hash()).remote())
-from actors.resources import code_hash
+from actors.resources import SILENT, code_hash
 assert seen == code_hash()
 print(cluster)
 """
