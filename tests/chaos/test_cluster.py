@@ -1,4 +1,4 @@
-"""A second node that is lost in mid-round, and a machine that is cut off from every network."""
+"""A second node that is lost in mid-round, fewer actors, and a machine that is cut off from every network."""
 
 import os
 import shutil
@@ -64,6 +64,14 @@ def test_the_raylet_of_a_second_node_is_killed(loop, two_nodes, same) -> None:
     seconds = loop.recovery(struck)
     loop.finish()
     same(loop, "SIGKILL to the raylet of a second node", "its actors are made anew on the first", seconds)
+
+
+def test_one_actor_of_a_kind_makes_what_two_make(loop, same) -> None:
+    fewer = ["resources.generators=1", "resources.downstreams=1", "resources.in_flight=1"]
+    loop.settings = [*loop.settings, *fewer]
+    loop.start()
+    loop.finish()
+    same(loop, "half as many actors, all along", "they take longer", None)
 
 
 def test_a_loop_needs_no_network(loop, same) -> None:
