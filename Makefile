@@ -31,8 +31,8 @@ run: $(STAMP)  ## Run the closed loop on the demo data
 test: $(STAMP)  ## Run the tests
 	timeout --kill-after=20 $(TEST_SECONDS) $(BIN)/python -m pytest -q $(TEST_ARGS)
 
-chaos: $(STAMP)  ## Run the tests that kill, fill and cut things (20 minutes)
-	$(BIN)/python -m pytest -q -m chaos tests/chaos
+chaos: $(STAMP)  ## Run the tests that kill, fill and cut things, and write their table (20 minutes)
+	$(BIN)/python -m pytest -q -m chaos tests/chaos --table docs/reliability.md
 
 check: $(STAMP)  ## Lint, format check and type check
 	$(BIN)/ruff check .
