@@ -23,7 +23,7 @@ from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run, find_run
 from cdiff.downstream.scoring import image_score, score_photo
 from cdiff.downstream.segmenter import load_segmenter, segmenter_config
-from cdiff.errors import DataError, RunError
+from cdiff.errors import DataError
 from jobs.stopping import exit_code
 
 
@@ -34,7 +34,7 @@ def predict(run: Run, folder: Path, out: Path, threshold: float | None) -> int:
         RunError: the run has no segmenter yet.
         DataError: no photo, an unreadable one, or an output folder that holds files.
     """
-    revision, chosen = best_segmenter(run)
+    revision, chosen = Ledger(run).best_segmenter()
     level = chosen if threshold is None else threshold
     photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     if not photos:
@@ -55,22 +55,6 @@ def predict(run: Run, folder: Path, out: Path, threshold: float | None) -> int:
     with (out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("photo", "image_score", "target_share"), *rows])
     return len(rows)
-
-
-def best_segmenter(run: Run) -> tuple[str, float]:
-    """Revision of the best accepted segmenter, and the score threshold that was best for IoU on validation.
-
-    Raises:
-        RunError: nothing was fitted yet.
-    """
-    ledger = Ledger(run)
-    number = ledger.best_round()
-    found = ledger.milestone(f"round-{number}" if number else "real_only")
-    if found is None:
-        raise RunError(
-            f"{run.url} has no segmenter yet. Run the loop on it first: python jobs/loop.py --run {run.name}"
-        )
-    return found["assessed"]["revision"], found["assessed"]["threshold"]
 
 
 def _write(path: Path, data: bytes) -> None:

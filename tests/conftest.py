@@ -1,8 +1,11 @@
-"""A small real data set and a small real generator, trained for a moment."""
+"""A small real data set and a small real generator, trained for a moment, and a run that is served."""
 
+import base64
 import hashlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,3 +154,112 @@ def bucket(s3_server, monkeypatch) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def tiny_loop() -> list[str]:
     return LOOP
+
+
+@pytest.fixture(scope="session")
+def served_run(tmp_path_factory, photos, tiny_config, tiny_generator):
+    """A run with a trained generator, as the service finds it."""
+    from cdiff.config_file import dump_config
+    from cdiff.data.carriers import to_json
+    from cdiff.data.ledger import Ledger
+    from cdiff.data.manifest import Row, make_manifest, write_manifest
+    from cdiff.data.store import create_run
+    from cdiff.wasm.quality import Thresholds
+
+    rows = [
+        Row(s.sample_id, "train", s.group, s.category, s.types, number % 2, False)
+        for number, s in enumerate(photos.samples)
+    ]
+    manifest = make_manifest(rows, (), ())
+    run = create_run(tmp_path_factory.mktemp("served"), "one", dump_config(tiny_config), manifest)
+    write_manifest(manifest, run.splits_path)
+    bank = tiny_generator.bank(photos, photos.all_targets(s.sample_id for s in photos.samples))
+    bank.save(run.checkpoints / f"{bank.revision}.safetensors")
+    ledger = Ledger(run)
+    ledger.record("generator", revision=tiny_generator.save(run.checkpoints))
+    ledger.record("extractor", bank=bank.revision, thresholds=to_json(Thresholds((("visible", "", 0.01),))))
+    ledger.close()
+    return run
+
+
+@pytest.fixture(scope="session")
+def studio(served_run, photos):
+    from cdiff.service.studio import Studio
+
+    return Studio(served_run, photos)
+
+
+def png(array: np.ndarray, format: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format=format)
+    return buffer.getvalue()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.fixture(scope="session")
+def sent() -> dict[str, str]:
+    """A photo, a mask of its size, and one of another, base64."""
+    rng = np.random.default_rng(5)
+    photo = rng.integers(90, 150, (70, 90, 3)).astype(np.uint8)
+    mask = np.zeros((70, 90), np.uint8)
+    mask[30:42, 40:60] = 255
+    mask[50:54, 44:50] = 255  # a second piece of the same target
+    return {
+        "photo": b64(png(photo)),
+        "mask": b64(png(mask)),
+        "other": b64(png(mask[:60])),
+        "empty": b64(png(mask * 0)),
+    }
+
+
+class Direct:
+    """A backend that asks a studio itself; it can be told to be busy, late or broken."""
+
+    def __init__(self, studio: Any) -> None:
+        from actors import web  # here: most tests do without FastAPI
+
+        self.studio, self.trouble, self.web = studio, None, web
+
+    def _check(self, model: str | None, request: Any = None) -> None:
+        if self.trouble:
+            raise self.trouble
+        if model not in (None, "one"):
+            raise self.web.NoModel
+        if request is not None:
+            from cdiff.data.images import Limits
+            from cdiff.service.uploads import check_pictures
+
+            check_pictures(request, Limits.of(self.studio.config.data))
+
+    async def pairs(self, model, request):
+        self._check(model, request)
+        rows = self.studio.make(self.studio.tickets(request))
+        return "one", rows, [self.studio.reason(row) for row in rows]
+
+    async def mask(self, model, request):
+        self._check(model, request)
+        return "one", self.studio.read_mask(request)
+
+    async def segment(self, model, request):
+        self._check(model, request)
+        raise self.web.NotYet("this model has no segmenter")
+
+    async def types(self, model):
+        from cdiff.service.requests import TypeAnswer
+
+        self._check(model)
+        return [TypeAnswer(category=c, type=t, targets=n) for (c, t), n in self.studio.types.items()]
+
+    async def models(self):
+        from cdiff.service.requests import ModelAnswer
+
+        self._check(None)
+        return [ModelAnswer(model="one", revisions={}, resolution=32, mode="joint", strengths={})]
+
+
+@pytest.fixture
+def backend(studio) -> Direct:
+    return Direct(studio)

@@ -29,6 +29,7 @@ LEVELS = [
     {"safe"},
     {"downstream", "generator"},
     {"evaluation", "wasm", "tracking"},
+    {"service"},
 ]
 BESIDE = {("config", "types"), ("tracking", "evaluation")}
 

@@ -22,6 +22,7 @@ from cdiff.config import DataConfig
 from cdiff.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "BMP")
+UPLOADED = ("PNG", "JPEG")
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
 
 # What Pillow raises on a damaged file: SyntaxError for broken PNG chunks, zlib and struct errors from the decoders.
@@ -159,6 +160,21 @@ def decode_mask_png(data: bytes, limits: Limits) -> NDArray[np.bool_]:
     """Decode PNG bytes to bool [H, W], true above 127; errors as in `probe`."""
     image = _decode(_capped(data, limits), "PNG bytes", limits, ("PNG",))
     return np.asarray(image.convert("L")) > 127
+
+
+def decode_upload(data: bytes, name: str, limits: Limits) -> tuple[NDArray[np.uint8], str]:
+    """Decode a photo that came over a network: uint8 [H, W, 3], and "L" or "RGB"; PNG and JPEG alone, errors as in `probe`.
+
+    Args:
+        name: what messages call it.
+    """
+    image = _decode(_capped(data, limits, name), name, limits, UPLOADED)
+    return _to_rgb(image), photo_mode(image)
+
+
+def decode_mask_upload(data: bytes, name: str, limits: Limits) -> NDArray[np.bool_]:
+    """Decode a mask that came over a network: bool [H, W], true above half; as `decode_upload`."""
+    return _to_rgb(_decode(_capped(data, limits, name), name, limits, UPLOADED)).mean(axis=2) > 127
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

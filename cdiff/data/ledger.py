@@ -147,6 +147,20 @@ class Ledger:
         """The round whose candidate is the best model; 0: the model of real photos alone is."""
         return max((result.round for result in self.rounds() if result.decision.stands), default=0)
 
+    def best_segmenter(self) -> tuple[str, float]:
+        """Revision of the model that stands, and the score threshold that was best for IoU on validation.
+
+        Raises:
+            RunError: nothing was fitted yet.
+        """
+        number = self.best_round()
+        found = self.milestone(f"round-{number}" if number else "real_only")
+        if found is None:
+            raise RunError(
+                f"{self.run.url} has no segmenter yet. Run the loop on it first: python jobs/loop.py --run {self.run.name}"
+            )
+        return found["assessed"]["revision"], found["assessed"]["threshold"]
+
     def kept_pairs(self, accepted_only: bool = True, until: int | None = None, since: int = 0) -> list[Pair]:
         """The kept pairs of all committed rounds, by default of the accepted ones: what is trained on. Errors as `pairs`.
 

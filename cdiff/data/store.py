@@ -39,6 +39,7 @@ __all__ = [
     "ShardRow",
     "copy_shard",
     "create_run",
+    "encode_shard",
     "find_run",
     "home_folder",
     "home_of",
@@ -114,7 +115,7 @@ def write_shard(run: Run, name: str, rows: Sequence[ShardRow], seconds: float = 
             raise ValueError(f"row {number} of {name}: strengths are floats, or the task_id would change")
     if shard_committed(run, name):  # by an actor whose answer was lost; what is committed never changes
         return name
-    data = _encode(rows)
+    data = encode_shard(rows)
     run.storage.write(_checked(name), data)
     commit = {
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -222,8 +223,8 @@ def _commit(name: str) -> str:
     return f"{_checked(name)}.COMMIT"
 
 
-def _encode(rows: Sequence[ShardRow]) -> bytes:
-    """Parquet bytes: PNGs as they are (they are compressed, and their statistics are useless), the rest packed."""
+def encode_shard(rows: Sequence[ShardRow]) -> bytes:
+    """A shard as Parquet bytes: PNGs as they are (they are compressed, and their statistics are useless), the rest packed."""
     plain = [column for column in _SCHEMA.names if column not in IMAGES]
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(

@@ -102,15 +102,18 @@ def crop_around(
     photo: np.ndarray, mask: np.ndarray, box: Box, margin: float, config: GeneratorConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for any photo, uint8 [H, W, 3], and mask, bool [H, W]; the box is the target's."""
-    height, width = photo.shape[:2]
-    left, top, right, bottom = box
-    longer = max(right - left, bottom - top)
-    square = square_around(
-        (left + right) / 2, (top + bottom) / 2, longer, margin, config.min_side, max(height, width)
-    )
-    square = shift_inside(square, width, height)
+    square = square_of(box, photo.shape[:2], margin, config)
     image = to_resolution(cut(photo, square).astype("float32"), config.resolution) / 127.5 - 1
     return image, to_resolution(cut(mask, square), config.resolution)
+
+
+def square_of(box: Box, shape: tuple[int, ...], margin: float, config: GeneratorConfig) -> Box:
+    """The square crop around a box of a photo of this shape [H, W], moved onto the photo as far as it fits."""
+    left, top, right, bottom = box
+    longer = max(right - left, bottom - top)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    square = square_around(x, y, longer, margin, config.min_side, max(shape))
+    return shift_inside(square, shape[1], shape[0])
 
 
 def weights_hash(state: dict[str, torch.Tensor]) -> str:

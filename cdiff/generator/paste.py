@@ -82,6 +82,13 @@ def cut(array: np.ndarray, box: Box) -> np.ndarray:
     return array[rows[:, None], columns[None, :]]
 
 
+def put(full: np.ndarray, part: np.ndarray, box: Box) -> None:
+    """The inverse of `cut`: write a box's pixels back, as far as they lie on the photo."""
+    left, top, right, bottom = box
+    x0, y0, x1, y1 = max(0, left), max(0, top), min(full.shape[1], right), min(full.shape[0], bottom)
+    full[y0:y1, x0:x1] = part[y0 - top : y1 - top, x0 - left : x1 - left]
+
+
 def to_resolution(array: np.ndarray, resolution: int) -> torch.Tensor:
     """D: [S, S, C] or [S, S] floats to [C, R, R]; averages when it shrinks, interpolates when it enlarges."""
     tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

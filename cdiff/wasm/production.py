@@ -13,7 +13,7 @@ from cdiff.data.dataset import Dataset
 from cdiff.data.images import encode_png
 from cdiff.data.store import Run, ShardRow, read_attempts, shard_committed, shard_name, write_shard
 from cdiff.generator.model import Generator
-from cdiff.generator.paste import cut
+from cdiff.generator.paste import cut, put
 from cdiff.generator.placement import foreground
 from cdiff.safe.tokens import TokenBank
 from cdiff.types import Assignment, Attempt, Box, GenerationTask
@@ -46,7 +46,7 @@ def produce_shard(
         began, tasks = time.perf_counter(), [assignment.task for assignment in assignments]
         produced = produce(tasks, generator, bank, miners, dataset, config)
         rows = [
-            _row(assignment, name, number, pair, miners.segmenter, dataset, config)
+            row_of(assignment, name, number, pair, miners.segmenter, dataset, config)
             for number, (assignment, pair) in enumerate(zip(assignments, produced, strict=True))
         ]
         write_shard(run, name, rows, time.perf_counter() - began)
@@ -84,7 +84,7 @@ def loss_judge(segmenter: torch.nn.Module, config: Config) -> Judge:
     return judge
 
 
-def _row(
+def row_of(
     assignment: Assignment,
     name: str,
     number: int,
@@ -93,11 +93,12 @@ def _row(
     dataset: Dataset,
     config: Config,
 ) -> ShardRow:
+    """A pair measured and encoded, in its place in a shard."""
     layout = pair.layout
     background = dataset.sample(layout.task.background)
     reference = dataset.target(layout.task.reference)
     region = np.zeros(pair.target.shape, bool)
-    _place(region, layout.canvas.region, layout.box)
+    put(region, layout.canvas.region, layout.box)
     crop = cut(pair.image, layout.box)
     own = layout.canvas.reference
     measures = measure_pair(pair.image, layout.photo, pair.target, region, foreground(layout.photo))
@@ -146,9 +147,3 @@ def _box_of(mask: np.ndarray) -> Box:
     if not rows.size:
         return 0, 0, 0, 0
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
-
-
-def _place(full: np.ndarray, part: np.ndarray, box: Box) -> None:
-    left, top, right, bottom = box
-    x0, y0, x1, y1 = max(0, left), max(0, top), min(full.shape[1], right), min(full.shape[0], bottom)
-    full[y0:y1, x0:x1] = part[y0 - top : y1 - top, x0 - left : x1 - left]

@@ -1,0 +1,247 @@
+"""The service on Ray Serve: gateways that speak HTTP, and generators that make pairs.
+
+    client -> Serve's proxy -> Gateway (actors.web: token, limits, errors) -> Generating.pairs -> batches of tickets -> cdiff.service.studio
+
+Tickets of different requests share a batch; nobody's bytes depend on it (`Studio`). What waits is bounded: beyond `max_queued` a request gets 429
+at once. Where a client leaves, Serve cancels its request, and what of it has not begun is not made.
+
+    serve run actors.endpoint:application run=NAME data=/photos/screw       # the token in CDIFF_TOKEN
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve import metrics
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from actors import web
+from actors.resources import set_threads
+from cdiff.config import Config
+from cdiff.config_file import load_config
+from cdiff.data.dataset import Dataset
+from cdiff.data.formats import read_sources
+from cdiff.data.images import Limits
+from cdiff.data.origin import brought
+from cdiff.data.run import Run, find_run
+from cdiff.data.store import ShardRow
+from cdiff.errors import ConfigError, RunError
+from cdiff.service.requests import MaskRequest, ModelAnswer, PairRequest, SegmentRequest, TypeAnswer
+from cdiff.service.studio import Studio, Ticket
+from cdiff.service.uploads import check_pictures
+
+TOKEN = "CDIFF_TOKEN"
+_LEAST = 16  # characters of a token
+_Found = TypeVar("_Found")
+
+
+class Served(BaseModel):
+    """What is served, and how: arguments of `serve run`, of a Serve config file, and of jobs/serve.py."""
+
+    model_config = ConfigDict(extra="forbid")
+    run: str | list[str] = Field(
+        description="Runs whose generators are served: folders, URLs, or names under the home."
+    )
+    data: str | list[str] = Field(description="Photos of the runs, as the loop was given them.")
+    groups: str | None = None
+    home: str | None = None
+    replicas: int = Field(1, ge=1, description="Generator replicas.")
+    most_replicas: int = Field(0, ge=0, description="Serve adds replicas up to so many under load; 0: none.")
+    models_at_once: int = Field(2, ge=1, description="Models that one replica keeps in memory.")
+    max_queued: int = Field(32, ge=1, description="Requests that may wait; more get 429.")
+    insecure_loopback: bool = Field(False, description="Serve without a token; on 127.0.0.1 alone.")
+
+
+class Generating:
+    """A replica that holds the studios of the runs, and makes what many requests want in common batches."""
+
+    def __init__(self, runs: dict[str, Run], dataset: Dataset, config: Config, models_at_once: int) -> None:
+        set_threads(config.resources.threads)
+        self._runs, self._dataset, self._most = runs, dataset, models_at_once
+        self._studios: dict[str, Studio] = {}
+        # one thread does all the work: a studio is not for several, and this process's loop stays free to answer
+        self._thread = ThreadPoolExecutor(1)
+        self._made = metrics.Counter("cdiff_pairs", description="Pairs made.", tag_keys=("model", "verdict"))
+        self._seconds = metrics.Histogram(
+            "cdiff_batch_seconds",
+            description="Seconds of a batch of pairs.",
+            boundaries=[0.1, 0.3, 1, 3, 10, 30],
+            tag_keys=("model",),
+        )
+        self._batch.set_max_batch_size(config.sampling.micro_batch)  # type: ignore[attr-defined]
+
+    async def pairs(self, model: str, request: PairRequest) -> tuple[list[ShardRow], list[str]]:
+        tickets = await self._on_thread(lambda: self._studio(model).tickets(request))
+        rows = await asyncio.gather(*(self._batch((model, ticket)) for ticket in tickets))
+        reasons = [self._studios[model].reason(row) for row in rows]
+        for reason in reasons:
+            self._made.inc(tags={"model": model, "verdict": reason or "valid"})
+        return list(rows), reasons
+
+    async def mask(self, model: str, request: MaskRequest) -> np.ndarray:
+        return await self._on_thread(lambda: self._studio(model).read_mask(request))
+
+    async def segment(self, model: str, request: SegmentRequest) -> tuple[np.ndarray, float, float]:
+        try:
+            return await self._on_thread(lambda: self._studio(model).segment(request))
+        except RunError as error:
+            raise web.NotYet(str(error)) from None
+
+    async def types(self, model: str) -> list[TypeAnswer]:
+        found = await self._on_thread(lambda: self._studio(model).types)
+        return [TypeAnswer(category=c, type=t, targets=n) for (c, t), n in found.items()]
+
+    async def describe(self) -> list[ModelAnswer]:
+        """All models, loaded or not."""
+        return [await self._on_thread(lambda name=name: self._about(name)) for name in self._runs]  # type: ignore[misc]
+
+    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.02)
+    async def _batch(self, items: list[tuple[str, Ticket]]) -> list[ShardRow]:
+        """Tickets of several requests, each answered as it would be alone."""
+        return await self._on_thread(lambda: self._make(items))
+
+    def _make(self, items: Sequence[tuple[str, Ticket]]) -> list[ShardRow]:
+        rows: dict[int, ShardRow] = {}
+        for model in dict.fromkeys(model for model, _ in items):
+            began, places = time.perf_counter(), [i for i, (own, _) in enumerate(items) if own == model]
+            made = self._studio(model).make([items[place][1] for place in places])
+            rows |= dict(zip(places, made, strict=True))
+            self._seconds.observe(time.perf_counter() - began, tags={"model": model})
+        return [rows[place] for place in range(len(items))]
+
+    def _studio(self, model: str) -> Studio:
+        """A model's studio; the one that was asked for least recently goes when there are too many."""
+        found = self._studios.pop(model, None) or Studio(self._runs[model], self._dataset)
+        self._studios[model] = found
+        while len(self._studios) > self._most:
+            self._studios.pop(next(iter(self._studios)))
+        return found
+
+    def _about(self, name: str) -> ModelAnswer:
+        studio = self._studio(name)
+        sampling = studio.config.sampling
+        strengths = {"safe_strength": sampling.safe_strength, "start_strength": sampling.start_strength}
+        revisions = {key: value for key, value in asdict(studio.revisions).items() if value}
+        return ModelAnswer(
+            model=name,
+            revisions=revisions,
+            resolution=studio.generator.config.resolution,
+            mode=sampling.mode,
+            strengths=strengths,
+        )
+
+    async def _on_thread(self, work: Callable[[], _Found]) -> _Found:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+class Behind:
+    """The backend of a gateway: the generators, by their handle."""
+
+    def __init__(self, generators: DeploymentHandle, names: Sequence[str], limits: Limits) -> None:
+        self._generators, self._names, self._limits = generators, list(names), limits
+
+    async def pairs(self, model: str | None, request: PairRequest) -> tuple[str, list[ShardRow], list[str]]:
+        await asyncio.to_thread(check_pictures, request, self._limits)  # at once, however many wait
+        name = self._named(model)
+        rows, reasons = await self._ask(self._generators.pairs.remote(name, request))
+        return name, rows, reasons
+
+    async def mask(self, model: str | None, request: MaskRequest) -> tuple[str, np.ndarray]:
+        await asyncio.to_thread(check_pictures, request, self._limits)
+        name = self._named(model)
+        return name, await self._ask(self._generators.mask.remote(name, request))
+
+    async def segment(
+        self, model: str | None, request: SegmentRequest
+    ) -> tuple[str, np.ndarray, float, float]:
+        await asyncio.to_thread(check_pictures, request, self._limits)
+        name = self._named(model)
+        scores, threshold, image_score = await self._ask(self._generators.segment.remote(name, request))
+        return name, scores, threshold, image_score
+
+    async def types(self, model: str | None) -> list[TypeAnswer]:
+        found: list[TypeAnswer] = await self._ask(self._generators.types.remote(self._named(model)))
+        return found
+
+    async def models(self) -> list[ModelAnswer]:
+        found: list[ModelAnswer] = await self._ask(self._generators.describe.remote())
+        return found
+
+    def _named(self, model: str | None) -> str:
+        if model is not None and model not in self._names:
+            raise web.NoModel
+        return model or self._names[0]
+
+    @staticmethod
+    async def _ask(response: Any) -> Any:
+        try:
+            return await response
+        except BackPressureError:
+            raise web.Busy from None
+        except (RayError, DeploymentUnavailableError) as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, Exception):
+                raise cause from None  # the generator's own error
+            raise web.Away from error
+
+
+@serve.deployment(max_ongoing_requests=200)
+@serve.ingress(web.installed)
+class Gateway:
+    """One HTTP face of the service."""
+
+    def __init__(
+        self, generators: DeploymentHandle, names: Sequence[str], limits: Limits, door: web.Door
+    ) -> None:
+        web.install(Behind(generators, names, limits), door)
+
+
+def application(served: Served) -> serve.Application:
+    """The service as Serve deploys it.
+
+    Raises:
+        ConfigError: no token. RunError, DataError: a run or its photos are missing.
+    """
+    token = os.environ.get(TOKEN, "")
+    if len(token) < _LEAST and not served.insecure_loopback:
+        raise ConfigError(
+            f"set {TOKEN} to a secret of at least {_LEAST} characters, as of: openssl rand -hex 32. Without a token the service "
+            "starts with --insecure-loopback alone."
+        )
+    runs = [find_run(name, served.home) for name in _listed(served.run)]
+    configs = [load_config(run.local("config.yaml", anew=True)) for run in runs]
+    sources, origins = brought(_listed(served.data))
+    dataset = Dataset(read_sources(sources, served.groups, configs[0].data), configs[0].data, origins)
+    resources = configs[0].resources
+    scaling: dict[str, Any] = {"num_replicas": served.replicas}
+    if served.most_replicas:
+        bounds = {"min_replicas": served.replicas, "max_replicas": served.most_replicas}
+        scaling = {"autoscaling_config": {**bounds, "target_ongoing_requests": 4}}
+    generators = serve.deployment(Generating).options(
+        name="Generating",
+        max_ongoing_requests=2 * configs[0].sampling.micro_batch,
+        max_queued_requests=served.max_queued,
+        graceful_shutdown_timeout_s=30,
+        ray_actor_options={"num_cpus": resources.cpus, "num_gpus": resources.gpus},
+        **scaling,
+    )
+    named = {run.name: run for run in runs}
+    door = web.Door(token="" if served.insecure_loopback else token)
+    behind = generators.bind(named, dataset, configs[0], served.models_at_once)
+    bound: serve.Application = Gateway.bind(behind, list(named), Limits.of(configs[0].data), door)
+    return bound
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value

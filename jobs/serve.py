@@ -1,0 +1,88 @@
+"""Serve a run's generator over HTTP: pairs on demand, masks read from photos, photos segmented, and a page to try it by hand.
+
+    export CDIFF_TOKEN=$(openssl rand -hex 32)
+    python jobs/serve.py --run NAME --data /photos/screw                # http://127.0.0.1:8000, its API at /docs
+
+Starts a Ray of its own, or joins the cluster that RAY_ADDRESS names. SIGTERM and Ctrl-C let requests that have begun end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import sys
+import threading
+
+import ray
+
+from actors.resources import connect
+from cdiff.errors import ConfigError, ResourceError
+from jobs.stopping import exit_code
+
+LOOPBACK = "127.0.0.1"
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(prog="python jobs/serve.py", description=(__doc__ or "").split("\n", 1)[0])
+    out.add_argument(
+        "--run",
+        action="append",
+        required=True,
+        help="run folder, URL, or name under the home; repeat for several models",
+    )
+    out.add_argument(
+        "--data", action="append", required=True, help="the runs' photos, as the loop was given them"
+    )
+    out.add_argument("--groups", help="as the loop was given it")
+    out.add_argument("--home", help="where runs lie (default: CDIFF_HOME, else ~/cdiff)")
+    out.add_argument("--host", default=LOOPBACK, help=f"address to listen at (default: {LOOPBACK})")
+    out.add_argument("--port", type=int, default=8000)
+    out.add_argument("--replicas", type=int, default=1, help="generator replicas")
+    out.add_argument(
+        "--most-replicas", type=int, default=0, help="replicas that Serve may add up to under load"
+    )
+    out.add_argument("--max-queued", type=int, default=32, help="requests that may wait; more get 429")
+    out.add_argument("--insecure-loopback", action="store_true", help="without a token, on loopback alone")
+    return out
+
+
+def serve_forever(args: argparse.Namespace) -> None:
+    """Deploy, say where, and wait for the end.
+
+    Raises:
+        ConfigError: no token, or --insecure-loopback at another address. ResourceError: the address is taken.
+    """
+    from ray import serve
+
+    from actors.endpoint import Served, application
+
+    if args.insecure_loopback and not ipaddress.ip_address(args.host).is_loopback:
+        raise ConfigError(
+            f"--insecure-loopback listens at {LOOPBACK} alone, not at {args.host}: set CDIFF_TOKEN instead."
+        )
+    wanted = {k: v for k, v in vars(args).items() if k not in ("host", "port")}
+    service = application(Served(**wanted))
+    print(f"cluster    {connect()}", flush=True)
+    try:
+        serve.start(http_options={"host": args.host, "port": args.port, "request_timeout_s": 130})
+        serve.run(service, name="cdiff", route_prefix="/")
+    except RuntimeError as error:
+        raise ResourceError(f"cannot serve at {args.host}:{args.port}: {error}") from None
+    print(f"serving    http://{args.host}:{args.port}/   API at /docs", flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; the exit code (jobs.stopping)."""
+    args = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return exit_code(lambda: serve_forever(args), "nothing is served any more", resumable=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The service on a real Ray Serve: bytes do not depend on who else asks, and beyond the queue there is 429."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2 as httpx
+import pytest
+import ray
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+TOKEN, PORT = "a-token-of-some-length", 18123
+
+
+@pytest.fixture(scope="module")
+def url(served_run, photos, tiny_config) -> Iterator[str]:
+    from ray import serve
+
+    from actors import web
+    from actors.endpoint import Gateway, Generating
+    from actors.resources import ROOT
+    from cdiff.data.images import Limits
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+    generators = serve.deployment(Generating).options(
+        max_ongoing_requests=6, max_queued_requests=4, ray_actor_options={"num_cpus": 0.4}
+    )
+    behind = generators.bind({"one": served_run}, photos, tiny_config, 2)
+    door = web.Door(token=TOKEN, max_bytes=2_000_000)
+    serve.run(
+        Gateway.bind(behind, ["one"], Limits.of(tiny_config.data), door), name="cdiff", route_prefix="/"
+    )
+    yield f"http://127.0.0.1:{PORT}"
+    serve.shutdown()
+    ray.shutdown()
+
+
+def _client(url: str) -> httpx.Client:
+    return httpx.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=120)
+
+
+def test_a_request_has_the_same_bytes_alone_and_in_a_crowd_and_overload_is_shed(url) -> None:
+    with _client(url) as client:
+        alone = client.post("/v1/pairs", json={"type": "pit", "n": 2, "seed": 5})
+        assert alone.status_code == 200, alone.text
+        wanted = [{"type": kind, "n": 2, "seed": seed} for seed in range(20) for kind in ("pit", "bar")]
+        wanted[7] = {"type": "pit", "n": 2, "seed": 5}
+        with ThreadPoolExecutor(40) as crowd:
+            answers = list(crowd.map(lambda fields: client.post("/v1/pairs", json=fields), wanted))
+        codes = {answer.status_code for answer in answers}
+        assert codes <= {200, 429} and 429 in codes and 200 in codes
+        assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 429)
+        again = answers[7] if answers[7].status_code == 200 else client.post("/v1/pairs", json=wanted[7])
+        assert again.json() == alone.json()
+
+
+def test_without_the_token_nothing_and_with_it_types_and_models(url) -> None:
+    assert httpx.get(f"{url}/v1/types").status_code == 401
+    assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
+    with _client(url) as client:
+        assert {row["type"] for row in client.get("/v1/types").json()} == {"bar", "pit"}
+        (model,) = client.get("/v1/models").json()
+        assert model["model"] == "one" and model["revisions"]["generator"].startswith("generator-")
+        assert client.post("/v1/pairs", json={"type": "rust"}).status_code == 422
+        big = client.post("/v1/pairs", content=b"x" * 100_000_000)
+        assert big.status_code == 413
+
+
+def test_a_killed_replica_costs_no_more_than_a_retryable_503(url) -> None:
+    codes: list[int] = []
+    end = threading.Event()
+
+    def ask() -> None:
+        with _client(url) as client:
+            while not end.is_set():
+                codes.append(client.post("/v1/pairs", json={"type": "pit", "seed": len(codes)}).status_code)
+
+    asking = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    time.sleep(3)
+    (victim,) = (a for a in ray.util.list_named_actors(all_namespaces=True) if "#Generating#" in a["name"])
+    ray.kill(ray.get_actor(victim["name"], namespace=victim["namespace"]))
+    time.sleep(20)
+    end.set()
+    for thread in asking:
+        thread.join()
+    assert set(codes) <= {200, 429, 503}
+    with _client(url) as client:
+        assert client.post("/v1/pairs", json={"type": "pit"}).status_code == 200

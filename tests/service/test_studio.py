@@ -1,0 +1,154 @@
+"""What a request comes to: pairs whose bytes depend on the request alone, where it wants them, or an error that names the offender."""
+
+import base64
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from cdiff.data.images import Limits, decode_mask_png, decode_png
+from cdiff.errors import DataError
+from cdiff.service.requests import MaskRequest, PairRequest
+
+
+def _pixels(studio, row):
+    limits = Limits.of(studio.config.data)
+    return decode_png(row.image_png, limits).astype(int), decode_mask_png(row.mask_png, limits)
+
+
+def test_types_of_the_run_are_told_with_their_targets(studio) -> None:
+    assert studio.types == {("metal", "bar"): 3, ("metal", "pit"): 3}
+
+
+def test_a_request_has_the_same_bytes_alone_and_among_others(studio, sent) -> None:
+    wanted = PairRequest.model_validate({"type": "pit", "n": 2, "seed": 7})
+    others = [
+        PairRequest.model_validate({"type": "bar", "background": sent["photo"], "n": 3}),
+        PairRequest.model_validate({"type": "bar", "background": sent["photo"], "mask": sent["mask"]}),
+        PairRequest.model_validate(
+            {"reference": {"image": sent["photo"], "mask": sent["mask"]}, "category": "metal"}
+        ),
+        PairRequest.model_validate({"type": "pit", "mode": "joint"}),
+    ]
+    alone = studio.make(studio.tickets(wanted))
+    tickets = [t for request in others[:2] for t in studio.tickets(request)] + studio.tickets(wanted)
+    among = studio.make(tickets + [t for request in others[2:] for t in studio.tickets(request)])[4:6]
+    assert [(r.image_png, r.mask_png) for r in alone] == [(r.image_png, r.mask_png) for r in among]
+    assert alone[0].image_png != alone[1].image_png, "each pair has a seed of its own"
+    assert [row.attempt.task_id for row in alone] == [row.attempt.task_id for row in among]
+
+
+def test_a_mask_that_the_user_draws_is_the_pairs_mask(studio, sent) -> None:
+    request = PairRequest.model_validate(
+        {"type": "pit", "background": sent["photo"], "mask": sent["mask"], "seed": 1}
+    )
+    (row,) = studio.make(studio.tickets(request))
+    image, mask = _pixels(studio, row)
+    drawn = decode_mask_png(base64.b64decode(sent["mask"]), Limits.of(studio.config.data))
+    photo = decode_png(base64.b64decode(sent["photo"]), Limits.of(studio.config.data)).astype(int)
+    assert (mask & drawn).sum() / (mask | drawn).sum() > 0.8
+    assert (image != photo).any()
+    far = np.ones(mask.shape, bool)
+    far[15:70, 25:75] = False
+    assert np.array_equal(image[far], photo[far])
+
+
+def test_the_same_mask_with_another_types_tokens_is_another_pair(studio, sent) -> None:
+    common = {
+        "background": sent["photo"],
+        "mask": sent["mask"],
+        "strengths": {"safe_strength": 8, "start_strength": 1},
+    }
+    rows = studio.make(
+        [
+            t
+            for kind in ("pit", "bar")
+            for t in studio.tickets(PairRequest.model_validate({**common, "type": kind}))
+        ]
+    )
+    assert [row.attempt.type for row in rows] == ["pit", "bar"]
+    assert rows[0].image_png != rows[1].image_png
+
+
+def test_a_region_says_where_the_target_goes(studio, sent) -> None:
+    region = {"left": 50, "top": 10, "right": 74, "bottom": 34}
+    request = PairRequest.model_validate(
+        {"type": "pit", "background": sent["photo"], "region": region, "mode": "given_mask", "seed": 3}
+    )
+    (row,) = studio.make(studio.tickets(request))
+    rows, columns = np.nonzero(_pixels(studio, row)[1])
+    assert abs(columns.mean() - 62) < 12 and abs(rows.mean() - 22) < 12
+    assert 12 <= np.ptp(columns) <= 34
+
+
+def test_an_own_reference_needs_no_type_of_the_run(studio, sent) -> None:
+    own = {"image": sent["photo"], "mask": sent["mask"]}
+    request = PairRequest.model_validate(
+        {"reference": own, "background": sent["photo"], "strengths": {"start_strength": 0.2}}
+    )
+    (row,) = studio.make(studio.tickets(request))
+    assert (row.attempt.category, row.attempt.type) == ("own", "own")
+    with pytest.raises(DataError, match="give a background"):
+        studio.tickets(PairRequest.model_validate({"reference": own}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"type": "rust"}, "there is no type 'rust'.*metal/bar, metal/pit"),
+        ({"type": "pit", "category": "wood"}, "there is no type 'pit' of 'wood'"),
+        (
+            {"type": "pit", "background": "photo", "mask": "other"},
+            "mask: 90 x 60 pixels, but the image has 90 x 70",
+        ),
+        ({"type": "pit", "background": "photo", "mask": "empty"}, "nothing in it is white"),
+        (
+            {"type": "pit", "background": "photo", "region": {"left": 0, "top": 0, "right": 91, "bottom": 9}},
+            "beyond the photo",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_named(fields, message, studio, sent) -> None:
+    fields = {
+        key: sent.get(value, value) if isinstance(value, str) else value for key, value in fields.items()
+    }
+    with pytest.raises(DataError, match=message):
+        studio.tickets(PairRequest.model_validate(fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"type": "../etc"},
+        {"type": "pit", "n": 10_000},
+        {"type": "pit", "region": {"left": 0, "top": 0, "right": 9, "bottom": 9}},
+        {"type": "pit", "strengths": {"start_strenght": 0.5}},
+        {"type": "pit", "seed": -1},
+        {"type": "pit", "background": "no base64!"},
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_before_anything_is_decoded(fields) -> None:
+    with pytest.raises(ValidationError):
+        PairRequest.model_validate(fields)
+
+
+def test_a_mask_is_read_from_a_photo_inside_its_region(studio, sent) -> None:
+    region = {"left": 30, "top": 20, "right": 70, "bottom": 60}
+    request = MaskRequest.model_validate({"image": sent["photo"], "region": region, "type": "pit"})
+    mask = studio.read_mask(request)
+    assert mask.shape == (70, 90) and not mask[:20].any() and not mask[:, 70:].any()
+    assert np.array_equal(mask, studio.read_mask(request))
+
+
+def test_the_gate_says_what_it_has_against_a_pair(studio) -> None:
+    rows = studio.make(studio.tickets(PairRequest.model_validate({"type": "pit", "n": 3})))
+    assert {studio.reason(row) for row in rows} <= {
+        "",
+        "not visible",
+        "off the object",
+        "blurred",
+        "label disagrees",
+        "no mask",
+        "background changed",
+    }

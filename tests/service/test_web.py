@@ -1,0 +1,158 @@
+"""The service's face without Ray: who comes in, what is refused and how, and the forms of the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import time
+import zipfile
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from actors import web
+
+TOKEN = "a-token-of-some-length"
+
+
+@pytest.fixture
+def client(backend) -> TestClient:
+    door = web.Door(token=TOKEN, max_bytes=1_000_000, timeout_s=20)
+    found = TestClient(web.build_app(lambda: backend, lambda: door), raise_server_exceptions=False)
+    found.headers["authorization"] = f"Bearer {TOKEN}"
+    return found
+
+
+def test_pairs_come_as_json_zip_or_parquet(client) -> None:
+    answer = client.post("/v1/pairs", json={"type": "pit", "n": 2})
+    assert answer.status_code == 200, answer.text
+    images = [base64.b64decode(pair["image"]) for pair in answer.json()["pairs"]]
+    zipped = client.post("/v1/pairs", json={"type": "pit", "n": 2}, headers={"accept": "application/zip"})
+    with zipfile.ZipFile(io.BytesIO(zipped.content)) as archive:
+        assert archive.read("metal/test/pit/001.png") == images[1]
+    parquet = client.post(
+        "/v1/pairs", json={"type": "pit"}, headers={"accept": "application/vnd.apache.parquet"}
+    )
+    assert parquet.content[:4] == b"PAR1"
+    assert client.post("/v1/pairs", json={"type": "pit"}, headers={"accept": "text/csv"}).status_code == 406
+
+
+def test_the_other_routes_answer(client, sent) -> None:
+    assert {row["type"] for row in client.get("/v1/types").json()} == {"pit", "bar"}
+    assert client.get("/v1/models").json()[0]["model"] == "one"
+    assert client.get("/healthz").json() == {"status": "ok"} and client.get("/readyz").status_code == 200
+    region = {"left": 30, "top": 20, "right": 70, "bottom": 60}
+    read = client.post("/v1/masks", json={"image": sent["photo"], "region": region, "type": "pit"})
+    assert base64.b64decode(read.json()["mask"]).startswith(b"\x89PNG")
+    told = client.post("/v1/segment", json={"image": sent["photo"]})
+    assert told.status_code == 409 and "no segmenter" in told.json()["error"]
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", f"Basic {TOKEN}", "Bearer ", TOKEN])
+def test_nobody_comes_in_without_the_token(client, header) -> None:
+    client.headers.pop("authorization")
+    headers = {"authorization": header} if header else {}
+    for path in ("/v1/types", "/v1/models", "/nowhere"):
+        answer = client.get(path, headers=headers)
+        assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+    for path in ("/", "/page.js", "/healthz", "/docs", "/openapi.json"):
+        assert client.get(path, headers=headers).status_code == 200
+
+
+def _bomb() -> str:
+    """A small PNG that promises 10 000 times 10 000 pixels and more."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    data = zlib.compress(bytes(1_000_000))
+    return base64.b64encode(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    ).decode()
+
+
+def test_bad_input_gets_its_4xx_at_once_and_the_service_lives_on(client, sent) -> None:
+    truncated = base64.b64encode(base64.b64decode(sent["photo"])[:2000]).decode()
+    bmp = base64.b64encode(b"BM" + bytes(100)).decode()
+    cases: list[tuple[dict[str, Any], int, str]] = [
+        ({"type": "pit", "background": _bomb()}, 422, "pixels"),
+        ({"type": "pit", "background": truncated}, 422, "truncated"),
+        ({"type": "pit", "background": bmp}, 422, "not a PNG, JPEG"),
+        ({"type": "pit", "background": sent["photo"], "mask": sent["other"]}, 422, "90 x 60"),
+        ({"type": "pit", "n": 1_000_000}, 422, "less than or equal"),
+        ({"type": "../../etc/passwd"}, 422, "pattern"),
+        ({"type": "rust"}, 422, "no type"),
+        ({"type": "pit", "background": "http://example.org/a.png"}, 422, "base64"),
+        ({"type": "pit", "model": "other"}, 404, "model"),
+        ({"type": "pit", "strength": 3}, 422, "Extra"),
+    ]
+    for fields, code, message in cases:
+        began = time.perf_counter()
+        answer = client.post("/v1/pairs", json=fields)
+        assert time.perf_counter() - began < 1
+        assert answer.status_code == code and message in answer.json()["error"], (fields.keys(), answer.text)
+        assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert (
+        client.post(
+            "/v1/pairs", content=b"{no json", headers={"content-type": "application/json"}
+        ).status_code
+        == 400
+    )
+    assert client.post("/v1/pairs", json={"type": "pit"}).status_code == 200
+
+
+def test_a_body_that_is_too_large_is_not_read(client) -> None:
+    told = client.post("/v1/pairs", content=b"x" * 2_000_000)
+    assert told.status_code == 413 and "1000000 bytes" in told.json()["error"]
+
+    def in_pieces():
+        for _ in range(20):
+            yield b"y" * 100_000
+
+    answer = client.post("/v1/pairs", content=in_pieces(), headers={"content-type": "application/json"})
+    assert answer.status_code == 413
+
+
+def test_who_finds_it_busy_away_or_broken_is_told_no_more_than_that(client, backend) -> None:
+    backend.trouble = web.Busy()
+    busy = client.post("/v1/pairs", json={"type": "pit"})
+    assert busy.status_code == 429 and int(busy.headers["retry-after"]) > 0
+    backend.trouble = web.Away()
+    assert client.get("/readyz").status_code == 503
+    backend.trouble = ZeroDivisionError("secret /path")
+    broken = client.post("/v1/pairs", json={"type": "pit"})
+    assert broken.status_code == 500 and "secret" not in broken.text and broken.json()["request_id"]
+
+
+def test_a_late_answer_is_a_retryable_503(backend) -> None:
+    async def slow(model, request):
+        await asyncio.sleep(5)
+
+    backend.pairs = slow
+    app = web.build_app(lambda: backend, lambda: web.Door(timeout_s=0.2))
+    answer = TestClient(app).post("/v1/pairs", json={"type": "pit"})
+    assert answer.status_code == 503 and answer.headers["retry-after"]
+
+
+def test_answers_carry_the_headers_of_a_closed_door(client) -> None:
+    page = client.get("/", headers={"origin": "http://elsewhere"})
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert not any(name.startswith("access-control") for name in page.headers)
+
+
+def test_pages_fetch_nothing_from_elsewhere(client) -> None:
+    for path in ("/", "/page.js", "/page.css", "/docs"):
+        assert "//" not in client.get(path).text.replace("// ", "").replace("http://www.w3.org", "")
+
+
+def test_openapi_names_the_token_and_the_errors(client) -> None:
+    told = json.loads(client.get("/openapi.json").text)
+    assert told["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    assert {"401", "413", "422", "429"} <= told["paths"]["/v1/pairs"]["post"]["responses"].keys()
