@@ -228,7 +228,7 @@ def application(served: Served) -> serve.Application:
     if served.most_replicas:
         bounds = {"min_replicas": served.replicas, "max_replicas": served.most_replicas}
         scaling = {"autoscaling_config": {**bounds, "target_ongoing_requests": 4}}
-    generators = serve.deployment(Generating).options(
+    generators = serve.deployment(Generating).options(  # type: ignore[attr-defined]  # overloads in Ray's stubs
         name="Generating",
         max_ongoing_requests=2 * configs[0].sampling.micro_batch,
         max_queued_requests=served.max_queued,
@@ -239,7 +239,8 @@ def application(served: Served) -> serve.Application:
     named = {run.name: run for run in runs}
     door = web.Door(token="" if served.insecure_loopback else token)
     behind = generators.bind(named, dataset, configs[0], served.models_at_once)
-    bound: serve.Application = Gateway.bind(behind, list(named), Limits.of(configs[0].data), door)
+    gateway: Any = Gateway  # a deployment, which Ray's stubs do not know
+    bound: serve.Application = gateway.bind(behind, list(named), Limits.of(configs[0].data), door)
     return bound
 
 

@@ -21,6 +21,7 @@ from cdiff.errors import ConfigError, ResourceError
 from jobs.stopping import exit_code
 
 LOOPBACK = "127.0.0.1"
+_DRAIN = 60.0  # seconds for which requests that have begun may go on after SIGTERM
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,6 +55,7 @@ def serve_forever(args: argparse.Namespace) -> None:
         ConfigError: no token, or --insecure-loopback at another address. ResourceError: the address is taken.
     """
     from ray import serve
+    from ray.serve.schema import LoggingConfig
 
     from actors.endpoint import Served, application
 
@@ -65,8 +67,12 @@ def serve_forever(args: argparse.Namespace) -> None:
     service = application(Served(**wanted))
     print(f"cluster    {connect()}", flush=True)
     try:
-        serve.start(http_options={"host": args.host, "port": args.port, "request_timeout_s": 130})
-        serve.run(service, name="cdiff", route_prefix="/")
+        quiet = LoggingConfig(log_level="WARNING")
+        serve.start(
+            http_options={"host": args.host, "port": args.port, "request_timeout_s": 130},
+            logging_config=quiet,
+        )
+        serve.run(service, name="cdiff", route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
         raise ResourceError(f"cannot serve at {args.host}:{args.port}: {error}") from None
     print(f"serving    http://{args.host}:{args.port}/   API at /docs", flush=True)
@@ -81,7 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; the exit code (jobs.stopping)."""
     args = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return exit_code(lambda: serve_forever(args), "nothing is served any more", resumable=False)
+    return exit_code(
+        lambda: serve_forever(args), "nothing is served any more", resumable=False, patience=_DRAIN
+    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
     143  SIGTERM to a job that does not go on by itself
 
 SIGTERM may come at any instant. Nothing that is written in place could be left half done (cdiff.data.storage), so the job just unwinds;
-whatever hangs meanwhile, the process is gone after PATIENCE seconds, once what others wait for is given back (`meanwhile`).
+whatever hangs meanwhile, the process is gone after PATIENCE seconds (a service drains for longer), once what others wait for is given back (`meanwhile`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,23 @@ from cdiff.errors import CdiffError
 
 RESUMABLE = 75
 PATIENCE = 2.0  # seconds; `ray job stop` kills after 3
+_patience = PATIENCE
 _sigterm = threading.Event()
 _give_back: list[Callable[[], None]] = []
 
 
-def exit_code(work: Callable[[], None], stopped: str, resumable: bool = True) -> int:
+def exit_code(
+    work: Callable[[], None], stopped: str, resumable: bool = True, patience: float = PATIENCE
+) -> int:
     """Do a job's work; its exit code.
 
     Args:
         stopped: what to tell whoever stopped it.
         resumable: the same command goes on.
+        patience: seconds from SIGTERM on that unwinding may take.
     """
+    global _patience
+    _patience = patience
     heed_sigterm()
     try:
         work()
@@ -75,7 +81,7 @@ def _terminate(*_: object) -> None:
     if _sigterm.is_set():
         return  # a second one cuts nothing short
     _sigterm.set()
-    late = threading.Timer(PATIENCE, _leave)
+    late = threading.Timer(_patience, _leave)
     late.daemon = True
     late.start()
     raise KeyboardInterrupt  # the only kind that passes through ray.wait unchanged

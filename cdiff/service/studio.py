@@ -211,7 +211,7 @@ class Studio:
         recipe = replace(recipe_of(config), mode=mode, arm="B0", candidates=1, fraction=1.0)
         wanted = {k: float(v) for k, v in request.strengths.model_dump().items() if v is not None}
         strengths = replace(strengths_of(config), weakness_strength=0.0, gradient_strength=0.0, **wanted)
-        seed = int(rng.integers(2**62))
+        seed = int(rng.integers(2**53))  # JSON readers keep no more digits
         task = GenerationTask(recipe, target.target_id, background, pose, strengths, seed, self.revisions)
         return Ticket(task, tokens_of, uploads)
 

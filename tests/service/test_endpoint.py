@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx2 as httpx
 import pytest
@@ -31,14 +32,14 @@ def url(served_run, photos, tiny_config) -> Iterator[str]:
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
     )
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    generators = serve.deployment(Generating).options(
+    generators = serve.deployment(Generating).options(  # type: ignore[attr-defined]
         max_ongoing_requests=6, max_queued_requests=4, ray_actor_options={"num_cpus": 0.4}
     )
     behind = generators.bind({"one": served_run}, photos, tiny_config, 2)
     door = web.Door(token=TOKEN, max_bytes=2_000_000)
-    serve.run(
-        Gateway.bind(behind, ["one"], Limits.of(tiny_config.data), door), name="cdiff", route_prefix="/"
-    )
+    gateway: Any = Gateway
+    service = gateway.bind(behind, ["one"], Limits.of(tiny_config.data), door)
+    serve.run(service, name="cdiff", route_prefix="/")
     yield f"http://127.0.0.1:{PORT}"
     serve.shutdown()
     ray.shutdown()
