@@ -72,7 +72,8 @@ class Generating:
         self._studios: dict[str, Studio] = {}
         # one thread does all the work: a studio is not for several, and this process's loop stays free to answer
         self._thread = ThreadPoolExecutor(1)
-        self._made = metrics.Counter("cdiff_pairs", description="Pairs made.", tag_keys=("model", "verdict"))
+        keys: Any = ("model", "verdict")  # Ray's stubs know of one key
+        self._made = metrics.Counter("cdiff_pairs", description="Pairs made.", tag_keys=keys)
         self._seconds = metrics.Histogram(
             "cdiff_batch_seconds",
             description="Seconds of a batch of pairs.",

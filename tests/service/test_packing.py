@@ -39,8 +39,9 @@ def test_json_has_pixels_verdict_and_all_that_decided_them(made) -> None:
 
 
 def test_a_zip_is_an_mvtec_tree_that_the_reader_takes(made, tmp_path) -> None:
-    data = as_zip(*made, "one")
-    assert data == as_zip(*made, "one"), "equal pairs, equal bytes"
+    rows, reasons = made
+    data = as_zip(rows, reasons, "one")
+    assert data == as_zip(rows, reasons, "one"), "equal pairs, equal bytes"
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         archive.extractall(tmp_path)
         told = json.loads(archive.read("provenance.json"))
