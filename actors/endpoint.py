@@ -37,7 +37,16 @@ from cdiff.data.origin import brought
 from cdiff.data.run import Run, find_run
 from cdiff.data.store import ShardRow
 from cdiff.errors import ConfigError, RunError
-from cdiff.service.requests import MaskRequest, ModelAnswer, PairRequest, SegmentRequest, TypeAnswer
+from cdiff.service.requests import (
+    KeptPairs,
+    MaskRequest,
+    ModelAnswer,
+    PairRequest,
+    SegmentRequest,
+    TypeAnswer,
+    VerdictRequest,
+)
+from cdiff.service.review import Part, Review
 from cdiff.service.studio import Studio, Ticket
 from cdiff.service.uploads import check_pictures
 
@@ -147,10 +156,11 @@ class Generating:
 
 
 class Behind:
-    """The backend of a gateway: the generators, by their handle."""
+    """The backend of a gateway: the generators by their handle, and the runs' own pairs."""
 
-    def __init__(self, generators: DeploymentHandle, names: Sequence[str], limits: Limits) -> None:
-        self._generators, self._names, self._limits = generators, list(names), limits
+    def __init__(self, generators: DeploymentHandle, runs: dict[str, Run], limits: Limits) -> None:
+        self._generators, self._names, self._limits = generators, list(runs), limits
+        self._reviews = {name: Review(run) for name, run in runs.items()}
 
     async def pairs(self, model: str | None, request: PairRequest) -> tuple[str, list[ShardRow], list[str]]:
         await asyncio.to_thread(check_pictures, request, self._limits)  # at once, however many wait
@@ -179,6 +189,16 @@ class Behind:
         found: list[ModelAnswer] = await self._ask(self._generators.describe.remote())
         return found
 
+    async def kept(self, model: str | None, offset: int, limit: int) -> KeptPairs:
+        name = self._named(model)
+        return await asyncio.to_thread(self._reviews[name].kept, name, offset, limit)
+
+    async def picture(self, model: str | None, task_id: str, part: Part) -> bytes:
+        return await asyncio.to_thread(self._reviews[self._named(model)].picture, task_id, part)
+
+    async def judge(self, model: str | None, request: VerdictRequest) -> None:
+        await asyncio.to_thread(self._reviews[self._named(model)].judge, request)
+
     def _named(self, model: str | None) -> str:
         if model is not None and model not in self._names:
             raise web.NoModel
@@ -203,9 +223,9 @@ class Gateway:
     """One HTTP face of the service."""
 
     def __init__(
-        self, generators: DeploymentHandle, names: Sequence[str], limits: Limits, door: web.Door
+        self, generators: DeploymentHandle, runs: dict[str, Run], limits: Limits, door: web.Door
     ) -> None:
-        web.install(Behind(generators, names, limits), door)
+        web.install(Behind(generators, runs, limits), door)
 
 
 def application(served: Served) -> serve.Application:
@@ -241,7 +261,7 @@ def application(served: Served) -> serve.Application:
     door = web.Door(token="" if served.insecure_loopback else token)
     behind = generators.bind(named, dataset, configs[0], served.models_at_once)
     gateway: Any = Gateway  # a deployment, which Ray's stubs do not know
-    bound: serve.Application = gateway.bind(behind, list(named), Limits.of(configs[0].data), door)
+    bound: serve.Application = gateway.bind(behind, named, Limits.of(configs[0].data), door)
     return bound
 
 

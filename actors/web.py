@@ -14,10 +14,11 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
+from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
@@ -29,6 +30,7 @@ from cdiff.data.store import ShardRow
 from cdiff.errors import CdiffError, DataError
 from cdiff.service.packing import JSON, PARQUET, ZIP, as_json, as_parquet, as_zip, b64
 from cdiff.service.requests import (
+    KeptPairs,
     MaskAnswer,
     MaskRequest,
     ModelAnswer,
@@ -37,7 +39,9 @@ from cdiff.service.requests import (
     SegmentAnswer,
     SegmentRequest,
     TypeAnswer,
+    VerdictRequest,
 )
+from cdiff.service.review import Part
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page")
@@ -107,6 +111,12 @@ class Backend(Protocol):
     async def types(self, model: str | None) -> list[TypeAnswer]: ...
 
     async def models(self) -> list[ModelAnswer]: ...
+
+    async def kept(self, model: str | None, offset: int, limit: int) -> KeptPairs: ...
+
+    async def picture(self, model: str | None, task_id: str, part: Part) -> bytes: ...
+
+    async def judge(self, model: str | None, request: VerdictRequest) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +190,31 @@ def build_app(backend: Callable[[], Backend], door: Callable[[], Door]) -> FastA
         """The models that are served."""
         found: list[ModelAnswer] = await answered(backend().models())
         return found
+
+    @app.get("/v1/kept")
+    async def kept(
+        model: str | None = None,
+        offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+        limit: Annotated[int, Query(ge=1, le=100)] = 12,
+    ) -> KeptPairs:
+        """Pairs that the run has kept, the latest round first."""
+        found: KeptPairs = await answered(backend().kept(model, offset, limit))
+        return found
+
+    @app.get(
+        "/v1/kept/{task_id}/{part}", response_class=Response, responses={200: {"content": {"image/png": {}}}}
+    )
+    async def picture(
+        task_id: Annotated[str, PathParameter(pattern="^[0-9a-f]{16}$")], part: Part, model: str | None = None
+    ) -> Response:
+        """Photo or mask of a kept pair, PNG."""
+        return Response(await answered(backend().picture(model, task_id, part)), media_type="image/png")
+
+    @app.post("/v1/verdicts", status_code=201)
+    async def judge(wanted: VerdictRequest) -> dict[str, str]:
+        """Accept or reject a kept pair: the next round trains without those that are rejected."""
+        await answered(backend().judge(wanted.model, wanted))
+        return {"status": "written"}
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

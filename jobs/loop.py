@@ -33,6 +33,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
     log_start(tracker, ledger, real_only)
     for number in ledger.remaining(config.rounds):
         seconds = Stopwatch()
+        ledger.fold_verdicts()  # what people said of earlier pairs: what they turned away is trained on no more
         accepted, unseen = (
             ledger.kept_pairs(),
             ledger.kept_pairs(since=ledger.best_round()),

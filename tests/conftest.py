@@ -178,8 +178,25 @@ def served_run(tmp_path_factory, photos, tiny_config, tiny_generator):
     ledger = Ledger(run)
     ledger.record("generator", revision=tiny_generator.save(run.checkpoints))
     ledger.record("extractor", bank=bank.revision, thresholds=to_json(Thresholds((("visible", "", 0.01),))))
+    _commit_round(run, ledger, photos, tiny_generator, bank, tiny_config)
     ledger.close()
     return run
+
+
+def _commit_round(run, ledger, photos, generator, bank, config) -> None:
+    """A round that kept three pairs."""
+    from cdiff.service.requests import PairRequest
+    from cdiff.service.studio import Studio
+    from cdiff.types import Assignment, Decision, Pair, RoundResult
+    from cdiff.wasm.mining import Miners
+    from cdiff.wasm.production import produce_shard
+
+    tickets = Studio(run, photos).tickets(PairRequest(type="pit", n=3))
+    plan = [Assignment(ticket.task, "metal/pit", "uniform", i) for i, ticket in enumerate(tickets)]
+    made = produce_shard(plan, run, generator, bank, Miners(), photos, config)
+    decision = Decision(True, "better", 0.1, 0.0, 0.2, 0.9)
+    result = RoundResult(1, (), (), 3, (("metal/pit", "kept", 3),), "rev", (), decision, ())
+    ledger.commit_round(result, [Pair(attempt, "") for attempt in made])
 
 
 @pytest.fixture(scope="session")
@@ -220,8 +237,10 @@ class Direct:
 
     def __init__(self, studio: Any) -> None:
         from actors import web  # here: most tests do without FastAPI
+        from cdiff.service.review import Review
 
         self.studio, self.trouble, self.web = studio, None, web
+        self.review = Review(studio.run)
 
     def _check(self, model: str | None, request: Any = None) -> None:
         if self.trouble:
@@ -252,6 +271,18 @@ class Direct:
 
         self._check(model)
         return [TypeAnswer(category=c, type=t, targets=n) for (c, t), n in self.studio.types.items()]
+
+    async def kept(self, model, offset, limit):
+        self._check(model)
+        return self.review.kept("one", offset, limit)
+
+    async def picture(self, model, task_id, part):
+        self._check(model)
+        return self.review.picture(task_id, part)
+
+    async def judge(self, model, request):
+        self._check(model)
+        self.review.judge(request)
 
     async def models(self):
         from cdiff.service.requests import ModelAnswer

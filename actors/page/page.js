@@ -167,6 +167,8 @@ async function changeModel() {
     $(name).value = value;
     $(name).dispatchEvent(new Event("input"));
   }
+  offset = 0;
+  await showKept();
 }
 
 async function wish() {
@@ -212,12 +214,12 @@ async function make(event) {
   $("make").disabled = false;
 }
 
-async function figure(pair, number) {
-  const image = await bitmap(pair.image), mask = await bitmap(pair.mask);
+// A photo with the outline of its mask, which can be taken off.
+function outlined(image, mask, label) {
   const canvas = document.createElement("canvas");
   canvas.width = image.width; canvas.height = image.height;
   canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", `${pair.category} ${pair.type}, pair ${number + 1}`);
+  canvas.setAttribute("aria-label", label);
   const outline = contour(mask);
   const draw = () => {
     const pen = canvas.getContext("2d");
@@ -225,7 +227,12 @@ async function figure(pair, number) {
     if ($("contour").checked) pen.drawImage(outline, 0, 0);
   };
   draw();
-  $("contour").addEventListener("change", draw);
+  $("contour").addEventListener("change", () => { if (canvas.isConnected) draw(); });
+  return canvas;
+}
+
+async function figure(pair, number) {
+  const canvas = outlined(await bitmap(pair.image), await bitmap(pair.mask), `${pair.category} ${pair.type}, pair ${number + 1}`);
   const caption = document.createElement("figcaption");
   const verdict = document.createElement("span");
   verdict.className = pair.valid ? "verdict" : "verdict turned-away";
@@ -277,6 +284,59 @@ async function download() {
   } catch (error) { say(error.message, true); }
 }
 
+const SHOWN = 12;
+let offset = 0;
+
+async function showKept() {
+  const model = encodeURIComponent($("model").value);
+  const { total, pairs } = await (await ask(`v1/kept?model=${model}&offset=${offset}&limit=${SHOWN}`)).json();
+  $("kept-told").textContent = total ? `${offset + 1} to ${offset + pairs.length} of ${total}` : "none yet";
+  $("earlier").disabled = offset === 0;
+  $("later").disabled = offset + pairs.length >= total;
+  $("kept").replaceChildren(...await Promise.all(pairs.map(async (pair) => {
+    const [image, mask] = await Promise.all(["image", "mask"].map(async (part) =>
+      createImageBitmap(await (await ask(`v1/kept/${pair.task_id}/${part}?model=${model}`, null, "image/png")).blob())));
+    return keptFigure(pair, outlined(image, mask, `${pair.category} ${pair.type}, kept in round ${pair.round}`));
+  })));
+}
+
+function keptFigure(pair, canvas) {
+  const out = document.createElement("figure"), caption = document.createElement("figcaption");
+  const verdict = document.createElement("div");
+  const told = (word) => {
+    verdict.textContent = word || "not judged";
+    verdict.className = word === "rejected" ? "verdict turned-away" : "verdict";
+  };
+  told(pair.verdict);
+  const about = document.createElement("div");
+  about.textContent = `${pair.category} / ${pair.type} · round ${pair.round} · ${pair.task_id.slice(0, 8)}`;
+  caption.append(verdict, about);
+  for (const accepted of [true, false]) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = accepted ? "Accept" : "Reject";
+    button.addEventListener("click", async () => {
+      const reviewer = $("reviewer").value.trim();
+      if (!reviewer) { say("Give the reviewer's name first.", true); $("reviewer").focus(); return; }
+      try {
+        await ask("v1/verdicts", { task_id: pair.task_id, accepted, reviewer, model: $("model").value });
+        told(accepted ? "accepted" : "rejected");
+        say(`Pair ${pair.task_id.slice(0, 8)} is ${accepted ? "accepted" : "rejected"}.`);
+      } catch (error) { say(error.message, true); }
+    });
+    caption.append(button);
+  }
+  out.append(canvas, caption);
+  return out;
+}
+
+function turn(by) {
+  offset = Math.max(0, offset + by);
+  showKept().catch((error) => say(error.message, true));
+}
+
+$("earlier").addEventListener("click", () => turn(-SHOWN));
+$("later").addEventListener("click", () => turn(SHOWN));
 $("door").addEventListener("submit", connect);
 $("wish").addEventListener("submit", make);
 $("model").addEventListener("change", () => changeModel().catch((error) => say(error.message, true)));

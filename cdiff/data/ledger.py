@@ -4,7 +4,8 @@ lease (cdiff.data.lease).
     {"seq": 0, "at": 1763900000.0, "kind": "started", "schema_version": 1, ...}
     {"seq": 1, "at": ..., "kind": "milestone", "name": "generator", ...}     what is dear; the last of a name counts
     {"seq": 2, "at": ..., "kind": "round", "result": {...}, "shards": [...], "verdicts": [[task_id, reason], ...]}
-    {"seq": 3, "at": ..., "kind": "finished", ...}
+    {"seq": 3, "at": ..., "kind": "verdicts", "keys": [...], "told": [...]}  what people said of pairs (cdiff.data.verdicts)
+    {"seq": 4, "at": ..., "kind": "finished", ...}
 
 An event that was confirmed is there after any crash; replaying the events gives the state. A round exists when its event does.
 """
@@ -21,6 +22,7 @@ from cdiff.data.journal import journal_of
 from cdiff.data.lease import BEAT, Lease
 from cdiff.data.storage import PATIENCE, storage_at
 from cdiff.data.store import Run, read_attempts
+from cdiff.data.verdicts import verdicts
 from cdiff.errors import RunError, StorageError
 from cdiff.types import Attempt, Gain, Pair, RoundResult
 
@@ -165,16 +167,32 @@ class Ledger:
         """The kept pairs of all committed rounds, by default of the accepted ones: what is trained on. Errors as `pairs`.
 
         Args:
+            accepted_only: only of accepted rounds, and only what no person turned away (`rejected`).
             until: the last round that counts; None: all. since: the last one that does not.
         """
+        away = self.rejected() if accepted_only else set()
         return [
             pair
             for event in self._rounds()
             if event["result"]["decision"]["accepted"] or not accepted_only
             if since < event["result"]["round"] and (until is None or event["result"]["round"] <= until)
             for pair in self._pairs(event)
-            if pair.kept
+            if pair.kept and pair.task_id not in away
         ]
+
+    def fold_verdicts(self) -> int:
+        """Take in what people said of pairs since the last time (cdiff.data.verdicts); returns how many verdicts."""
+        known = {key for event in self._events if event["kind"] == "verdicts" for key in event["keys"]}
+        new = verdicts(self.run, known)
+        if new:
+            self.append("verdicts", keys=list(new), told=list(new.values()))
+        return len(new)
+
+    def rejected(self) -> set[str]:
+        """task_ids of pairs that people turned away: the last verdict on each counts."""
+        told = [verdict for event in self._events if event["kind"] == "verdicts" for verdict in event["told"]]
+        last = {verdict["task_id"]: verdict["accepted"] for verdict in told}
+        return {task_id for task_id, accepted in last.items() if not accepted}
 
     def close(self) -> None:
         """Let another process write."""

@@ -172,6 +172,33 @@ class SegmentAnswer(BaseModel):
     image_score: float
 
 
+class VerdictRequest(Strict):
+    """A person's word on one of the run's pairs: the next round trains without those that are turned away."""
+
+    task_id: str = Field(pattern=r"^[0-9a-f]{16}$")
+    accepted: bool
+    reviewer: str = Field(pattern=r"^[^\x00-\x1f]{1,100}$")
+    model: Name | None = None
+
+
+class KeptPair(BaseModel):
+    """A pair that a round of the run kept."""
+
+    task_id: str
+    round: int
+    category: str
+    type: str
+    verdict: Literal["accepted", "rejected"] | None = Field(description="The last that people said of it.")
+
+
+class KeptPairs(BaseModel):
+    """Some of the kept pairs, the latest round first."""
+
+    model: str
+    total: int
+    pairs: list[KeptPair]
+
+
 class TypeAnswer(BaseModel):
     """A type of target that the run knows."""
 

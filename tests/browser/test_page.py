@@ -92,9 +92,9 @@ def test_pairs_of_a_type_are_made_compared_and_downloaded(browser, url, tmp_path
     page.get_by_role("spinbutton", name="Pairs").fill("3")
     page.get_by_role("button", name="Make pairs").click()
     page.get_by_text("3 pairs in").wait_for()
-    assert page.locator("figure").count() == 3
+    assert page.locator("#results figure").count() == 3
     with page.expect_download() as one:
-        page.locator("figure a").first.click()
+        page.locator("#results figure a").first.click()
     assert Image.open(one.value.path()).size == (96, 80)
     with page.expect_download() as all_pairs:
         page.get_by_role("button", name="Download all").click()
@@ -118,7 +118,7 @@ def test_a_shape_that_is_drawn_is_where_the_target_is(browser, url, photo) -> No
     page.get_by_role("button", name="Make pairs").click()
     page.get_by_text("1 pairs in").wait_for()
     with page.expect_download() as mask:
-        page.locator("figure a").last.click()
+        page.locator("#results figure a").last.click()
     rows, columns = np.nonzero(np.asarray(Image.open(mask.value.path())) > 127)
     assert abs(columns.mean() - 48) < 5 and abs(rows.mean() - 40) < 5
     assert trouble == []
@@ -139,6 +139,22 @@ def test_a_region_can_be_dragged_or_typed_and_the_token_is_not_kept(browser, url
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "no sideways scrolling"
     kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie])")
     assert TOKEN not in kept and page.get_by_label("Token", exact=True).input_value() == ""
+    assert trouble == []
+
+
+def test_a_pair_of_the_run_is_rejected(browser, url, served_run, tmp_path) -> None:
+    page, trouble = _connected(browser, url)
+    kept = page.locator("#kept figure")
+    kept.first.wait_for()
+    assert kept.count() == 3
+    kept.nth(1).get_by_role("button", name="Reject").click()
+    page.get_by_text("Give the reviewer's name first.").wait_for()
+    page.get_by_label("Reviewer").fill("Grace")
+    kept.nth(1).get_by_role("button", name="Reject").click()
+    kept.nth(1).get_by_text("rejected").wait_for()
+    told = [path.read_text() for path in (served_run.path / "verdicts").iterdir()]
+    assert any('"accepted": false' in text and "Grace" in text for text in told)
+    page.screenshot(path=str(tmp_path / "kept.png"), full_page=True)
     assert trouble == []
 
 

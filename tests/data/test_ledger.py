@@ -15,7 +15,8 @@ from cdiff.config_file import dump_config
 from cdiff.data.carriers import from_json, to_json
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import Run, ShardRow, create_run, shard_name, write_shard
-from cdiff.errors import RunError
+from cdiff.data.verdicts import Verdict, write_verdict
+from cdiff.errors import DataError, RunError
 from cdiff.types import (
     Alarm,
     Assignment,
@@ -93,6 +94,22 @@ def test_the_best_round_is_the_last_that_gained_and_pairs_may_be_counted_up_to_i
     assert ledger.best_round() == 1
     assert [len(ledger.kept_pairs(until=number)) for number in (0, 1, 2, 3)] == [0, 2, 4, 4]
     assert len(ledger.kept_pairs()) == 4
+
+
+def test_what_people_turn_away_is_trained_on_no_more_and_may_come_back(run):
+    ledger = Ledger(run)
+    first, _, third = commit(run, ledger, 1, True)
+    assert ledger.fold_verdicts() == 0
+    write_verdict(run, Verdict(first.task_id, False, "Ada", 5.0))
+    assert ledger.kept_pairs() == [first, third], "the driver takes verdicts in when a round begins"
+    assert ledger.fold_verdicts() == 1 and ledger.fold_verdicts() == 0
+    assert ledger.kept_pairs() == [third] and Ledger(run).kept_pairs() == [third]
+    assert ledger.kept_pairs(accepted_only=False) == [first, third]
+    write_verdict(run, Verdict(first.task_id, True, "Grace", 6.0))
+    (run.path / "verdicts" / "0123456789abcdef-00000000.json").write_text("{}")
+    assert ledger.fold_verdicts() == 1 and ledger.kept_pairs() == [first, third]
+    with pytest.raises(DataError, match="16 digits"):
+        Verdict("../../etc", True, "Ada", 1.0)
 
 
 CARRIERS = [

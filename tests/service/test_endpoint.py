@@ -38,7 +38,7 @@ def url(served_run, photos, tiny_config) -> Iterator[str]:
     behind = generators.bind({"one": served_run}, photos, tiny_config, 2)
     door = web.Door(token=TOKEN, max_bytes=2_000_000)
     gateway: Any = Gateway
-    service = gateway.bind(behind, ["one"], Limits.of(tiny_config.data), door)
+    service = gateway.bind(behind, {"one": served_run}, Limits.of(tiny_config.data), door)
     serve.run(service, name="cdiff", route_prefix="/")
     yield f"http://127.0.0.1:{PORT}"
     serve.shutdown()

@@ -1,0 +1,70 @@
+"""The pairs that a run has kept, for people to look at and to judge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from cdiff.data.ledger import Ledger
+from cdiff.data.run import Run
+from cdiff.data.store import read_pair
+from cdiff.data.verdicts import Verdict, verdicts, write_verdict
+from cdiff.errors import DataError
+from cdiff.service.requests import KeptPair, KeptPairs, VerdictRequest
+from cdiff.types import Pair
+
+Part = Literal["image", "mask"]
+
+
+class Review:
+    """Of one run. The driver may be writing it: what it has committed is seen at the next look."""
+
+    def __init__(self, run: Run, clock: Callable[[], float] = time.time) -> None:
+        self._run, self._clock = run, clock
+
+    def kept(self, model: str, offset: int, limit: int) -> KeptPairs:
+        """Kept pairs, the latest round first, with the last verdict on each."""
+        found = self._pairs()
+        last = {verdict.task_id: verdict.accepted for verdict in verdicts(self._run).values()}
+        said: dict[bool | None, Literal["accepted", "rejected"] | None] = {
+            True: "accepted",
+            False: "rejected",
+            None: None,
+        }
+        shown = [
+            KeptPair(
+                task_id=pair.task_id,
+                round=number,
+                category=pair.attempt.category,
+                type=pair.attempt.type,
+                verdict=said[last.get(pair.task_id)],
+            )
+            for number, pair in found[offset : offset + limit]
+        ]
+        return KeptPairs(model=model, total=len(found), pairs=shown)
+
+    def picture(self, task_id: str, part: Part) -> bytes:
+        """PNG bytes of a kept pair's photo or mask.
+
+        Raises:
+            DataError: the run kept no such pair.
+        """
+        image, mask = read_pair(self._run, self._pair(task_id).attempt)
+        return image if part == "image" else mask
+
+    def judge(self, request: VerdictRequest) -> None:
+        """Store a verdict. Errors as in `picture`."""
+        pair = self._pair(request.task_id)
+        write_verdict(self._run, Verdict(pair.task_id, request.accepted, request.reviewer, self._clock()))
+
+    def _pairs(self) -> list[tuple[int, Pair]]:
+        ledger = Ledger(self._run)
+        numbers = sorted((result.round for result in ledger.rounds()), reverse=True)
+        return [(number, pair) for number in numbers for pair in ledger.pairs(number) if pair.kept]
+
+    def _pair(self, task_id: str) -> Pair:
+        for _, pair in self._pairs():
+            if pair.task_id == task_id:
+                return pair
+        raise DataError(f"task_id: the run kept no pair {task_id[:40]!r}.")
