@@ -13,6 +13,9 @@ import ipaddress
 import logging
 import sys
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -48,9 +51,12 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
-def serve_forever(args: argparse.Namespace) -> None:
-    """Deploy, say where, and wait for the end.
+@contextmanager
+def serving(wanted: Mapping[str, Any], host: str, port: int) -> Iterator[None]:
+    """Serve until the block ends, then let requests that have begun end.
 
+    Args:
+        wanted: fields of `actors.endpoint.Served`.
     Raises:
         ConfigError: no token, or --insecure-loopback at another address. ResourceError: the address is taken.
     """
@@ -59,28 +65,33 @@ def serve_forever(args: argparse.Namespace) -> None:
 
     from actors.endpoint import Served, application
 
-    if args.insecure_loopback and not ipaddress.ip_address(args.host).is_loopback:
+    if wanted.get("insecure_loopback") and not ipaddress.ip_address(host).is_loopback:
         raise ConfigError(
-            f"--insecure-loopback listens at {LOOPBACK} alone, not at {args.host}: set CDIFF_TOKEN instead."
+            f"--insecure-loopback listens at {LOOPBACK} alone, not at {host}: set CDIFF_TOKEN instead."
         )
-    wanted = {k: v for k, v in vars(args).items() if k not in ("host", "port")}
     service = application(Served(**wanted))
     print(f"cluster    {connect()}", flush=True)
     try:
         quiet = LoggingConfig(log_level="WARNING")
-        serve.start(
-            http_options={"host": args.host, "port": args.port, "request_timeout_s": 130},
-            logging_config=quiet,
-        )
+        http = {"host": host, "port": port, "request_timeout_s": 130}
+        serve.start(http_options=http, logging_config=quiet)
         serve.run(service, name="cdiff", route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
-        raise ResourceError(f"cannot serve at {args.host}:{args.port}: {error}") from None
-    print(f"serving    http://{args.host}:{args.port}/   API at /docs", flush=True)
+        ray.shutdown()
+        raise ResourceError(f"cannot serve at {host}:{port}: {error}") from None
+    print(f"serving    http://{host}:{port}/   API at /docs", flush=True)
     try:
-        threading.Event().wait()
+        yield
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def serve_forever(args: argparse.Namespace) -> None:
+    """Deploy, say where, and wait for the end; errors as in `serving`."""
+    wanted = {key: value for key, value in vars(args).items() if key not in ("host", "port")}
+    with serving(wanted, args.host, args.port):
+        threading.Event().wait()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ share a batch without knowing of each other.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -84,6 +85,13 @@ class Studio:
             target = dataset.target(target_id)
             self._targets.setdefault((target.category, target.type), []).append(target)
         self._frames: dict[str, Frame] = {}
+
+    def with_batches_of(self, size: int) -> Studio:
+        """The same studio with another micro-batch."""
+        other = copy.copy(self)
+        sampling = self.config.sampling.model_copy(update={"micro_batch": size})
+        other.config = self.config.model_copy(update={"sampling": sampling})
+        return other
 
     @property
     def types(self) -> dict[tuple[str, str], int]:
