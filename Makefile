@@ -11,7 +11,7 @@ MLFLOW_TRACKING_URI ?= sqlite:///$(CDIFF_HOME)/mlflow.db
 MLFLOW_PORT ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos check format mlflow lock clean
+.PHONY: help setup run test long chaos check format mlflow lock clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -30,6 +30,9 @@ run: $(STAMP)  ## Run the closed loop on the demo data
 
 test: $(STAMP)  ## Run the tests
 	timeout --kill-after=20 $(TEST_SECONDS) $(BIN)/python -m pytest -q $(TEST_ARGS)
+
+long: $(STAMP)  ## Run the tests that take minutes each: a whole benchmark, the service under load
+	$(BIN)/python -m pytest -q -m long
 
 chaos: $(STAMP)  ## Run the tests that kill, fill and cut things, and write their table (20 minutes)
 	$(BIN)/python -m pytest -q -m chaos tests/chaos --table docs/reliability.md

@@ -44,3 +44,4 @@ def test_what_a_step_names_stays_and_the_rest_goes_whole(home) -> None:
     kept = {key.split("/")[1] for key in run.storage.keys("checkpoints/")}
     assert kept - {"generator-a.COMMIT", "fold-c.COMMIT"} == stay
     assert forget_checkpoints(run, ledger) == []
+    ledger.close()

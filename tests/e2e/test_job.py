@@ -73,7 +73,7 @@ def head(tmp_path) -> Iterator[tuple[str, dict[str, str]]]:
     finally:
         os.killpg(node.pid, signal.SIGTERM)
         try:
-            node.wait(20)
+            node.wait(5)
         except subprocess.TimeoutExpired:
             os.killpg(node.pid, signal.SIGKILL)
 

@@ -11,7 +11,7 @@ import pytest
 from cdiff.data.ledger import Ledger
 from cdiff.data.run import open_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).resolve().parents[2]
 ARMS = (

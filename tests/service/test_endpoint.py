@@ -12,7 +12,7 @@ import httpx2 as httpx
 import pytest
 import ray
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(300)]
 TOKEN, PORT = "a-token-of-some-length", 18123
 
 
