@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import metrics
+from ray.serve.config import BackpressureConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -36,7 +37,7 @@ from cdiff.data.images import Limits
 from cdiff.data.origin import brought
 from cdiff.data.run import Run, find_run
 from cdiff.data.store import ShardRow
-from cdiff.errors import ConfigError, RunError
+from cdiff.errors import ConfigError
 from cdiff.service.requests import (
     KeptPairs,
     MaskRequest,
@@ -47,12 +48,13 @@ from cdiff.service.requests import (
     VerdictRequest,
 )
 from cdiff.service.review import Part, Review
-from cdiff.service.studio import Studio, Ticket
+from cdiff.service.studio import Studio, Ticket, limits_of
 from cdiff.service.uploads import check_pictures
 
 TOKEN = "CDIFF_TOKEN"
 _LEAST = 16  # characters of a token
 _Found = TypeVar("_Found")
+_Made = tuple[ShardRow, str] | Exception  # a pair with what the gate has against it
 
 
 class Served(BaseModel):
@@ -79,6 +81,7 @@ class Generating:
         set_threads(config.resources.threads)
         self._runs, self._dataset, self._most = runs, dataset, models_at_once
         self._studios: dict[str, Studio] = {}
+        self._told: dict[str, ModelAnswer] = {}
         # one thread does all the work: a studio is not for several, and this process's loop stays free to answer
         self._thread = ThreadPoolExecutor(1)
         keys: Any = ("model", "verdict")  # Ray's stubs know of one key
@@ -93,20 +96,26 @@ class Generating:
 
     async def pairs(self, model: str, request: PairRequest) -> tuple[list[ShardRow], list[str]]:
         tickets = await self._on_thread(lambda: self._studio(model).tickets(request))
-        rows = await asyncio.gather(*(self._batch((model, ticket)) for ticket in tickets))
-        reasons = [self._studios[model].reason(row) for row in rows]
-        for reason in reasons:
-            self._made.inc(tags={"model": model, "verdict": reason or "valid"})
-        return list(rows), reasons
+        made = await asyncio.gather(*(self._batch((model, ticket)) for ticket in tickets))
+        rows, reasons = [], []
+        for found in made:
+            if isinstance(found, Exception):
+                raise found
+            rows.append(found[0])
+            reasons.append(found[1])
+            self._made.inc(tags={"model": model, "verdict": found[1] or "valid"})
+        return rows, reasons
 
     async def mask(self, model: str, request: MaskRequest) -> np.ndarray:
         return await self._on_thread(lambda: self._studio(model).read_mask(request))
 
     async def segment(self, model: str, request: SegmentRequest) -> tuple[np.ndarray, float, float]:
-        try:
-            return await self._on_thread(lambda: self._studio(model).segment(request))
-        except RunError as error:
-            raise web.NotYet(str(error)) from None
+        if not await self._on_thread(lambda: self._studio(model).has_segmenter):
+            raise web.NotYet("this model has no segmenter: its loop fitted none yet")
+        return await self._on_thread(lambda: self._studio(model).segment(request))
+
+    async def ready(self) -> None:
+        """Nothing is loaded for this."""
 
     async def types(self, model: str) -> list[TypeAnswer]:
         found = await self._on_thread(lambda: self._studio(model).types)
@@ -114,21 +123,33 @@ class Generating:
 
     async def describe(self) -> list[ModelAnswer]:
         """All models, loaded or not."""
-        return [await self._on_thread(lambda name=name: self._about(name)) for name in self._runs]  # type: ignore[misc]
+        for name in self._runs:
+            if name not in self._told:
+                self._told[name] = await self._on_thread(lambda name=name: self._about(name))  # type: ignore[misc]
+        return list(self._told.values())
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.02)
-    async def _batch(self, items: list[tuple[str, Ticket]]) -> list[ShardRow]:
-        """Tickets of several requests, each answered as it would be alone."""
+    async def _batch(self, items: list[tuple[str, Ticket]]) -> list[_Made]:
+        """Tickets of several requests, each answered as it would be alone: with its pair, or with its own error."""
         return await self._on_thread(lambda: self._make(items))
 
-    def _make(self, items: Sequence[tuple[str, Ticket]]) -> list[ShardRow]:
-        rows: dict[int, ShardRow] = {}
+    def _make(self, items: Sequence[tuple[str, Ticket]]) -> list[_Made]:
+        made: dict[int, _Made] = {}
         for model in dict.fromkeys(model for model, _ in items):
             began, places = time.perf_counter(), [i for i, (own, _) in enumerate(items) if own == model]
-            made = self._studio(model).make([items[place][1] for place in places])
-            rows |= dict(zip(places, made, strict=True))
+            made |= dict(zip(places, self._made_of(model, [items[i][1] for i in places]), strict=True))
             self._seconds.observe(time.perf_counter() - began, tags={"model": model})
-        return [rows[place] for place in range(len(items))]
+        return [made[place] for place in range(len(items))]
+
+    def _made_of(self, model: str, tickets: list[Ticket]) -> list[_Made]:
+        """One by one where they fail together: nobody pays for another's ticket."""
+        try:
+            studio = self._studio(model)
+            return [(row, studio.reason(row)) for row in studio.make(tickets)]
+        except Exception as error:  # noqa: BLE001  # raised where its own request waits
+            if len(tickets) == 1:
+                return [error]
+            return [one for ticket in tickets for one in self._made_of(model, [ticket])]
 
     def _studio(self, model: str) -> Studio:
         """A model's studio; the one that was asked for least recently goes when there are too many."""
@@ -160,26 +181,30 @@ class Behind:
 
     def __init__(self, generators: DeploymentHandle, runs: dict[str, Run], limits: Limits) -> None:
         self._generators, self._names, self._limits = generators, list(runs), limits
+        self._decoding = asyncio.Semaphore(2)
         self._reviews = {name: Review(run) for name, run in runs.items()}
 
     async def pairs(self, model: str | None, request: PairRequest) -> tuple[str, list[ShardRow], list[str]]:
-        await asyncio.to_thread(check_pictures, request, self._limits)  # at once, however many wait
+        await self._check(request)  # at once, however many wait
         name = self._named(model)
         rows, reasons = await self._ask(self._generators.pairs.remote(name, request))
         return name, rows, reasons
 
     async def mask(self, model: str | None, request: MaskRequest) -> tuple[str, np.ndarray]:
-        await asyncio.to_thread(check_pictures, request, self._limits)
+        await self._check(request)
         name = self._named(model)
         return name, await self._ask(self._generators.mask.remote(name, request))
 
     async def segment(
         self, model: str | None, request: SegmentRequest
     ) -> tuple[str, np.ndarray, float, float]:
-        await asyncio.to_thread(check_pictures, request, self._limits)
+        await self._check(request)
         name = self._named(model)
         scores, threshold, image_score = await self._ask(self._generators.segment.remote(name, request))
         return name, scores, threshold, image_score
+
+    async def ready(self) -> None:
+        await self._ask(self._generators.ready.remote())
 
     async def types(self, model: str | None) -> list[TypeAnswer]:
         found: list[TypeAnswer] = await self._ask(self._generators.types.remote(self._named(model)))
@@ -199,6 +224,11 @@ class Behind:
     async def judge(self, model: str | None, request: VerdictRequest) -> None:
         await asyncio.to_thread(self._reviews[self._named(model)].judge, request)
 
+    async def _check(self, request: PairRequest | MaskRequest | SegmentRequest) -> None:
+        """At once, however many wait for the generators; few at a time, since decoded pictures are large."""
+        async with self._decoding:
+            await asyncio.to_thread(check_pictures, request, self._limits)
+
     def _named(self, model: str | None) -> str:
         if model is not None and model not in self._names:
             raise web.NoModel
@@ -208,6 +238,9 @@ class Behind:
     async def _ask(response: Any) -> Any:
         try:
             return await response
+        except asyncio.CancelledError:  # the client left, or its time is over
+            response.cancel()
+            raise
         except BackPressureError:
             raise web.Busy from None
         except (RayError, DeploymentUnavailableError) as error:
@@ -217,7 +250,12 @@ class Behind:
             raise web.Away from error
 
 
-@serve.deployment(max_ongoing_requests=200)
+@serve.deployment(
+    max_ongoing_requests=64,
+    max_queued_requests=64,
+    graceful_shutdown_timeout_s=60,
+    backpressure_config=BackpressureConfig(status_code=429, retry_after_s=2),
+)
 @serve.ingress(web.installed)
 class Gateway:
     """One HTTP face of the service."""
@@ -253,7 +291,7 @@ def application(served: Served) -> serve.Application:
         name="Generating",
         max_ongoing_requests=2 * configs[0].sampling.micro_batch,
         max_queued_requests=served.max_queued,
-        graceful_shutdown_timeout_s=30,
+        graceful_shutdown_timeout_s=60,
         ray_actor_options={"num_cpus": resources.cpus, "num_gpus": resources.gpus},
         **scaling,
     )
@@ -261,7 +299,7 @@ def application(served: Served) -> serve.Application:
     door = web.Door(token="" if served.insecure_loopback else token)
     behind = generators.bind(named, dataset, configs[0], served.models_at_once)
     gateway: Any = Gateway  # a deployment, which Ray's stubs do not know
-    bound: serve.Application = gateway.bind(behind, named, Limits.of(configs[0].data), door)
+    bound: serve.Application = gateway.bind(behind, named, limits_of(configs[0]), door)
     return bound
 
 

@@ -8,6 +8,7 @@ Errors have a generic body with a request id; what went wrong inside stands in t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import uuid
@@ -27,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cdiff.data.images import encode_png
 from cdiff.data.store import ShardRow
-from cdiff.errors import CdiffError, DataError
+from cdiff.errors import CdiffError, RequestError
 from cdiff.service.packing import JSON, PARQUET, ZIP, as_json, as_parquet, as_zip, b64
 from cdiff.service.requests import (
     KeptPairs,
@@ -108,6 +109,9 @@ class Backend(Protocol):
         self, model: str | None, request: SegmentRequest
     ) -> tuple[str, np.ndarray, float, float]: ...
 
+    async def ready(self) -> None:
+        """Return once a generator answers; it need load nothing for that."""
+
     async def types(self, model: str | None) -> list[TypeAnswer]: ...
 
     async def models(self) -> list[ModelAnswer]: ...
@@ -154,17 +158,13 @@ def build_app(backend: Callable[[], Backend], door: Callable[[], Door]) -> FastA
         """Make pairs of photo and mask: as JSON, as a ZIP in MVTec AD's layout, or as Parquet."""
         form = accepted(request.headers.get("accept", ""))
         model, rows, reasons = await answered(backend().pairs(wanted.model, wanted))
-        if form == ZIP:
-            return _file(as_zip(rows, reasons, model), ZIP, "pairs.zip")
-        if form == PARQUET:
-            return _file(as_parquet(rows), PARQUET, "pairs.parquet")
-        return Response(as_json(rows, reasons, model).model_dump_json(), media_type=JSON)
+        return await asyncio.to_thread(_packed, form, rows, reasons, model)
 
     @app.post("/v1/masks")
     async def masks(wanted: MaskRequest) -> MaskAnswer:
         """Read the mask of a target from a photo."""
         model, mask = await answered(backend().mask(wanted.model, wanted))
-        return MaskAnswer(model=model, mask=b64(encode_png(mask, "L")))
+        return MaskAnswer(model=model, mask=await asyncio.to_thread(_png, mask))
 
     @app.post("/v1/segment")
     async def segment(wanted: SegmentRequest) -> SegmentAnswer:
@@ -173,8 +173,8 @@ def build_app(backend: Callable[[], Backend], door: Callable[[], Door]) -> FastA
         grey = (scores * 255).round().astype(np.uint8)
         return SegmentAnswer(
             model=model,
-            mask=b64(encode_png(scores >= threshold, "L")),
-            scores=b64(encode_png(grey, "L")),
+            mask=await asyncio.to_thread(_png, scores >= threshold),
+            scores=await asyncio.to_thread(_png, grey),
             threshold=threshold,
             image_score=image_score,
         )
@@ -224,7 +224,8 @@ def build_app(backend: Callable[[], Backend], door: Callable[[], Door]) -> FastA
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
         """A generator answers, too."""
-        await answered(backend().models())
+        with contextlib.suppress(Busy):  # who is busy works
+            await asyncio.wait_for(backend().ready(), 5)
         return {"status": "ready"}
 
     for path, (name, kind) in _PARTS.items():
@@ -276,6 +277,11 @@ class Guard:
             answer.headers["www-authenticate"] = "Bearer"
             await answer(scope, receive, told)
             return
+        if not door.token and not _is_loopback(headers.get(b"host", b"")):
+            await refusal(403, "without a token this service answers on loopback alone", request_id)(
+                scope, receive, told
+            )
+            return
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > door.max_bytes:
             await _too_large(door, request_id)(scope, receive, told)
@@ -290,7 +296,19 @@ class Guard:
                 raise HTTPException(413, _TOO_LARGE.format(door.max_bytes))
             return message
 
-        await self._app(scope, bounded, told)
+        begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await told(message)
+
+        try:
+            await self._app(scope, bounded, sent)
+        except Exception as error:
+            if begun:
+                raise
+            await _unexpected(error, request_id)(scope, receive, told)
 
 
 _TOO_LARGE = "the body is larger than {} bytes"
@@ -298,6 +316,12 @@ _TOO_LARGE = "the body is larger than {} bytes"
 
 def _too_large(door: Door, request_id: str) -> Response:
     return refusal(413, _TOO_LARGE.format(door.max_bytes), request_id)
+
+
+def _is_loopback(host: bytes) -> bool:
+    """By the name that was asked for: a page of another site that leads its name to this machine is no loopback."""
+    name = host.decode("latin-1").rpartition(":")[0] or host.decode("latin-1")
+    return name in ("127.0.0.1", "localhost", "[::1]", "testserver")
 
 
 def _may_enter(path: str, authorization: bytes, token: str) -> bool:
@@ -342,8 +366,8 @@ def _add_errors(app: FastAPI) -> None:
         # what was given is not told again: it may be megabytes
         return answer(code, first["msg"], request, [str(part) for part in first["loc"]])
 
-    @app.exception_handler(DataError)
-    async def unusable(request: Request, error: DataError) -> Response:
+    @app.exception_handler(RequestError)
+    async def unusable(request: Request, error: RequestError) -> Response:
         return answer(422, str(error), request)
 
     @app.exception_handler(NoModel)
@@ -377,11 +401,15 @@ def _add_errors(app: FastAPI) -> None:
     async def plain(request: Request, error: HTTPException) -> Response:
         return answer(error.status_code, str(error.detail), request)
 
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        log.error("request=%s failed", request.scope["state"]["request_id"], exc_info=error)
-        what = "the service cannot do this now" if isinstance(error, CdiffError) else "something went wrong"
-        return answer(503 if isinstance(error, CdiffError) else 500, what, request)
+
+def _unexpected(error: Exception, request_id: str) -> Response:
+    """What nobody foresaw is logged, and told as no more than that."""
+    log.error("request=%s failed", request_id, exc_info=error)
+    if not isinstance(error, CdiffError):
+        return refusal(500, "something went wrong", request_id)
+    out = refusal(503, "the service cannot do this now", request_id)
+    out.headers["retry-after"] = "30"
+    return out
 
 
 def _part(name: str, kind: str) -> Callable[[], Awaitable[Response]]:
@@ -391,6 +419,18 @@ def _part(name: str, kind: str) -> Callable[[], Awaitable[Response]]:
         return Response((PAGE / name).read_bytes(), media_type=kind)
 
     return part
+
+
+def _packed(form: str, rows: list[ShardRow], reasons: list[str], model: str) -> Response:
+    if form == ZIP:
+        return _file(as_zip(rows, reasons, model), ZIP, "pairs.zip")
+    if form == PARQUET:
+        return _file(as_parquet(rows), PARQUET, "pairs.parquet")
+    return Response(as_json(rows, reasons, model).model_dump_json(), media_type=JSON)
+
+
+def _png(pixels: np.ndarray) -> str:
+    return b64(encode_png(pixels, "L"))
 
 
 def _file(data: bytes, form: str, name: str) -> Response:

@@ -15,6 +15,10 @@ class DataError(CdiffError, ValueError):
     """The images, masks or groups cannot be used as they are."""
 
 
+class RequestError(DataError):
+    """A request to the service holds what cannot be used; its message is told to whoever sent it."""
+
+
 class LeakError(DataError):
     """The same photo, or photos of one source object, stand on two sides of a split."""
 

@@ -109,7 +109,7 @@ def _pairs(run: Run, all_kept: bool) -> list[tuple[int, Pair]]:
     """Kept pairs with their round, in the order of the ledger."""
     ledger = Ledger(run)
     rounds = [result for result in ledger.rounds() if all_kept or result.decision.accepted]
-    away = set() if all_kept else ledger.rejected()
+    away = set() if all_kept else ledger.rejected(also_new=True)
     pairs = [(result.round, pair) for result in rounds for pair in ledger.pairs(result.round)]
     return [(number, pair) for number, pair in pairs if pair.kept and pair.task_id not in away]
 

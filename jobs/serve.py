@@ -14,15 +14,16 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 
 from actors.resources import connect
 from cdiff.errors import ConfigError, ResourceError
-from jobs.stopping import exit_code
+from jobs.stopping import exit_code, heed_sigterm
 
+_NAME = "cdiff"
 LOOPBACK = "127.0.0.1"
 _DRAIN = 60.0  # seconds for which requests that have begun may go on after SIGTERM
 
@@ -71,18 +72,25 @@ def serving(wanted: Mapping[str, Any], host: str, port: int) -> Iterator[None]:
         )
     service = application(Served(**wanted))
     print(f"cluster    {connect()}", flush=True)
-    try:
-        quiet = LoggingConfig(log_level="WARNING")
-        http = {"host": host, "port": port, "request_timeout_s": 130}
-        serve.start(http_options=http, logging_config=quiet)
-        serve.run(service, name="cdiff", route_prefix="/", logging_config=quiet)
-    except RuntimeError as error:
+    heed_sigterm()  # Ray took the signal for itself
+    if serve.status().proxies:
         ray.shutdown()
-        raise ResourceError(f"cannot serve at {host}:{port}: {error}") from None
-    print(f"serving    http://{host}:{port}/   API at /docs", flush=True)
+        raise ResourceError(
+            "this cluster serves already, at an address of its own: deploy beside it with `serve deploy deploy/serve.yaml`."
+        )
+    quiet = LoggingConfig(log_level="WARNING")
     try:
+        try:
+            http = {"host": host, "port": port, "request_timeout_s": 130}
+            serve.start(http_options=http, logging_config=quiet)
+            serve.run(service, name=_NAME, route_prefix="/", logging_config=quiet)
+        except RuntimeError as error:
+            raise ResourceError(f"cannot serve at {host}:{port}: {error}") from None
+        print(f"serving    http://{host}:{port}/   API at /docs", flush=True)
         yield
     finally:
+        with suppress(Exception):  # it may never have been there
+            serve.delete(_NAME)  # while the proxies live: what has begun is answered
         serve.shutdown()
         ray.shutdown()
 

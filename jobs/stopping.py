@@ -23,7 +23,7 @@ from cdiff.errors import CdiffError
 
 RESUMABLE = 75
 PATIENCE = 2.0  # seconds; `ray job stop` kills after 3
-_patience = PATIENCE
+_patience, _resumable = PATIENCE, True
 _sigterm = threading.Event()
 _give_back: list[Callable[[], None]] = []
 
@@ -38,8 +38,8 @@ def exit_code(
         resumable: the same command goes on.
         patience: seconds from SIGTERM on that unwinding may take.
     """
-    global _patience
-    _patience = patience
+    global _patience, _resumable
+    _patience, _resumable = patience, resumable
     heed_sigterm()
     try:
         work()
@@ -91,7 +91,7 @@ def _leave() -> None:
     for give_back in list(_give_back):
         with suppress(Exception):
             give_back()
-    os._exit(RESUMABLE)
+    os._exit(_code(_resumable))
 
 
 def _interrupted(end: BaseException | None) -> bool:

@@ -272,6 +272,9 @@ class Direct:
         self._check(model)
         return [TypeAnswer(category=c, type=t, targets=n) for (c, t), n in self.studio.types.items()]
 
+    async def ready(self):
+        self._check(None)
+
     async def kept(self, model, offset, limit):
         self._check(model)
         return self.review.kept("one", offset, limit)

@@ -188,10 +188,17 @@ class Ledger:
             self.append("verdicts", keys=list(new), told=list(new.values()))
         return len(new)
 
-    def rejected(self) -> set[str]:
-        """task_ids of pairs that people turned away: the last verdict on each counts."""
-        told = [verdict for event in self._events if event["kind"] == "verdicts" for verdict in event["told"]]
-        last = {verdict["task_id"]: verdict["accepted"] for verdict in told}
+    def rejected(self, also_new: bool = False) -> set[str]:
+        """task_ids of pairs that people turned away: the last verdict on each counts.
+
+        Args:
+            also_new: with verdicts that no round has taken in yet.
+        """
+        folded = [event for event in self._events if event["kind"] == "verdicts"]
+        last = {verdict["task_id"]: verdict["accepted"] for event in folded for verdict in event["told"]}
+        if also_new:
+            known = {key for event in folded for key in event["keys"]}
+            last |= {verdict.task_id: verdict.accepted for verdict in verdicts(self.run, known).values()}
         return {task_id for task_id, accepted in last.items() if not accepted}
 
     def close(self) -> None:

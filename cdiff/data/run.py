@@ -109,8 +109,10 @@ class Run:
         """
         path = self.path / key
         if self.remote and (anew or not path.exists()):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 self.storage.fetch(key, path)
+            except FileNotFoundError:
+                path.unlink(missing_ok=True)  # of an earlier run of this name
         return path
 
     def demand_room(self, needed: int, what: str) -> None:

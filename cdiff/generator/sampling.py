@@ -159,7 +159,11 @@ class Sampler:
         if all(s.condition.guidance == 1.0 for s in states):
             return with_image, with_mask
         null_image, null_mask = self.denoiser(*inputs, self.null_ND.expand_as(tokens))
-        return null_image + scale * (with_image - null_image), null_mask + scale * (with_mask - null_mask)
+        # without guidance a state has the plain prediction, bit by bit, whatever its neighbours want
+        return (
+            torch.where(scale == 1, with_image, null_image + scale * (with_image - null_image)),
+            torch.where(scale == 1, with_mask, null_mask + scale * (with_mask - null_mask)),
+        )
 
     @staticmethod
     def _noise(condition: Condition, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run
 from cdiff.data.store import read_pair
 from cdiff.data.verdicts import Verdict, verdicts, write_verdict
-from cdiff.errors import DataError
+from cdiff.errors import RequestError
 from cdiff.service.requests import KeptPair, KeptPairs, VerdictRequest
 from cdiff.types import Pair
 
@@ -22,6 +22,7 @@ class Review:
 
     def __init__(self, run: Run, clock: Callable[[], float] = time.time) -> None:
         self._run, self._clock = run, clock
+        self._known: tuple[int, list[tuple[int, Pair]]] = (-1, [])  # number of events, and what they come to
 
     def kept(self, model: str, offset: int, limit: int) -> KeptPairs:
         """Kept pairs, the latest round first, with the last verdict on each."""
@@ -48,7 +49,7 @@ class Review:
         """PNG bytes of a kept pair's photo or mask.
 
         Raises:
-            DataError: the run kept no such pair.
+            RequestError: the run kept no such pair.
         """
         image, mask = read_pair(self._run, self._pair(task_id).attempt)
         return image if part == "image" else mask
@@ -60,11 +61,14 @@ class Review:
 
     def _pairs(self) -> list[tuple[int, Pair]]:
         ledger = Ledger(self._run)
-        numbers = sorted((result.round for result in ledger.rounds()), reverse=True)
-        return [(number, pair) for number in numbers for pair in ledger.pairs(number) if pair.kept]
+        if len(ledger.events()) != self._known[0]:  # shards are read anew only where something was committed
+            numbers = sorted((result.round for result in ledger.rounds()), reverse=True)
+            found = [(number, pair) for number in numbers for pair in ledger.pairs(number) if pair.kept]
+            self._known = len(ledger.events()), found
+        return self._known[1]
 
     def _pair(self, task_id: str) -> Pair:
         for _, pair in self._pairs():
             if pair.task_id == task_id:
                 return pair
-        raise DataError(f"task_id: the run kept no pair {task_id[:40]!r}.")
+        raise RequestError(f"task_id: the run kept no pair {task_id[:40]!r}.")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from cdiff.data.run import Run
 from cdiff.data.store import ShardRow
 from cdiff.downstream.scoring import image_score, score_photo
 from cdiff.downstream.segmenter import load_segmenter, segmenter_config
-from cdiff.errors import DataError, RunError
+from cdiff.errors import RequestError, RunError
 from cdiff.generator.model import square_of
 from cdiff.generator.paste import cut, put, to_resolution, to_side
 from cdiff.generator.placement import Frame, draw_pose, frame_of, repaint_pose
@@ -43,6 +44,8 @@ from cdiff.wasm.models import Models
 from cdiff.wasm.production import produce, row_of
 from cdiff.wasm.quality import Thresholds, validity_reason
 
+MOST_PIXELS = 16_000_000  # of a picture that comes with a request
+MOST_SCALE = 8.0  # of a target, to fill a region
 _OWN = "own"  # category and type of a reference that the run does not know
 
 
@@ -67,7 +70,7 @@ class Studio:
     def __init__(self, run: Run, dataset: Dataset) -> None:
         self.run, self._dataset = run, dataset
         self.config: Config = load_config(run.local("config.yaml", anew=True))
-        self._limits = Limits.of(self.config.data)
+        self._limits = limits_of(self.config)
         self._manifest: Manifest = read_manifest(run.local("splits.parquet", anew=True))
         ledger = Ledger(run)
         trained, extracted = ledger.milestone("generator"), ledger.milestone("extractor")
@@ -79,7 +82,7 @@ class Studio:
         self._thresholds = from_json(Thresholds, extracted["thresholds"])
         self._models = Models(run, self.config)
         self.generator, self._bank = self._models.generator(self.revisions)
-        self._segmenter = ledger.best_segmenter() if ledger.milestone("real_only") else None
+        self._segmenter: tuple[str, Any, Any] = ("", None, None)  # revision, network, settings
         self._targets: dict[tuple[str, str], list[Target]] = {}
         for target_id in sorted(self._bank.tokens):
             target = dataset.target(target_id)
@@ -98,15 +101,22 @@ class Studio:
         """Number of training targets by category and type."""
         return {key: len(targets) for key, targets in sorted(self._targets.items())}
 
+    @property
+    def has_segmenter(self) -> bool:
+        """Whether the run has fitted a segmenter yet."""
+        return Ledger(self.run).milestone("real_only") is not None
+
     def tickets(self, request: PairRequest) -> list[Ticket]:
         """What a request comes to, pair by pair.
 
         Raises:
-            DataError: the photos cannot be used, or the type is unknown.
+            RequestError: the photos cannot be used, or the type is unknown.
         """
-        category, kind = (
-            self._named(request.category, request.type) if request.type else (request.category or _OWN, _OWN)
-        )
+        if request.type:
+            category, kind = self._named(request.category, request.type)
+        else:
+            known = sorted({category for category, _ in self._targets})
+            category, kind = request.category or (known[0] if len(known) == 1 else _OWN), _OWN
         uploads: list[Upload] = []
         references = self._targets.get((category, kind), [])
         if request.reference:
@@ -152,7 +162,7 @@ class Studio:
         """The mask that the generator reads from a photo, bool [H, W]; nothing outside of the region.
 
         Raises:
-            DataError: the photo cannot be used, the region lies off it, or the type is unknown.
+            RequestError: the photo cannot be used, the region lies off it, or the type is unknown.
         """
         category, kind = self._named(request.category, request.type)
         photo = upload_of(request.image, None, category, "", self._limits)
@@ -192,7 +202,7 @@ class Studio:
         if len(found) != 1:
             known = ", ".join(f"{c}/{k}" for c, k in sorted(self._targets))
             what = "several categories have" if found else "there is no"
-            raise DataError(
+            raise RequestError(
                 f"{what} type {kind!r}{f' of {category!r}' if category else ''}: name category and type of {known}."
             )
         return found[0]
@@ -239,6 +249,10 @@ class Studio:
         photo = dataset.sample(background)
         left, top, right, bottom = _inside(request.region.corners, photo)
         scale = max(right - left, bottom - top) / target.longer_side
+        if not 1 / MOST_SCALE <= scale <= MOST_SCALE:
+            raise RequestError(
+                f"region: a target of {target.longer_side} pixels would be scaled by {scale:.3g}; {MOST_SCALE} times is the most, either way."
+            )
         flip = bool(sampling.flip and rng.random() < 0.5)
         x, y = (left + right) / 2, (top + bottom) / 2
         return Pose(x, y, 0.0, scale, flip, sampling.elastic, float(rng.uniform(*margin)))
@@ -250,7 +264,7 @@ class Studio:
         photos = [photo for photo in photos if photo.is_normal] or photos
         photos = [photo for photo in photos if photo.group != reference.group] or photos
         if not photos:
-            raise DataError("give a background: the run has no photo of this category to paint on.")
+            raise RequestError("give a background: the run has no photo of this category to paint on.")
         return photos[int(rng.integers(len(photos)))].sample_id
 
     def _frame(self, sample_id: str, dataset: Dataset) -> Frame:
@@ -276,19 +290,25 @@ class Studio:
         """Scores of the best segmenter, float32 [H, W] in [0, 1], the threshold, and the image score.
 
         Raises:
-            DataError: the photo cannot be used. RunError: nothing was fitted yet.
+            RequestError: the photo cannot be used. RunError: nothing was fitted yet.
         """
-        if self._segmenter is None:
-            raise RunError("this model has no segmenter: its loop fitted none yet")
-        revision, chosen = self._segmenter
+        revision, chosen = Ledger(self.run).best_segmenter()  # a loop may be going on
+        if self._segmenter[0] != revision:
+            folder = self.run.checkpoint(revision)
+            self._segmenter = revision, load_segmenter(folder), segmenter_config(folder)
         photo = upload_of(request.image, None, _OWN, "", self._limits)
-        folder = self.run.checkpoint(revision)
-        scores = score_photo(load_segmenter(folder), photo.image, segmenter_config(folder))
+        scores = score_photo(self._segmenter[1], photo.image, self._segmenter[2])
         return scores, request.threshold or chosen, image_score(scores)
 
 
 def _inside(box: Box, photo: Sample) -> Box:
-    """DataError for a region that reaches beyond its photo."""
+    """RequestError for a region that reaches beyond its photo."""
     if box[2] > photo.width or box[3] > photo.height:
-        raise DataError(f"region: it reaches beyond the photo of {photo.width} x {photo.height} pixels.")
+        raise RequestError(f"region: it reaches beyond the photo of {photo.width} x {photo.height} pixels.")
     return box
+
+
+def limits_of(config: Config) -> Limits:
+    """What is refused of a request's pictures before it is decoded."""
+    limits = Limits.of(config.data)
+    return replace(limits, max_pixels=min(limits.max_pixels, MOST_PIXELS))

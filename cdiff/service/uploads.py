@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from cdiff.config import DataConfig
 from cdiff.data.dataset import Dataset
 from cdiff.data.images import Limits, decode_mask_upload, decode_upload
-from cdiff.errors import DataError
+from cdiff.errors import DataError, RequestError
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
 from cdiff.types import Box, Sample, Target
 
@@ -41,19 +42,21 @@ def upload_of(
         image: PNG or JPEG. mask: the same, of the image's size, with one target at least; None: a photo without targets.
         also: what else makes it another photo than the same bytes elsewhere.
     Raises:
-        DataError: no PNG or JPEG, damaged, over a limit, a mask of another size, or one without a target.
+        RequestError: no PNG or JPEG, damaged, over a limit, a mask of another size, or one without a target.
     """
-    pixels, mode = decode_upload(image, "image", limits)
+    with _told():
+        pixels, mode = decode_upload(image, "image", limits)
     height, width = pixels.shape[:2]
     if min(height, width) < 16:
-        raise DataError(f"image: {width} x {height} pixels; at least 16 x 16 are needed.")
-    shown = np.zeros((height, width), bool) if mask is None else decode_mask_upload(mask, "mask", limits)
+        raise RequestError(f"image: {width} x {height} pixels; at least 16 x 16 are needed.")
+    with _told():
+        shown = np.zeros((height, width), bool) if mask is None else decode_mask_upload(mask, "mask", limits)
     if shown.shape != (height, width):
-        raise DataError(
+        raise RequestError(
             f"mask: {shown.shape[1]} x {shown.shape[0]} pixels, but the image has {width} x {height}."
         )
     if mask is not None and not shown.any():
-        raise DataError("mask: nothing in it is white; it shows no target.")
+        raise RequestError("mask: nothing in it is white; it shows no target.")
     parts = (image, mask or b"", category.encode(), type.encode(), also.encode())
     checksum = hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
     types = (type,) if mask is not None else ()
@@ -62,8 +65,17 @@ def upload_of(
     return Upload(sample, pixels, shown)
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """What is wrong with a picture is the sender's to know; of other files nothing is told."""
+    try:
+        yield
+    except DataError as error:
+        raise RequestError(str(error)) from None
+
+
 def check_pictures(request: PairRequest | MaskRequest | SegmentRequest, limits: Limits) -> None:
-    """DataError for the first picture of a request that cannot be used, as `upload_of` finds it, before anything is made of it."""
+    """RequestError for the first picture of a request that cannot be used, as `upload_of` finds it, before anything is made of it."""
     pictures: list[tuple[bytes, bytes | None]] = []
     if isinstance(request, PairRequest):
         if request.reference:

@@ -116,6 +116,11 @@ class Loop:
         """Files of the run that are there."""
         return list((Path(self.home) / "runs" / "one").glob(pattern))
 
+    def busiest(self, title: str) -> int:
+        """Of several such processes the one that has computed most: the others are idle twins."""
+        self.find(title)
+        return max(self.workers(title), key=_ticks)
+
     def find(self, title: str) -> int:
         return int(self.wait(lambda: self.workers(title))[0])
 
@@ -196,6 +201,13 @@ def _marked(pid: int, mark: str) -> bool:
 def _parent(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
+def _ticks(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
     except (OSError, IndexError):
         return 0
 

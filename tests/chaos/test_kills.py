@@ -31,9 +31,10 @@ IDLE = "ray::GeneratorActor"
 def test_an_actors_process_is_killed(moment, victim, blow, loop, same) -> None:
     loop.start()
     loop.wait(lambda: loop.workers(moment) if moment.startswith("ray::") else loop.file(moment))
-    pid = loop.find(victim)
+    pid = loop.busiest(victim)
     os.kill(pid, signal.SIGKILL)
     loop.finish()
+    assert "making a new one" in loop.log, "the blow has to hit"
     same(loop, blow, "a new actor does its call again")
 
 

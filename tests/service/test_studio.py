@@ -1,13 +1,15 @@
 """What a request comes to: pairs whose bytes depend on the request alone, where it wants them, or an error that names the offender."""
 
 import base64
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from cdiff.data.images import Limits, decode_mask_png, decode_png
-from cdiff.errors import DataError
+from cdiff.errors import RequestError
 from cdiff.service.requests import MaskRequest, PairRequest
 
 
@@ -21,7 +23,8 @@ def test_types_of_the_run_are_told_with_their_targets(studio) -> None:
 
 
 def test_a_request_has_the_same_bytes_alone_and_among_others(studio, sent) -> None:
-    wanted = PairRequest.model_validate({"type": "pit", "n": 2, "seed": 7})
+    plain = {"safe_strength": 1.0}  # without guidance: another way through the sampler
+    wanted = PairRequest.model_validate({"type": "pit", "n": 2, "seed": 7, "strengths": plain})
     others = [
         PairRequest.model_validate({"type": "bar", "background": sent["photo"], "n": 3}),
         PairRequest.model_validate({"type": "bar", "background": sent["photo"], "mask": sent["mask"]}),
@@ -87,9 +90,11 @@ def test_an_own_reference_needs_no_type_of_the_run(studio, sent) -> None:
         {"reference": own, "background": sent["photo"], "strengths": {"start_strength": 0.2}}
     )
     (row,) = studio.make(studio.tickets(request))
-    assert (row.attempt.category, row.attempt.type) == ("own", "own")
-    with pytest.raises(DataError, match="give a background"):
-        studio.tickets(PairRequest.model_validate({"reference": own}))
+    assert (row.attempt.category, row.attempt.type) == ("metal", "own"), "the run has one category"
+    (on_a_photo_of_the_run,) = studio.tickets(PairRequest.model_validate({"reference": own}))
+    assert on_a_photo_of_the_run.task.background.startswith("metal/good/")
+    with pytest.raises(RequestError, match="give a background"):
+        studio.tickets(PairRequest.model_validate({"reference": own, "category": "wood"}))
 
 
 @pytest.mark.parametrize(
@@ -112,8 +117,22 @@ def test_what_cannot_be_used_is_named(fields, message, studio, sent) -> None:
     fields = {
         key: sent.get(value, value) if isinstance(value, str) else value for key, value in fields.items()
     }
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(RequestError, match=message):
         studio.tickets(PairRequest.model_validate(fields))
+
+
+def test_a_target_is_not_blown_up_beyond_reason(studio, sent) -> None:
+    """Scaled a thousand times, a speck would take all memory."""
+    speck = np.zeros((70, 90), np.uint8)
+    speck[30:33, 40:43] = 255
+    buffer = io.BytesIO()
+    Image.fromarray(speck).save(buffer, format="PNG")
+    own = {"image": sent["photo"], "mask": base64.b64encode(buffer.getvalue()).decode()}
+    region = {"left": 0, "top": 0, "right": 80, "bottom": 60}
+    with pytest.raises(RequestError, match=r"3 pixels would be scaled by 26\.7"):
+        studio.tickets(
+            PairRequest.model_validate({"reference": own, "background": sent["photo"], "region": region})
+        )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from actors import web
+from cdiff.errors import DataError
 
 TOKEN = "a-token-of-some-length"
 
@@ -128,6 +129,17 @@ def test_who_finds_it_busy_away_or_broken_is_told_no_more_than_that(client, back
     backend.trouble = ZeroDivisionError("secret /path")
     broken = client.post("/v1/pairs", json={"type": "pit"})
     assert broken.status_code == 500 and "secret" not in broken.text and broken.json()["request_id"]
+    assert broken.headers["x-request-id"] and broken.headers["x-content-type-options"] == "nosniff"
+    backend.trouble = DataError("/photos/secret.png: cannot be read")
+    inside = client.post("/v1/pairs", json={"type": "pit"})
+    assert inside.status_code == 503 and "secret" not in inside.text, "what is wrong here is not the sender's"
+
+
+def test_without_a_token_it_answers_on_loopback_alone(backend) -> None:
+    client = TestClient(web.build_app(lambda: backend, web.Door))
+    assert client.get("/v1/types").status_code == 200
+    for host in ("evil.example", "10.0.0.7:8000"):
+        assert client.get("/v1/types", headers={"host": host}).status_code == 403
 
 
 def test_a_late_answer_is_a_retryable_503(backend) -> None:
