@@ -27,7 +27,13 @@ from cdiff.data.store import read_pair
 
 ROOT = Path(__file__).resolve().parents[2]
 # Of one round, whose calls last long enough to be struck in their midst.
-SLOWER = ["rounds=1", "generator.checkpoint_every=5", "sampling.steps=20", "downstream.steps=60"]
+SLOWER = [
+    "rounds=1",
+    "generator.checkpoint_every=5",
+    "sampling.steps=20",
+    "downstream.steps=60",
+    "resources.downstreams=1",
+]
 _BEGIN, _END = "<!-- table of make chaos -->", "<!-- end of table -->"
 _TIMES = {"seconds", "trained_in", "run_id", "reused"}  # what no two runs share
 
