@@ -28,6 +28,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from actors import web
+from actors.door import Away, Busy, Door, NoModel, NotYet
 from actors.resources import set_threads
 from cdiff.config import Config
 from cdiff.config_file import load_config
@@ -111,7 +112,7 @@ class Generating:
 
     async def segment(self, model: str, request: SegmentRequest) -> tuple[np.ndarray, float, float]:
         if not await self._on_thread(lambda: self._studio(model).has_segmenter):
-            raise web.NotYet("this model has no segmenter: its loop fitted none yet")
+            raise NotYet("this model has no segmenter: its loop fitted none yet")
         return await self._on_thread(lambda: self._studio(model).segment(request))
 
     async def ready(self) -> None:
@@ -231,7 +232,7 @@ class Behind:
 
     def _named(self, model: str | None) -> str:
         if model is not None and model not in self._names:
-            raise web.NoModel
+            raise NoModel
         return model or self._names[0]
 
     @staticmethod
@@ -242,12 +243,12 @@ class Behind:
             response.cancel()
             raise
         except BackPressureError:
-            raise web.Busy from None
+            raise Busy from None
         except (RayError, DeploymentUnavailableError) as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, Exception):
                 raise cause from None  # the generator's own error
-            raise web.Away from error
+            raise Away from error
 
 
 @serve.deployment(
@@ -261,7 +262,7 @@ class Gateway:
     """One HTTP face of the service."""
 
     def __init__(
-        self, generators: DeploymentHandle, runs: dict[str, Run], limits: Limits, door: web.Door
+        self, generators: DeploymentHandle, runs: dict[str, Run], limits: Limits, door: Door
     ) -> None:
         web.install(Behind(generators, runs, limits), door)
 
@@ -296,7 +297,7 @@ def application(served: Served) -> serve.Application:
         **scaling,
     )
     named = {run.name: run for run in runs}
-    door = web.Door(token="" if served.insecure_loopback else token)
+    door = Door(token="" if served.insecure_loopback else token)
     behind = generators.bind(named, dataset, configs[0], served.models_at_once)
     gateway: Any = Gateway  # a deployment, which Ray's stubs do not know
     bound: serve.Application = gateway.bind(behind, named, limits_of(configs[0]), door)

@@ -1,34 +1,25 @@
-"""The service's face: routes, the token, limits and errors. It knows a `Backend` and nothing of Ray.
+"""The service's face: its routes and its page. It knows a `Backend` and nothing of Ray.
 
-    request -> Guard (size, token, request id, headers) -> route -> Backend
-
-Errors have a generic body with a request id; what went wrong inside stands in the log under the same id.
+request -> actors.door.Guard -> route -> Backend
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
-import logging
-import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi import Path as PathParameter
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from actors.door import Busy, Door, Guard, add_errors
 from cdiff.data.images import encode_png
 from cdiff.data.store import ShardRow
-from cdiff.errors import CdiffError, RequestError
 from cdiff.service.packing import JSON, PARQUET, ZIP, as_json, as_parquet, as_zip, b64
 from cdiff.service.requests import (
     KeptPairs,
@@ -44,27 +35,12 @@ from cdiff.service.requests import (
 )
 from cdiff.service.review import Part
 
-log = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page")
 _PARTS = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
 }
-_DOCS = ("/docs", "/openapi.json", "/static-offline-docs/")  # of the API; what it says is no secret
-_OPEN = {*_PARTS, "/healthz", "/readyz"}  # without a token; the page asks for it
-_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; img-src 'self' blob: data:; style-src 'self'; "
-    "script-src 'self'; connect-src 'self' data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
-}
-_DOCS_CSP = (
-    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
-    + ("frame-ancestors 'none'")
-)
 _ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": what, "content": {JSON: {"schema": {"$ref": "#/components/schemas/Refusal"}}}}
     for code, what in {
@@ -79,22 +55,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         503: "Not ready, or the answer took too long: ask again.",
     }.items()
 }
-
-
-class Busy(Exception):
-    """So many requests wait that this one is not taken."""
-
-
-class NoModel(Exception):
-    """A model that is not served."""
-
-
-class Away(Exception):
-    """No generator answers: one has died, and its successor is not there yet."""
-
-
-class NotYet(Exception):
-    """A part of a model that its run has not made."""
 
 
 class Backend(Protocol):
@@ -123,16 +83,6 @@ class Backend(Protocol):
     async def judge(self, model: str | None, request: VerdictRequest) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Door:
-    """Who may come in, and with how much."""
-
-    token: str = ""  # "" on loopback alone
-    max_bytes: int = 32_000_000  # of a body
-    timeout_s: float = 120.0
-    retry_after_s: int = 2
-
-
 def build_app(backend: Callable[[], Backend], door: Callable[[], Door]) -> FastAPI:
     """The application. Both arguments are asked at each request: Serve builds the application before its replica knows them."""
     app = FastAPIOffline(  # its page of the API fetches nothing from elsewhere
@@ -144,7 +94,7 @@ def build_app(backend: Callable[[], Backend], door: Callable[[], Door]) -> FastA
         responses=_ERRORS,
     )
     app.openapi = _openapi(app)  # type: ignore[method-assign]
-    _add_errors(app)
+    add_errors(app)
 
     async def answered(work: Awaitable[Any]) -> Any:
         return await asyncio.wait_for(work, door().timeout_s)
@@ -247,90 +197,6 @@ def installed() -> FastAPI:
     return build_app(lambda: _installed["backend"], lambda: _installed["door"])
 
 
-class Guard:
-    """What holds for every request, before FastAPI sees it: a bounded body, the token, a request id, and headers."""
-
-    def __init__(self, app: ASGIApp, door: Callable[[], Door]) -> None:
-        self._app, self._door = app, door
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        door, request_id = self._door(), uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        headers = {name.lower(): value for name, value in scope["headers"]}
-
-        async def told(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                known = {name.lower() for name, _ in message["headers"]}
-                ours = {**_HEADERS, "x-request-id": request_id}
-                if scope["path"].startswith(_DOCS):
-                    ours["content-security-policy"] = _DOCS_CSP
-                message["headers"] += [
-                    (k.encode(), v.encode()) for k, v in ours.items() if k.encode() not in known
-                ]
-            await send(message)
-
-        if not _may_enter(scope["path"], headers.get(b"authorization", b""), door.token):
-            answer = refusal(401, "give the token: Authorization: Bearer TOKEN", request_id)
-            answer.headers["www-authenticate"] = "Bearer"
-            await answer(scope, receive, told)
-            return
-        if not door.token and not _is_loopback(headers.get(b"host", b"")):
-            await refusal(403, "without a token this service answers on loopback alone", request_id)(
-                scope, receive, told
-            )
-            return
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > door.max_bytes:
-            await _too_large(door, request_id)(scope, receive, told)
-            return
-        taken = 0
-
-        async def bounded() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > door.max_bytes:  # a body whose length was not told
-                raise HTTPException(413, _TOO_LARGE.format(door.max_bytes))
-            return message
-
-        begun = False
-
-        async def sent(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await told(message)
-
-        try:
-            await self._app(scope, bounded, sent)
-        except Exception as error:
-            if begun:
-                raise
-            await _unexpected(error, request_id)(scope, receive, told)
-
-
-_TOO_LARGE = "the body is larger than {} bytes"
-
-
-def _too_large(door: Door, request_id: str) -> Response:
-    return refusal(413, _TOO_LARGE.format(door.max_bytes), request_id)
-
-
-def _is_loopback(host: bytes) -> bool:
-    """By the name that was asked for: a page of another site that leads its name to this machine is no loopback."""
-    name = host.decode("latin-1").rpartition(":")[0] or host.decode("latin-1")
-    return name in ("127.0.0.1", "localhost", "[::1]", "testserver")
-
-
-def _may_enter(path: str, authorization: bytes, token: str) -> bool:
-    if not token or path in _OPEN or path.startswith(_DOCS):
-        return True
-    scheme, _, given = authorization.partition(b" ")
-    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode())
-
-
 def accepted(header: str) -> str:
     """The form of the answer that an Accept header asks for; JSON where it asks for none.
 
@@ -346,70 +212,6 @@ def accepted(header: str) -> str:
     if asked:
         raise HTTPException(406, f"accept one of {JSON}, {ZIP}, {PARQUET}")
     return JSON
-
-
-def refusal(code: int, message: str, request_id: str, where: Sequence[str] = ()) -> JSONResponse:
-    """The body of every error."""
-    return JSONResponse({"error": message, "where": list(where), "request_id": request_id}, status_code=code)
-
-
-def _add_errors(app: FastAPI) -> None:
-    """Each kind of error as an answer; what nobody expected is logged, and told as no more than that."""
-
-    def answer(code: int, message: str, request: Request, where: Sequence[str] = ()) -> JSONResponse:
-        return refusal(code, message, request.scope["state"]["request_id"], where)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        code = 400 if first["type"] == "json_invalid" else 422
-        # what was given is not told again: it may be megabytes
-        return answer(code, first["msg"], request, [str(part) for part in first["loc"]])
-
-    @app.exception_handler(RequestError)
-    async def unusable(request: Request, error: RequestError) -> Response:
-        return answer(422, str(error), request)
-
-    @app.exception_handler(NoModel)
-    async def unknown(request: Request, error: NoModel) -> Response:
-        return answer(404, "no such model: see /v1/models", request)
-
-    @app.exception_handler(NotYet)
-    async def not_yet(request: Request, error: NotYet) -> Response:
-        return answer(409, str(error), request)
-
-    @app.exception_handler(Busy)
-    async def busy(request: Request, error: Busy) -> Response:
-        out = answer(429, "too many requests wait", request)
-        out.headers["retry-after"] = "2"
-        return out
-
-    @app.exception_handler(Away)
-    async def away(request: Request, error: Away) -> Response:
-        log.warning("request=%s no generator: %s", request.scope["state"]["request_id"], error.__cause__)
-        out = answer(503, "no generator answers: ask again", request)
-        out.headers["retry-after"] = "5"
-        return out
-
-    @app.exception_handler(TimeoutError)
-    async def late(request: Request, error: TimeoutError) -> Response:
-        out = answer(503, "the answer took too long", request)
-        out.headers["retry-after"] = "10"
-        return out
-
-    @app.exception_handler(HTTPException)
-    async def plain(request: Request, error: HTTPException) -> Response:
-        return answer(error.status_code, str(error.detail), request)
-
-
-def _unexpected(error: Exception, request_id: str) -> Response:
-    """What nobody foresaw is logged, and told as no more than that."""
-    log.error("request=%s failed", request_id, exc_info=error)
-    if not isinstance(error, CdiffError):
-        return refusal(500, "something went wrong", request_id)
-    out = refusal(503, "the service cannot do this now", request_id)
-    out.headers["retry-after"] = "30"
-    return out
 
 
 def _part(name: str, kind: str) -> Callable[[], Awaitable[Response]]:

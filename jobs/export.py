@@ -29,8 +29,9 @@ from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger
+from cdiff.data.mvtec import pair_places
 from cdiff.data.origin import brought
-from cdiff.data.store import Run, find_run, read_pair, read_provenance, safe_name
+from cdiff.data.store import Run, find_run, read_pair, read_provenance
 from cdiff.errors import ConfigError, RunError
 from cdiff.types import Attempt, Pair
 from cdiff.wasm.again import made_again
@@ -63,13 +64,9 @@ def export(run: Run, out: Path, all_kept: bool = False, pixels: Pixels | None = 
     images = pixels(attempts) if pixels else (read_pair(run, attempt) for attempt in attempts)
     try:
         for number, pair in tqdm(found, desc="writing pairs", unit="pair", leave=False):
-            category, kind = safe_name(pair.attempt.category), safe_name(pair.attempt.type)
-            name = f"{numbers[category, kind]:03d}"
-            numbers[category, kind] += 1
-            image, mask = (
-                f"{category}/test/{kind}/{name}.png",
-                f"{category}/ground_truth/{kind}/{name}_mask.png",
-            )
+            key = pair.attempt.category, pair.attempt.type
+            image, mask = pair_places(*key, numbers[key])
+            numbers[key] += 1
             for place, data in zip((image, mask), next(images), strict=True):
                 (out / place).parent.mkdir(parents=True, exist_ok=True)
                 (out / place).write_bytes(data)

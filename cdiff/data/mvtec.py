@@ -15,9 +15,16 @@ from pathlib import Path
 
 from cdiff.config import DataConfig
 from cdiff.data.assembly import Entry, bare_stem, list_folder
+from cdiff.data.run import safe_name
 from cdiff.errors import DataError, offenders
 
 _PHOTO_FOLDERS = ("train", "validation", "test")
+
+
+def pair_places(category: str, kind: str, number: int) -> tuple[str, str]:
+    """Where photo and mask of a type's pair lie in such a tree, as relative paths that hold whatever the names do."""
+    category, kind = safe_name(category), safe_name(kind)
+    return f"{category}/test/{kind}/{number:03d}.png", f"{category}/ground_truth/{kind}/{number:03d}_mask.png"
 
 
 def is_category(folder: Path) -> bool:

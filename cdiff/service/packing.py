@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from cdiff.data.run import safe_name
+from cdiff.data.mvtec import pair_places
 from cdiff.data.store import ShardRow, encode_shard
 from cdiff.service.requests import PairAnswer, PairsAnswer
 
@@ -41,13 +41,9 @@ def as_zip(rows: Sequence[ShardRow], reasons: Sequence[str], model: str) -> byte
     sink, told = io.BytesIO(), []
     with zipfile.ZipFile(sink, "w") as archive:
         for row, reason in zip(rows, reasons, strict=True):
-            category, kind = safe_name(row.attempt.category), safe_name(row.attempt.type)
-            name = f"{numbers[category, kind]:03d}"
-            numbers[category, kind] += 1
-            image, mask = (
-                f"{category}/test/{kind}/{name}.png",
-                f"{category}/ground_truth/{kind}/{name}_mask.png",
-            )
+            key = row.attempt.category, row.attempt.type
+            image, mask = pair_places(*key, numbers[key])
+            numbers[key] += 1
             archive.writestr(zipfile.ZipInfo(image, _EPOCH), row.image_png)  # PNGs are packed already
             archive.writestr(zipfile.ZipInfo(mask, _EPOCH), row.mask_png)
             about = _pair(row, reason).model_dump(exclude={"image", "mask"})

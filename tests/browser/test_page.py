@@ -18,6 +18,7 @@ import uvicorn
 from PIL import Image
 
 from actors import web
+from actors.door import Door
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 TOKEN = "a-token-of-some-length"
@@ -26,7 +27,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 @pytest.fixture
 def url(backend) -> Iterator[str]:
-    door = web.Door(token=TOKEN)
+    door = Door(token=TOKEN)
     app = web.build_app(lambda: backend, lambda: door)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

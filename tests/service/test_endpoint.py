@@ -20,7 +20,7 @@ TOKEN, PORT = "a-token-of-some-length", 18123
 def url(served_run, photos, tiny_config) -> Iterator[str]:
     from ray import serve
 
-    from actors import web
+    from actors.door import Door
     from actors.endpoint import Gateway, Generating
     from actors.resources import ROOT
     from cdiff.data.images import Limits
@@ -36,7 +36,7 @@ def url(served_run, photos, tiny_config) -> Iterator[str]:
         max_ongoing_requests=6, max_queued_requests=4, ray_actor_options={"num_cpus": 0.4}
     )
     behind = generators.bind({"one": served_run}, photos, tiny_config, 2)
-    door = web.Door(token=TOKEN, max_bytes=2_000_000)
+    door = Door(token=TOKEN, max_bytes=2_000_000)
     gateway: Any = Gateway
     service = gateway.bind(behind, {"one": served_run}, Limits.of(tiny_config.data), door)
     serve.run(service, name="cdiff", route_prefix="/")

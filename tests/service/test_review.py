@@ -4,13 +4,16 @@ import pytest
 from starlette.testclient import TestClient
 
 from actors import web
+from actors.door import Door
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import read_pair
 
 
 @pytest.fixture
 def client(backend) -> TestClient:
-    return TestClient(web.build_app(lambda: backend, web.Door), raise_server_exceptions=False)
+    return TestClient(
+        web.build_app(lambda: backend, Door), base_url="http://127.0.0.1", raise_server_exceptions=False
+    )
 
 
 def test_kept_pairs_are_listed_shown_and_judged(client, served_run) -> None:

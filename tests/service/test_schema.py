@@ -9,6 +9,7 @@ import pytest
 import schemathesis
 
 from actors import web
+from actors.door import Door
 
 TOKEN = "a-token-of-some-length"
 QUIET = hypothesis.settings(
@@ -38,7 +39,7 @@ def _codes(operation: Any, headers: dict[str, str]) -> set[int]:
 @pytest.mark.slow
 def test_no_made_up_request_breaks_the_service(backend) -> None:
     headers = {"authorization": f"Bearer {TOKEN}"}
-    app = web.build_app(lambda: backend, lambda: web.Door(token=TOKEN, max_bytes=1_000_000))
+    app = web.build_app(lambda: backend, lambda: Door(token=TOKEN, max_bytes=1_000_000))
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=headers)
     found: list[Any] = list(schema.get_all_operations())
     operations = [one.ok() for one in found]

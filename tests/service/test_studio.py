@@ -2,15 +2,21 @@
 
 import base64
 import io
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from cdiff.config_file import load_config
 from cdiff.data.images import Limits, decode_mask_png, decode_png
+from cdiff.data.ledger import Ledger
+from cdiff.data.run import Run
+from cdiff.downstream.segmenter import build_segmenter, save_segmenter
 from cdiff.errors import RequestError
-from cdiff.service.requests import MaskRequest, PairRequest
+from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
+from cdiff.service.studio import Studio
 
 
 def _pixels(studio, row):
@@ -171,3 +177,25 @@ def test_the_gate_says_what_it_has_against_a_pair(studio) -> None:
         "no mask",
         "background changed",
     }
+
+
+def test_the_segmenter_that_stands_is_the_one_that_answers(served_run, photos, sent, tmp_path) -> None:
+    run = Run(tmp_path / "runs" / "one")
+    shutil.copytree(served_run.path, run.path)
+    (run.path / "lease.json").unlink(missing_ok=True)
+    studio, config = Studio(run, photos), load_config(run.path / "config.yaml").downstream
+    assert not studio.has_segmenter
+    first, second = (
+        save_segmenter(build_segmenter(config, seed), run.checkpoints, config) for seed in (0, 1)
+    )
+    ledger = Ledger(run)
+    request = SegmentRequest.model_validate({"image": sent["photo"]})
+    ledger.record("real_only", assessed={"revision": first, "threshold": 0.3})
+    ledger.record("round-1", assessed={"revision": first, "threshold": 0.3})
+    before, threshold, _ = studio.segment(request)
+    assert studio.has_segmenter and before.shape == (70, 90) and threshold == 0.3
+    ledger.record("round-1", assessed={"revision": second, "threshold": 0.4})
+    shutil.rmtree(run.checkpoint(first))  # as resources.keep=needed may
+    after, threshold, _ = studio.segment(request)
+    assert threshold == 0.4 and not np.array_equal(before, after)
+    ledger.close()

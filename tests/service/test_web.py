@@ -14,6 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from actors import web
+from actors.door import Away, Busy, Door
 from cdiff.errors import DataError
 
 TOKEN = "a-token-of-some-length"
@@ -21,7 +22,7 @@ TOKEN = "a-token-of-some-length"
 
 @pytest.fixture
 def client(backend) -> TestClient:
-    door = web.Door(token=TOKEN, max_bytes=1_000_000, timeout_s=20)
+    door = Door(token=TOKEN, max_bytes=1_000_000, timeout_s=20)
     found = TestClient(web.build_app(lambda: backend, lambda: door), raise_server_exceptions=False)
     found.headers["authorization"] = f"Bearer {TOKEN}"
     return found
@@ -121,10 +122,10 @@ def test_a_body_that_is_too_large_is_not_read(client) -> None:
 
 
 def test_who_finds_it_busy_away_or_broken_is_told_no_more_than_that(client, backend) -> None:
-    backend.trouble = web.Busy()
+    backend.trouble = Busy()
     busy = client.post("/v1/pairs", json={"type": "pit"})
     assert busy.status_code == 429 and int(busy.headers["retry-after"]) > 0
-    backend.trouble = web.Away()
+    backend.trouble = Away()
     assert client.get("/readyz").status_code == 503
     backend.trouble = ZeroDivisionError("secret /path")
     broken = client.post("/v1/pairs", json={"type": "pit"})
@@ -136,7 +137,7 @@ def test_who_finds_it_busy_away_or_broken_is_told_no_more_than_that(client, back
 
 
 def test_without_a_token_it_answers_on_loopback_alone(backend) -> None:
-    client = TestClient(web.build_app(lambda: backend, web.Door))
+    client = TestClient(web.build_app(lambda: backend, Door), base_url="http://127.0.0.1:8000")
     assert client.get("/v1/types").status_code == 200
     for host in ("evil.example", "10.0.0.7:8000"):
         assert client.get("/v1/types", headers={"host": host}).status_code == 403
@@ -147,8 +148,8 @@ def test_a_late_answer_is_a_retryable_503(backend) -> None:
         await asyncio.sleep(5)
 
     backend.pairs = slow
-    app = web.build_app(lambda: backend, lambda: web.Door(timeout_s=0.2))
-    answer = TestClient(app).post("/v1/pairs", json={"type": "pit"})
+    app = web.build_app(lambda: backend, lambda: Door(timeout_s=0.2))
+    answer = TestClient(app, base_url="http://localhost").post("/v1/pairs", json={"type": "pit"})
     assert answer.status_code == 503 and answer.headers["retry-after"]
 
 
