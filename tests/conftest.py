@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset
+from cdiff.data.run import Run
 from cdiff.generator.model import Generator
 from cdiff.generator.training import train_generator
 from cdiff.types import MaskFile, Sample
@@ -235,12 +237,12 @@ def sent() -> dict[str, str]:
 class Direct:
     """A backend that asks a studio itself; it can be told to be busy, late or broken."""
 
-    def __init__(self, studio: Any) -> None:
+    def __init__(self, studio: Any, run: Run) -> None:
         from actors import door  # here: most tests do without FastAPI
         from cdiff.service.review import Review
 
         self.studio, self.trouble, self.door = studio, None, door
-        self.review = Review(studio.run)
+        self.review = Review(run)
 
     def _check(self, model: str | None, request: Any = None) -> None:
         if self.trouble:
@@ -297,5 +299,13 @@ class Direct:
 
 
 @pytest.fixture
-def backend(studio) -> Direct:
-    return Direct(studio)
+def judged_run(served_run, tmp_path) -> Run:
+    """A copy of the served run for one test alone: what is said of its pairs stays in it."""
+    copy = Run(tmp_path / served_run.path.name)
+    shutil.copytree(served_run.path, copy.path)
+    return copy
+
+
+@pytest.fixture
+def backend(studio, judged_run) -> Direct:
+    return Direct(studio, judged_run)

@@ -143,7 +143,7 @@ def test_a_region_can_be_dragged_or_typed_and_the_token_is_not_kept(browser, url
     assert trouble == []
 
 
-def test_a_pair_of_the_run_is_rejected(browser, url, served_run, tmp_path) -> None:
+def test_a_pair_of_the_run_is_rejected(browser, url, judged_run, tmp_path) -> None:
     page, trouble = _connected(browser, url)
     kept = page.locator("#kept figure")
     kept.first.wait_for()
@@ -153,7 +153,7 @@ def test_a_pair_of_the_run_is_rejected(browser, url, served_run, tmp_path) -> No
     page.get_by_label("Reviewer").fill("Grace")
     kept.nth(1).get_by_role("button", name="Reject").click()
     kept.nth(1).get_by_text("rejected").wait_for()
-    told = [path.read_text() for path in (served_run.path / "verdicts").iterdir()]
+    told = [path.read_text() for path in (judged_run.path / "verdicts").iterdir()]
     assert any('"accepted": false' in text and "Grace" in text for text in told)
     page.screenshot(path=str(tmp_path / "kept.png"), full_page=True)
     assert trouble == []

@@ -16,24 +16,24 @@ def client(backend) -> TestClient:
     )
 
 
-def test_kept_pairs_are_listed_shown_and_judged(client, served_run) -> None:
+def test_kept_pairs_are_listed_shown_and_judged(client, judged_run) -> None:
     listed = client.get("/v1/kept?limit=2").json()
     assert listed["total"] == 3 and len(listed["pairs"]) == 2
     assert {(pair["category"], pair["type"], pair["round"]) for pair in listed["pairs"]} == {
         ("metal", "pit", 1)
     }
     first = listed["pairs"][0]["task_id"]
-    (pair,) = (p for p in Ledger(served_run).pairs(1) if p.task_id == first)
+    (pair,) = (p for p in Ledger(judged_run).pairs(1) if p.task_id == first)
     shown = client.get(f"/v1/kept/{first}/mask")
     assert (
         shown.headers["content-type"] == "image/png"
-        and shown.content == read_pair(served_run, pair.attempt)[1]
+        and shown.content == read_pair(judged_run, pair.attempt)[1]
     )
     said = {"task_id": first, "accepted": False, "reviewer": "Ada"}
     assert client.post("/v1/verdicts", json=said).status_code == 201
     assert client.get("/v1/kept?limit=1").json()["pairs"][0]["verdict"] == "rejected"
-    assert len(list((served_run.path / "verdicts").iterdir())) >= 1
-    ledger = Ledger(served_run)
+    assert len(list((judged_run.path / "verdicts").iterdir())) == 1
+    ledger = Ledger(judged_run)
     ledger.fold_verdicts()
     assert first not in {pair.task_id for pair in ledger.kept_pairs()} and len(ledger.kept_pairs()) == 2
     ledger.close()

@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from cdiff.config_file import load_config
 from cdiff.data.images import Limits, decode_mask_png, decode_png
 from cdiff.data.ledger import Ledger
-from cdiff.data.run import Run
 from cdiff.downstream.segmenter import build_segmenter, save_segmenter
 from cdiff.errors import RequestError
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
@@ -179,10 +178,8 @@ def test_the_gate_says_what_it_has_against_a_pair(studio) -> None:
     }
 
 
-def test_the_segmenter_that_stands_is_the_one_that_answers(served_run, photos, sent, tmp_path) -> None:
-    run = Run(tmp_path / "runs" / "one")
-    shutil.copytree(served_run.path, run.path)
-    (run.path / "lease.json").unlink(missing_ok=True)
+def test_the_segmenter_that_stands_is_the_one_that_answers(judged_run, photos, sent) -> None:
+    run = judged_run
     studio, config = Studio(run, photos), load_config(run.path / "config.yaml").downstream
     assert not studio.has_segmenter
     first, second = (
