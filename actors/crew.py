@@ -29,7 +29,7 @@ from actors.resources import actor_options, preflight
 from actors.shelf import generator_key, shelve_generator, taken_generator
 from cdiff.config import Config
 from cdiff.data.carriers import from_json
-from cdiff.data.dataset import Dataset
+from cdiff.data.dataset import UPLOAD, Dataset
 from cdiff.data.ledger import Ledger
 from cdiff.data.retention import forget_checkpoints
 from cdiff.data.splits import Manifest
@@ -167,7 +167,7 @@ class Crew:
             held = [sample_id for sample_id in self.train if self.manifest.fold(sample_id) == fold]
             groups = {self.dataset.sample(sample_id).group for sample_id in held}
             rest = tuple(sample_id for sample_id in self.train if self.manifest.fold(sample_id) != fold)
-            allowed = tuple(pair for pair in pairs if not self._sources(pair) & groups)
+            allowed = tuple(pair for pair in pairs if self._apart(pair, groups))
             request = FitRequest(rest, steps, seed, pairs=allowed)
             out.append((request, round(config.base_steps * config.fold_share), held, fold))
         return out
@@ -348,11 +348,13 @@ class Crew:
     def _seed(self) -> int:
         return self.config.downstream.seed + self.config.seed
 
-    def _sources(self, pair: Pair) -> set[str]:
-        """Groups of the photos that a pair is made of."""
+    def _apart(self, pair: Pair, groups: set[str]) -> bool:
+        """Whether a pair is made of photos of other groups alone. What people brought to the service may show any object of them."""
         task = pair.attempt.assignment.task
+        if UPLOAD in (task.reference[: len(UPLOAD)], task.background[: len(UPLOAD)]):
+            return False
         reference = self.dataset.target(task.reference).group  # a place without a target has its photo's
-        return {reference, self.dataset.sample(task.background).group}
+        return not {reference, self.dataset.sample(task.background).group} & groups
 
     def _coordinate(self, thresholds: Thresholds) -> None:
         photos = [self.dataset.sample(sample_id) for sample_id in self.train]

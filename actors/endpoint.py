@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -39,6 +39,7 @@ from cdiff.data.origin import brought
 from cdiff.data.run import Run, find_run
 from cdiff.data.store import ShardRow
 from cdiff.errors import ConfigError
+from cdiff.service.adoption import demand_unseen, human_pair
 from cdiff.service.requests import (
     KeptPairs,
     MaskRequest,
@@ -49,7 +50,7 @@ from cdiff.service.requests import (
     VerdictRequest,
 )
 from cdiff.service.review import Part, Review
-from cdiff.service.studio import Studio, Ticket, limits_of
+from cdiff.service.studio import Studio, Ticket, limits_of, standing
 from cdiff.service.uploads import check_pictures
 
 TOKEN = "CDIFF_TOKEN"
@@ -80,9 +81,7 @@ class Generating:
 
     def __init__(self, runs: dict[str, Run], dataset: Dataset, config: Config, models_at_once: int) -> None:
         set_threads(config.resources.threads)
-        self._runs, self._dataset, self._most = runs, dataset, models_at_once
-        self._studios: dict[str, Studio] = {}
-        self._told: dict[str, ModelAnswer] = {}
+        self._runs, self._dataset = runs, dataset
         # one thread does all the work: a studio is not for several, and this process's loop stays free to answer
         self._thread = ThreadPoolExecutor(1)
         keys: Any = ("model", "verdict")  # Ray's stubs know of one key
@@ -93,10 +92,17 @@ class Generating:
             boundaries=[0.1, 0.3, 1, 3, 10, 30],
             tag_keys=("model",),
         )
+
+        async def studio(model: str) -> Studio:
+            return await self._on_thread(lambda: Studio(runs[model], dataset))
+
+        # Serve sends requests to the replicas that have their model, and lets the one asked for least recently go
+        self._studio = serve.multiplexed(studio, max_num_models_per_replica=models_at_once)
         self._batch.set_max_batch_size(config.sampling.micro_batch)  # type: ignore[attr-defined]
 
     async def pairs(self, model: str, request: PairRequest) -> tuple[list[ShardRow], list[str]]:
-        tickets = await self._on_thread(lambda: self._studio(model).tickets(request))
+        studio = await self._studio(model)
+        tickets = await self._on_thread(lambda: studio.tickets(request))
         made = await asyncio.gather(*(self._batch((model, ticket)) for ticket in tickets))
         rows, reasons = [], []
         for found in made:
@@ -107,74 +113,70 @@ class Generating:
             self._made.inc(tags={"model": model, "verdict": found[1] or "valid"})
         return rows, reasons
 
+    async def human(self, model: str, request: PairRequest, task_id: str) -> ShardRow:
+        """A pair that was made before, once more, to be trained on."""
+        studio = await self._studio(model)
+        await asyncio.to_thread(demand_unseen, request, self._dataset, studio.manifest, studio.config.data)
+        return await self._on_thread(lambda: human_pair(studio, request, task_id))
+
     async def mask(self, model: str, request: MaskRequest) -> np.ndarray:
-        return await self._on_thread(lambda: self._studio(model).read_mask(request))
+        studio = await self._studio(model)
+        return await self._on_thread(lambda: studio.read_mask(request))
 
     async def segment(self, model: str, request: SegmentRequest) -> tuple[np.ndarray, float, float]:
-        if not await self._on_thread(lambda: self._studio(model).has_segmenter):
+        studio = await self._studio(model)
+        if not await self._on_thread(lambda: studio.has_segmenter):
             raise NotYet("this model has no segmenter: its loop fitted none yet")
-        return await self._on_thread(lambda: self._studio(model).segment(request))
+        return await self._on_thread(lambda: studio.segment(request))
 
     async def ready(self) -> None:
         """Nothing is loaded for this."""
 
     async def types(self, model: str) -> list[TypeAnswer]:
-        found = await self._on_thread(lambda: self._studio(model).types)
-        return [TypeAnswer(category=c, type=t, targets=n) for (c, t), n in found.items()]
+        studio = await self._studio(model)
+        return [TypeAnswer(category=c, type=t, targets=n) for (c, t), n in studio.types.items()]
 
     async def describe(self) -> list[ModelAnswer]:
         """All models, loaded or not."""
-        for name in self._runs:
-            if name not in self._told:
-                self._told[name] = await self._on_thread(lambda name=name: self._about(name))  # type: ignore[misc]
-        return list(self._told.values())
+        return await asyncio.to_thread(lambda: [_about(name, run) for name, run in self._runs.items()])
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.02)
     async def _batch(self, items: list[tuple[str, Ticket]]) -> list[_Made]:
         """Tickets of several requests, each answered as it would be alone: with its pair, or with its own error."""
-        return await self._on_thread(lambda: self._make(items))
-
-    def _make(self, items: Sequence[tuple[str, Ticket]]) -> list[_Made]:
         made: dict[int, _Made] = {}
         for model in dict.fromkeys(model for model, _ in items):
+            studio = await self._studio(model)
             began, places = time.perf_counter(), [i for i, (own, _) in enumerate(items) if own == model]
-            made |= dict(zip(places, self._made_of(model, [items[i][1] for i in places]), strict=True))
+            tickets = [items[place][1] for place in places]
+            found = await self._on_thread(lambda studio=studio, own=tickets: self._made_of(studio, own))  # type: ignore[misc]
+            made |= dict(zip(places, found, strict=True))
             self._seconds.observe(time.perf_counter() - began, tags={"model": model})
         return [made[place] for place in range(len(items))]
 
-    def _made_of(self, model: str, tickets: list[Ticket]) -> list[_Made]:
+    def _made_of(self, studio: Studio, tickets: list[Ticket]) -> list[_Made]:
         """One by one where they fail together: nobody pays for another's ticket."""
         try:
-            studio = self._studio(model)
             return [(row, studio.reason(row)) for row in studio.make(tickets)]
         except Exception as error:  # noqa: BLE001  # raised where its own request waits
             if len(tickets) == 1:
                 return [error]
-            return [one for ticket in tickets for one in self._made_of(model, [ticket])]
-
-    def _studio(self, model: str) -> Studio:
-        """A model's studio; the one that was asked for least recently goes when there are too many."""
-        found = self._studios.pop(model, None) or Studio(self._runs[model], self._dataset)
-        self._studios[model] = found
-        while len(self._studios) > self._most:
-            self._studios.pop(next(iter(self._studios)))
-        return found
-
-    def _about(self, name: str) -> ModelAnswer:
-        studio = self._studio(name)
-        sampling = studio.config.sampling
-        strengths = {"safe_strength": sampling.safe_strength, "start_strength": sampling.start_strength}
-        revisions = {key: value for key, value in asdict(studio.revisions).items() if value}
-        return ModelAnswer(
-            model=name,
-            revisions=revisions,
-            resolution=studio.generator.config.resolution,
-            mode=sampling.mode,
-            strengths=strengths,
-        )
+            return [one for ticket in tickets for one in self._made_of(studio, [ticket])]
 
     async def _on_thread(self, work: Callable[[], _Found]) -> _Found:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _about(name: str, run: Run) -> ModelAnswer:
+    config, revisions, _ = standing(run)
+    sampling = config.sampling
+    strengths = {"safe_strength": sampling.safe_strength, "start_strength": sampling.start_strength}
+    return ModelAnswer(
+        model=name,
+        revisions={key: value for key, value in asdict(revisions).items() if value},
+        resolution=config.generator.resolution,
+        mode=sampling.mode,
+        strengths=strengths,
+    )
 
 
 class Behind:
@@ -188,27 +190,28 @@ class Behind:
     async def pairs(self, model: str | None, request: PairRequest) -> tuple[str, list[ShardRow], list[str]]:
         await self._check(request)  # at once, however many wait
         name = self._named(model)
-        rows, reasons = await self._ask(self._generators.pairs.remote(name, request))
+        rows, reasons = await self._ask(self._of(name).pairs.remote(name, request))
         return name, rows, reasons
 
     async def mask(self, model: str | None, request: MaskRequest) -> tuple[str, np.ndarray]:
         await self._check(request)
         name = self._named(model)
-        return name, await self._ask(self._generators.mask.remote(name, request))
+        return name, await self._ask(self._of(name).mask.remote(name, request))
 
     async def segment(
         self, model: str | None, request: SegmentRequest
     ) -> tuple[str, np.ndarray, float, float]:
         await self._check(request)
         name = self._named(model)
-        scores, threshold, image_score = await self._ask(self._generators.segment.remote(name, request))
+        scores, threshold, image_score = await self._ask(self._of(name).segment.remote(name, request))
         return name, scores, threshold, image_score
 
     async def ready(self) -> None:
         await self._ask(self._generators.ready.remote())
 
     async def types(self, model: str | None) -> list[TypeAnswer]:
-        found: list[TypeAnswer] = await self._ask(self._generators.types.remote(self._named(model)))
+        name = self._named(model)
+        found: list[TypeAnswer] = await self._ask(self._of(name).types.remote(name))
         return found
 
     async def models(self) -> list[ModelAnswer]:
@@ -223,7 +226,15 @@ class Behind:
         return await asyncio.to_thread(self._reviews[self._named(model)].picture, task_id, part)
 
     async def judge(self, model: str | None, request: VerdictRequest) -> None:
-        await asyncio.to_thread(self._reviews[self._named(model)].judge, request)
+        name, made = self._named(model), None
+        if request.made and request.accepted:
+            await self._check(request.made)
+            made = await self._ask(self._of(name).human.remote(name, request.made, request.task_id))
+        await asyncio.to_thread(self._reviews[name].judge, request, made)
+
+    def _of(self, name: str) -> DeploymentHandle:
+        """The generators, those first that have this model."""
+        return self._generators.options(multiplexed_model_id=name)
 
     async def _check(self, request: PairRequest | MaskRequest | SegmentRequest) -> None:
         """At once, however many wait for the generators; few at a time, since decoded pictures are large."""

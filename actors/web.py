@@ -162,7 +162,7 @@ def build_app(backend: Callable[[], Backend], door: Callable[[], Door]) -> FastA
 
     @app.post("/v1/verdicts", status_code=201)
     async def judge(wanted: VerdictRequest) -> dict[str, str]:
-        """Accept or reject a kept pair: the next round trains without those that are rejected."""
+        """Accept or reject a pair. The next round trains without the run's that are rejected, and with the service's that are accepted."""
         await answered(backend().judge(wanted.model, wanted))
         return {"status": "written"}
 

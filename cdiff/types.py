@@ -15,7 +15,9 @@ Box = tuple[int, int, int, int]
 Split = Literal["train", "validation", "test"]
 Mode = Literal["joint", "mask_first", "given_mask", "negative"]
 Arm = Literal["B0", "B1", "B2", "B3", "B4", "B3+B1", "B3+B2"]
-Purpose = Literal["uniform", "easy", "weak", "negative"]
+Purpose = Literal[
+    "uniform", "easy", "weak", "negative", "human"
+]  # human: people made it with the service, and accepted it
 
 
 def content_hash(value: Any) -> str:

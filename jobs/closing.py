@@ -51,6 +51,7 @@ def log_round(
     told = " ".join(
         f"{name.replace(' ', '_')}={count}" for name, count in sorted(reasons.items()) if name != "kept"
     )
+    human = len(_human(session.ledger, result.round))
     decision = result.decision
     merged = sorted({w.slice.category for w in result.weaknesses if not w.slice.type})
     if result.round == 1 and merged:
@@ -59,14 +60,21 @@ def log_round(
             f"note       {', '.join(merged)}: types of fewer than {fewest} training targets are ranked together "
             "(wasm.min_targets)"
         )
+    by_people = f"by_people={human} " if human else ""
     print(
-        f"round={result.round} kept={result.kept} turned_away={len(pairs) - result.kept} ({told or 'none'}) "
+        f"round={result.round} kept={result.kept} {by_people}turned_away={len(pairs) - result.kept} ({told or 'none'}) "
         f"gain={decision.gain:+.4f} [{decision.low:+.4f}, {decision.high:+.4f}] chance={decision.chance:.3f} "
         f"{_verdict(decision)}",
         flush=True,
     )
     with tracker.round(result.round) as log:
-        log.metrics({"validation": fitted.scores, "pairs": reasons, "seconds": dict(result.seconds)})
+        log.metrics(
+            {
+                "validation": fitted.scores,
+                "pairs": {**reasons, "human": human},
+                "seconds": dict(result.seconds),
+            }
+        )
         log.metrics({"decision": {name: float(getattr(decision, name)) for name in _DECISION}})
         log.metrics({"fit": {"loss": fitted.losses[-1]}})
         log.table("weakness", _weakness_table(result))
@@ -170,6 +178,23 @@ def _tell(session: Session, finished: dict[str, Any], path: Any, real_only_stand
     sys.stdout.flush()
 
 
+def _by_people(ledger: Ledger) -> list[str]:
+    """What a reader must know of pairs that no round made."""
+    rounds = [number for number, _ in _human(ledger)]
+    if not rounds:
+        return []
+    return [
+        f"people made {len(rounds)} of the pairs with the service; from round {min(rounds)} on they were trained on, too"
+    ]
+
+
+def _human(ledger: Ledger, until: int | None = None) -> list[tuple[int, Pair]]:
+    """Pairs that people made and nobody rejected since, with the first round that trains on each."""
+    away = ledger.rejected()
+    made = [(number, pair) for number, pair in ledger.human_pairs() if pair.task_id not in away]
+    return [(number, pair) for number, pair in made if until is None or number <= until]
+
+
 def _reads(finished: dict[str, Any]) -> list[str]:
     """What a reader must know where the test split is no longer clean."""
     reads = finished.get("test_reads", 1)
@@ -209,7 +234,7 @@ def _content(
         config=session.config.model_dump(mode="json"),
         seconds=finished["seconds"],
         reproduce=(session.command,),
-        notes=(*manifest.notes, *_reads(finished)),
+        notes=(*manifest.notes, *_reads(finished), *_by_people(ledger)),
     )
 
 

@@ -17,6 +17,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,6 +34,8 @@ from cdiff.data.mvtec import pair_places
 from cdiff.data.origin import brought
 from cdiff.data.store import Run, find_run, read_pair, read_provenance
 from cdiff.errors import ConfigError, RunError
+from cdiff.service.adoption import human_pair_again
+from cdiff.service.studio import Studio
 from cdiff.types import Attempt, Pair
 from cdiff.wasm.again import made_again
 from jobs.stopping import exit_code
@@ -95,19 +98,27 @@ class Regenerated:
         self.equal = 0
 
     def __call__(self, attempts: list[Attempt]) -> Iterator[tuple[bytes, bytes]]:
-        for attempt, made in zip(
-            attempts, made_again(self._run, attempts, self._dataset, self._config), strict=True
-        ):
+        human = [attempt for attempt in attempts if attempt.assignment.purpose == "human"]
+        theirs = self._of_people(human)  # they come last
+        ours = made_again(self._run, attempts[: len(attempts) - len(human)], self._dataset, self._config)
+        for attempt, made in zip(attempts, chain(ours, theirs), strict=True):
             self.equal += made == read_pair(self._run, attempt)
             yield made
 
+    def _of_people(self, attempts: list[Attempt]) -> Iterator[tuple[bytes, bytes]]:
+        studio = Studio(self._run, self._dataset) if attempts else None
+        for attempt in attempts:
+            assert studio is not None
+            yield human_pair_again(studio, attempt)
+
 
 def _pairs(run: Run, all_kept: bool) -> list[tuple[int, Pair]]:
-    """Kept pairs with their round, in the order of the ledger."""
+    """Kept pairs with their round, in the order of the ledger; those that people made come last."""
     ledger = Ledger(run)
     rounds = [result for result in ledger.rounds() if all_kept or result.decision.accepted]
     away = set() if all_kept else ledger.rejected(also_new=True)
     pairs = [(result.round, pair) for result in rounds for pair in ledger.pairs(result.round)]
+    pairs += ledger.human_pairs()
     return [(number, pair) for number, pair in pairs if pair.kept and pair.task_id not in away]
 
 

@@ -289,7 +289,14 @@ class Direct:
 
     async def judge(self, model, request):
         self._check(model)
-        self.review.judge(request)
+        made = None
+        if request.made and request.accepted:
+            from cdiff.service.adoption import demand_unseen, human_pair
+
+            studio = self.studio
+            demand_unseen(request.made, studio.dataset, studio.manifest, studio.config.data)
+            made = human_pair(studio, request.made, request.task_id)
+        self.review.judge(request, made)
 
     async def models(self):
         from cdiff.service.requests import ModelAnswer

@@ -206,7 +206,7 @@ async function make(event) {
   try {
     const wanted = await wish();
     const { pairs } = await (await ask("v1/pairs", wanted)).json();
-    lastWish = wanted;
+    lastWish = wanted; // before the figures: each remembers what it came of
     $("results").replaceChildren(...await Promise.all(pairs.map(figure)));
     $("zip").disabled = false;
     say(`${pairs.length} pairs in ${((performance.now() - began) / 1000).toFixed(1)} s, ${pairs.filter((pair) => pair.valid).length} of them valid.`);
@@ -247,7 +247,18 @@ async function figure(pair, number) {
     link.textContent = name;
     links.append(link);
   }
-  caption.append(verdict, about, links);
+  const keep = document.createElement("button");
+  keep.type = "button";
+  keep.textContent = "Train on it";
+  const made = lastWish;
+  keep.addEventListener("click", async () => {
+    keep.disabled = true;
+    if (await judged({ task_id: pair.task_id, accepted: true, made })) {
+      keep.textContent = "Accepted";
+      await showKept();
+    } else keep.disabled = false;
+  });
+  caption.append(verdict, about, links, keep);
   const out = document.createElement("figure");
   out.append(canvas, caption);
   return out;
@@ -300,6 +311,17 @@ async function showKept() {
   })));
 }
 
+// Writes a person's word on a pair; whether that worked.
+async function judged(word) {
+  const reviewer = $("reviewer").value.trim();
+  if (!reviewer) { say("Give the reviewer's name first.", true); $("reviewer").focus(); return false; }
+  try {
+    await ask("v1/verdicts", { ...word, reviewer, model: $("model").value });
+    say(`Pair ${word.task_id.slice(0, 8)} is ${word.accepted ? "accepted" : "rejected"}.`);
+    return true;
+  } catch (error) { say(error.message, true); return false; }
+}
+
 function keptFigure(pair, canvas) {
   const out = document.createElement("figure"), caption = document.createElement("figcaption");
   const verdict = document.createElement("div");
@@ -309,20 +331,14 @@ function keptFigure(pair, canvas) {
   };
   told(pair.verdict);
   const about = document.createElement("div");
-  about.textContent = `${pair.category} / ${pair.type} · round ${pair.round} · ${pair.task_id.slice(0, 8)}`;
+  about.textContent = `${pair.category} / ${pair.type} · ${pair.human ? "made by hand, from" : ""} round ${pair.round} · ${pair.task_id.slice(0, 8)}`;
   caption.append(verdict, about);
   for (const accepted of [true, false]) {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = accepted ? "Accept" : "Reject";
     button.addEventListener("click", async () => {
-      const reviewer = $("reviewer").value.trim();
-      if (!reviewer) { say("Give the reviewer's name first.", true); $("reviewer").focus(); return; }
-      try {
-        await ask("v1/verdicts", { task_id: pair.task_id, accepted, reviewer, model: $("model").value });
-        told(accepted ? "accepted" : "rejected");
-        say(`Pair ${pair.task_id.slice(0, 8)} is ${accepted ? "accepted" : "rejected"}.`);
-      } catch (error) { say(error.message, true); }
+      if (await judged({ task_id: pair.task_id, accepted })) told(accepted ? "accepted" : "rejected");
     });
     caption.append(button);
   }

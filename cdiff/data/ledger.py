@@ -22,7 +22,7 @@ from cdiff.data.journal import journal_of
 from cdiff.data.lease import BEAT, Lease
 from cdiff.data.storage import PATIENCE, storage_at
 from cdiff.data.store import Run, read_attempts
-from cdiff.data.verdicts import verdicts
+from cdiff.data.verdicts import Verdict, verdicts
 from cdiff.errors import RunError, StorageError
 from cdiff.types import Attempt, Gain, Pair, RoundResult
 
@@ -47,7 +47,7 @@ class Ledger:
         self.run, self._clock = run, clock
         self._journal, self._lease = journal_of(run.storage), lease or lease_of(run, clock)
         self._events: list[dict[str, Any]] = []
-        self._shards: dict[str, list[Attempt]] = {}  # a committed shard never changes
+        self._shards: dict[str, dict[str, Attempt]] = {}  # a committed shard never changes
         self._load()
 
     def events(self) -> list[dict[str, Any]]:
@@ -164,26 +164,55 @@ class Ledger:
         return found["assessed"]["revision"], found["assessed"]["threshold"]
 
     def kept_pairs(self, accepted_only: bool = True, until: int | None = None, since: int = 0) -> list[Pair]:
-        """The kept pairs of all committed rounds, by default of the accepted ones: what is trained on. Errors as `pairs`.
+        """The kept pairs of all committed rounds, by default of the accepted ones, and those that people made: what is trained on.
+        Errors as `pairs`.
 
         Args:
             accepted_only: only of accepted rounds, and only what no person turned away (`rejected`).
             until: the last round that counts; None: all. since: the last one that does not.
         """
         away = self.rejected() if accepted_only else set()
-        return [
-            pair
+        made = [
+            (event["result"]["round"], pair)
             for event in self._rounds()
             if event["result"]["decision"]["accepted"] or not accepted_only
-            if since < event["result"]["round"] and (until is None or event["result"]["round"] <= until)
             for pair in self._pairs(event)
-            if pair.kept and pair.task_id not in away
+            if pair.kept
+        ]
+        return [
+            pair
+            for number, pair in made + self.human_pairs()
+            if since < number and (until is None or number <= until) and pair.task_id not in away
+        ]
+
+    def human_pairs(self, also_new: bool = False) -> list[tuple[int, Pair]]:
+        """Pairs that people made with the service and accepted, rejected since or not, each with the first round that trains on it.
+
+        Args:
+            also_new: with verdicts that no round has taken in yet.
+        Raises:
+            RunError: a shard is gone or damaged.
+        """
+        found: dict[str, tuple[int, str]] = {}
+        number = 1
+        for event in self._events:
+            if event["kind"] == "round":
+                number = event["result"]["round"] + 1
+            elif event["kind"] == "verdicts":
+                for told in event["told"]:
+                    if told.get("shard"):
+                        found.setdefault(told["task_id"], (number, told["shard"]))
+        if also_new:
+            for verdict in self._new_verdicts().values():
+                if verdict.shard:
+                    found.setdefault(verdict.task_id, (number, verdict.shard))
+        return [
+            (first, Pair(self._attempts(shard)[task_id], "")) for task_id, (first, shard) in found.items()
         ]
 
     def fold_verdicts(self) -> int:
         """Take in what people said of pairs since the last time (cdiff.data.verdicts); returns how many verdicts."""
-        known = {key for event in self._events if event["kind"] == "verdicts" for key in event["keys"]}
-        new = verdicts(self.run, known)
+        new = self._new_verdicts()
         if new:
             self.append("verdicts", keys=list(new), told=list(new.values()))
         return len(new)
@@ -197,8 +226,7 @@ class Ledger:
         folded = [event for event in self._events if event["kind"] == "verdicts"]
         last = {verdict["task_id"]: verdict["accepted"] for event in folded for verdict in event["told"]}
         if also_new:
-            known = {key for event in folded for key in event["keys"]}
-            last |= {verdict.task_id: verdict.accepted for verdict in verdicts(self.run, known).values()}
+            last |= {verdict.task_id: verdict.accepted for verdict in self._new_verdicts().values()}
         return {task_id for task_id, accepted in last.items() if not accepted}
 
     def close(self) -> None:
@@ -209,11 +237,26 @@ class Ledger:
         return [event for event in self._events if event["kind"] == "round"]
 
     def _pairs(self, event: dict[str, Any]) -> list[Pair]:
-        for shard in event["shards"]:
-            if shard not in self._shards:
-                self._shards[shard] = read_attempts(self.run, shard)
-        attempts = {a.task_id: a for shard in event["shards"] for a in self._shards[shard]}
+        attempts = {t: attempt for shard in event["shards"] for t, attempt in self._attempts(shard).items()}
         return [Pair(attempts[task_id], reason) for task_id, reason in event["verdicts"]]
+
+    def _attempts(self, shard: str) -> dict[str, Attempt]:
+        """Those of a shard by task_id."""
+        if shard not in self._shards:
+            self._shards[shard] = {attempt.task_id: attempt for attempt in read_attempts(self.run, shard)}
+        return self._shards[shard]
+
+    def _new_verdicts(self) -> dict[str, Verdict]:
+        """Those that no event tells of, by key. Whoever may judge may have written them: a pair that is not where one says is left out."""
+        known = {key for event in self._events if event["kind"] == "verdicts" for key in event["keys"]}
+        new = verdicts(self.run, known)
+        return {key: told for key, told in new.items() if not told.shard or self._holds(told)}
+
+    def _holds(self, verdict: Verdict) -> bool:
+        try:
+            return verdict.task_id in self._attempts(verdict.shard)
+        except RunError:
+            return False
 
     def _demand_lease(self) -> None:
         if not self._lease.held:

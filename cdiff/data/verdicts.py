@@ -1,8 +1,8 @@
 """What people say of a run's pairs: each verdict is one file, written once, that the driver reads when a round begins.
 
-    RUN/verdicts/TASK_ID-XXXXXXXX.json    {"task_id": ..., "accepted": ..., "reviewer": ..., "at": ...}
+    RUN/verdicts/TASK_ID-XXXXXXXX.json    {"task_id": ..., "accepted": ..., "reviewer": ..., "at": ..., "shard": ""}
 
-Who writes them needs no right to write the run: the ledger has one writer, and takes new verdicts in by itself (`Ledger.fold_verdicts`). The last
+A pair that no round made but a person with the service is named by its shard: accepted, it enters the pool. Who writes them needs no right to write the run: the ledger has one writer, and takes new verdicts in by itself (`Ledger.fold_verdicts`). The last
 verdict on a pair counts.
 """
 
@@ -17,6 +17,7 @@ from cdiff.data.run import Run
 from cdiff.errors import DataError
 
 _TASK = re.compile(r"[0-9a-f]{16}")
+_SHARD = re.compile(r"pairs/[0-9a-f]{16}\.parquet")
 _REVIEWER = re.compile(r"[^\x00-\x1f]{1,100}")
 _MOST = 10_000  # bytes of a file that is read: anybody with the service's token may have written it
 
@@ -29,12 +30,15 @@ class Verdict:
     accepted: bool
     reviewer: str
     at: float  # seconds since 1970
+    shard: str = ""  # of a pair that no round made: where it lies
 
     def __post_init__(self) -> None:
         if not _TASK.fullmatch(self.task_id):
             raise DataError(f"task_id: {self.task_id[:40]!r} is none: it has 16 digits of 0-9a-f.")
         if not _REVIEWER.fullmatch(self.reviewer):
             raise DataError("reviewer: a name of 1 to 100 characters.")
+        if self.shard and not _SHARD.fullmatch(self.shard):
+            raise DataError(f"shard: {self.shard[:60]!r} is none.")
 
 
 def write_verdict(run: Run, verdict: Verdict) -> str:
@@ -52,7 +56,8 @@ def verdicts(run: Run, but: set[str] | frozenset[str] = frozenset()) -> dict[str
             continue
         try:
             told = json.loads(run.storage.read(key))
-            found[key] = Verdict(told["task_id"], bool(told["accepted"]), told["reviewer"], float(told["at"]))
-        except (ValueError, KeyError, TypeError):
+            about = told["task_id"], bool(told["accepted"]), told["reviewer"], float(told["at"])
+            found[key] = Verdict(*about, shard=told.get("shard", ""))
+        except (ValueError, KeyError, TypeError, AttributeError, DataError):
             continue
     return dict(sorted(found.items(), key=lambda item: (item[1].at, item[0])))

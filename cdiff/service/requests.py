@@ -6,7 +6,15 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
 
 MOST = 16  # pairs of one request
 _NAME = r"^[^/\\\x00-\x1f]{1,100}$"  # categories and types: never a path
@@ -21,7 +29,12 @@ def _decoded(value: Any) -> bytes:
 
 
 _SCHEMA = {"type": "string", "contentEncoding": "base64", "description": "A PNG or JPEG file, base64."}
-Picture = Annotated[bytes, PlainValidator(_decoded), WithJsonSchema(_SCHEMA)]
+Picture = Annotated[
+    bytes,
+    PlainValidator(_decoded),
+    PlainSerializer(lambda data: base64.b64encode(data).decode(), when_used="json"),
+    WithJsonSchema(_SCHEMA),
+]
 
 
 class Strict(BaseModel):
@@ -173,26 +186,31 @@ class SegmentAnswer(BaseModel):
 
 
 class VerdictRequest(Strict):
-    """A person's word on one of the run's pairs: the next round trains without those that are turned away."""
+    """A person's word on a pair: the next round trains without the run's that are rejected, and with the service's that are accepted."""
 
     task_id: str = Field(pattern=r"^[0-9a-f]{16}$")
     accepted: bool
+    made: PairRequest | None = Field(
+        None,
+        description="The request that made the pair, where no round did. Accepted, it is made again, stored, and trained on.",
+    )
     reviewer: str = Field(pattern=r"^[^\x00-\x1f]{1,100}$")
     model: Name | None = None
 
 
 class KeptPair(BaseModel):
-    """A pair that a round of the run kept."""
+    """A pair that a round of the run kept, or that people made and accepted."""
 
     task_id: str
-    round: int
+    round: int = Field(description="That kept it, or is the first to train on it.")
+    human: bool = Field(description="People made it.")
     category: str
     type: str
     verdict: Literal["accepted", "rejected"] | None = Field(description="The last that people said of it.")
 
 
 class KeptPairs(BaseModel):
-    """Some of the kept pairs, the latest round first."""
+    """Some of the kept pairs: those that people made, then the latest round first."""
 
     model: str
     total: int

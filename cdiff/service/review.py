@@ -1,4 +1,4 @@
-"""The pairs that a run has kept, for people to look at and to judge."""
+"""The pairs that a run has kept, and those that people made for it: to look at and to judge."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Literal
 
 from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run
-from cdiff.data.store import read_pair
+from cdiff.data.store import ShardRow, read_pair
 from cdiff.data.verdicts import Verdict, verdicts, write_verdict
 from cdiff.errors import RequestError
+from cdiff.service.adoption import store_human_pair
 from cdiff.service.requests import KeptPair, KeptPairs, VerdictRequest
 from cdiff.types import Pair
 
@@ -25,7 +26,7 @@ class Review:
         self._known: tuple[int, list[tuple[int, Pair]]] = (-1, [])  # number of events, and what they come to
 
     def kept(self, model: str, offset: int, limit: int) -> KeptPairs:
-        """Kept pairs, the latest round first, with the last verdict on each."""
+        """Those that people made, then the rounds' kept ones, the latest first; with the last verdict on each."""
         found = self._pairs()
         last = {verdict.task_id: verdict.accepted for verdict in verdicts(self._run).values()}
         said: dict[bool | None, Literal["accepted", "rejected"] | None] = {
@@ -37,6 +38,7 @@ class Review:
             KeptPair(
                 task_id=pair.task_id,
                 round=number,
+                human=pair.attempt.assignment.purpose == "human",
                 category=pair.attempt.category,
                 type=pair.attempt.type,
                 verdict=said[last.get(pair.task_id)],
@@ -54,10 +56,19 @@ class Review:
         image, mask = read_pair(self._run, self._pair(task_id).attempt)
         return image if part == "image" else mask
 
-    def judge(self, request: VerdictRequest) -> None:
-        """Store a verdict. Errors as in `picture`."""
-        pair = self._pair(request.task_id)
-        write_verdict(self._run, Verdict(pair.task_id, request.accepted, request.reviewer, self._clock()))
+    def judge(self, request: VerdictRequest, made: ShardRow | None = None) -> None:
+        """Store a verdict, and with it the pair where no round made it.
+
+        Raises:
+            RequestError: as in `picture`, for a pair that does not come along.
+        """
+        shard = ""
+        if made is not None and request.made is not None:
+            shard = store_human_pair(self._run, request.made, made)
+        else:
+            self._pair(request.task_id)
+        verdict = Verdict(request.task_id, request.accepted, request.reviewer, self._clock(), shard)
+        write_verdict(self._run, verdict)
 
     def _pairs(self) -> list[tuple[int, Pair]]:
         ledger = Ledger(self._run)
@@ -65,7 +76,7 @@ class Review:
             numbers = sorted((result.round for result in ledger.rounds()), reverse=True)
             found = [(number, pair) for number in numbers for pair in ledger.pairs(number) if pair.kept]
             self._known = len(ledger.events()), found
-        return self._known[1]
+        return ledger.human_pairs(also_new=True)[::-1] + self._known[1]
 
     def _pair(self, task_id: str) -> Pair:
         for _, pair in self._pairs():

@@ -19,7 +19,7 @@ import torch
 from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.carriers import from_json
-from cdiff.data.dataset import Dataset
+from cdiff.data.dataset import UPLOAD, Dataset
 from cdiff.data.images import Limits
 from cdiff.data.ledger import Ledger
 from cdiff.data.manifest import Manifest, read_manifest
@@ -34,7 +34,7 @@ from cdiff.generator.placement import Frame, draw_pose, frame_of, repaint_pose
 from cdiff.generator.sampling import Condition, Sampler
 from cdiff.safe.tokens import TokenBank
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
-from cdiff.service.uploads import PREFIX, Upload, WithUploads, upload_of
+from cdiff.service.uploads import Upload, WithUploads, upload_of
 from cdiff.types import Assignment, Box, GenerationTask, Pose, Recipe, Revisions, Sample, Target
 from cdiff.wasm.budget import recipe_of, strengths_of
 from cdiff.wasm.labels import READ_STEPS
@@ -47,6 +47,23 @@ from cdiff.wasm.quality import Thresholds, validity_reason
 MOST_PIXELS = 16_000_000  # of a picture that comes with a request
 MOST_SCALE = 8.0  # of a target, to fill a region
 _OWN = "own"  # category and type of a reference that the run does not know
+
+
+def standing(run: Run) -> tuple[Config, Revisions, Thresholds]:
+    """Settings, generator and token bank, and the gate's thresholds of a run.
+
+    Raises:
+        RunError: the run has no generator yet.
+    """
+    ledger = Ledger(run)
+    trained, extracted = ledger.milestone("generator"), ledger.milestone("extractor")
+    if trained is None or extracted is None:
+        raise RunError(
+            f"{run.url} has no generator yet. Run the loop on it first: python jobs/loop.py --run {run.name}"
+        )
+    revisions = Revisions(trained["revision"], extracted["bank"])
+    config = load_config(run.local("config.yaml", anew=True))
+    return config, revisions, from_json(Thresholds, extracted["thresholds"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +85,10 @@ class Studio:
     """
 
     def __init__(self, run: Run, dataset: Dataset) -> None:
-        self.run, self._dataset = run, dataset
-        self.config: Config = load_config(run.local("config.yaml", anew=True))
+        self.run, self.dataset = run, dataset
+        self.config, self.revisions, self._thresholds = standing(run)
         self._limits = limits_of(self.config)
-        self._manifest: Manifest = read_manifest(run.local("splits.parquet", anew=True))
-        ledger = Ledger(run)
-        trained, extracted = ledger.milestone("generator"), ledger.milestone("extractor")
-        if trained is None or extracted is None:
-            raise RunError(
-                f"{run.url} has no generator yet. Run the loop on it first: python jobs/loop.py --run {run.name}"
-            )
-        self.revisions = Revisions(trained["revision"], extracted["bank"])
-        self._thresholds = from_json(Thresholds, extracted["thresholds"])
+        self.manifest: Manifest = read_manifest(run.local("splits.parquet", anew=True))
         self._models = Models(run, self.config)
         self.generator, self._bank = self._models.generator(self.revisions)
         self._segmenter: tuple[str, Any, Any] = ("", None, None)  # revision, network, settings
@@ -122,7 +131,7 @@ class Studio:
         if request.reference:
             own = upload_of(request.reference.image, request.reference.mask, category, kind, self._limits)
             uploads.append(own)
-            references = list(WithUploads(self._dataset, [own], self.config.data).targets(own.sample_id))[:1]
+            references = list(WithUploads(self.dataset, [own], self.config.data).targets(own.sample_id))[:1]
         if request.background and not request.mask:
             uploads.append(upload_of(request.background, None, category, "", self._limits))
         out = []
@@ -142,7 +151,7 @@ class Studio:
         for places in recipes.values():
             own = [tickets[place] for place in places]
             uploads = [upload for ticket in own for upload in ticket.uploads]
-            dataset = WithUploads(self._dataset, uploads, self.config.data)
+            dataset = WithUploads(self.dataset, uploads, self.config.data)
             tasks = [ticket.task for ticket in own]
             made = produce(tasks, self.generator, self._tokens(own, dataset), Miners(), dataset, self.config)
             for place, ticket, pair in zip(places, own, made, strict=True):
@@ -217,10 +226,10 @@ class Studio:
         ):  # the drawn shape is repainted in place, with the reference's tokens
             drawn = upload_of(request.background, request.mask, category, kind, self._limits, also=tokens_of)
             uploads = (*uploads, drawn)
-            (target,) = WithUploads(self._dataset, [drawn], config.data).targets(drawn.sample_id)
+            (target,) = WithUploads(self.dataset, [drawn], config.data).targets(drawn.sample_id)
             background, pose = drawn.sample_id, repaint_pose(target, margin, rng)
         else:
-            dataset, target = WithUploads(self._dataset, uploads, config.data), reference
+            dataset, target = WithUploads(self.dataset, uploads, config.data), reference
             background = (
                 uploads[-1].sample_id if request.background else self._background(category, reference, rng)
             )
@@ -259,7 +268,7 @@ class Studio:
 
     def _background(self, category: str, reference: Target, rng: np.random.Generator) -> str:
         """A normal photo of the category, of another object than the reference's where there is one."""
-        photos = [self._dataset.sample(i) for i in self._manifest.ids("train")]
+        photos = [self.dataset.sample(i) for i in self.manifest.ids("train")]
         photos = [photo for photo in photos if photo.category == category]
         photos = [photo for photo in photos if photo.is_normal] or photos
         photos = [photo for photo in photos if photo.group != reference.group] or photos
@@ -270,7 +279,7 @@ class Studio:
     def _frame(self, sample_id: str, dataset: Dataset) -> Frame:
         if sample_id not in self._frames:
             found = frame_of(dataset.image(sample_id))
-            if sample_id.startswith(PREFIX):
+            if sample_id.startswith(UPLOAD):
                 return found
             self._frames[sample_id] = found
         return self._frames[sample_id]

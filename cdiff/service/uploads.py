@@ -11,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdiff.config import DataConfig
-from cdiff.data.dataset import Dataset
+from cdiff.data.dataset import UPLOAD, Dataset
 from cdiff.data.images import Limits, decode_mask_upload, decode_upload
 from cdiff.errors import DataError, RequestError
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
 from cdiff.types import Box, Sample, Target
-
-PREFIX = "upload/"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +58,7 @@ def upload_of(
     parts = (image, mask or b"", category.encode(), type.encode(), also.encode())
     checksum = hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
     types = (type,) if mask is not None else ()
-    sample_id = f"{PREFIX}{checksum}"
+    sample_id = f"{UPLOAD}{checksum}"
     sample = Sample(sample_id, category, types, sample_id, "", (), width, height, mode, checksum)
     return Upload(sample, pixels, shown)
 
@@ -109,11 +107,11 @@ class WithUploads(Dataset):
         return super().targets(sample_id) if sample_id in self._uploads else self._base.targets(sample_id)
 
     def target_mask(self, target_id: str) -> NDArray[np.bool_]:
-        own = target_id.startswith(PREFIX)
+        own = target_id.startswith(UPLOAD)
         return super().target_mask(target_id) if own else self._base.target_mask(target_id)
 
     def target(self, target_id: str) -> Target:
-        return super().target(target_id) if target_id.startswith(PREFIX) else self._base.target(target_id)
+        return super().target(target_id) if target_id.startswith(UPLOAD) else self._base.target(target_id)
 
     def _parts(self, sample_id: str) -> list[tuple[str, Box, NDArray[np.bool_]]]:
         """What a user draws is one target, in however many pieces."""

@@ -19,6 +19,7 @@ from PIL import Image
 
 from actors import web
 from actors.door import Door
+from cdiff.data.ledger import Ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 TOKEN = "a-token-of-some-length"
@@ -156,6 +157,25 @@ def test_a_pair_of_the_run_is_rejected(browser, url, judged_run, tmp_path) -> No
     told = [path.read_text() for path in (judged_run.path / "verdicts").iterdir()]
     assert any('"accepted": false' in text and "Grace" in text for text in told)
     page.screenshot(path=str(tmp_path / "kept.png"), full_page=True)
+    assert trouble == []
+
+
+def test_a_pair_made_by_hand_is_given_to_the_next_round(browser, url, judged_run, tmp_path) -> None:
+    page, trouble = _connected(browser, url)
+    page.get_by_role("spinbutton", name="Pairs").fill("2")
+    page.get_by_role("button", name="Make pairs").click()
+    made = page.locator("#results figure")
+    made.nth(1).wait_for()
+    made.nth(1).get_by_role("button", name="Train on it").click()
+    page.get_by_text("Give the reviewer's name first.").wait_for()
+    page.get_by_label("Reviewer").fill("Grace")
+    made.nth(1).get_by_role("button", name="Train on it").click()
+    made.nth(1).get_by_role("button", name="Accepted").wait_for()
+    kept = page.locator("#kept figure")
+    kept.nth(3).wait_for()
+    kept.first.get_by_text("made by hand").wait_for()
+    assert [pair.attempt.assignment.purpose for _, pair in Ledger(judged_run).human_pairs(True)] == ["human"]
+    page.screenshot(path=str(tmp_path / "made.png"), full_page=True)
     assert trouble == []
 
 

@@ -112,6 +112,31 @@ def test_what_people_turn_away_is_trained_on_no_more_and_may_come_back(run):
         Verdict("../../etc", True, "Ada", 1.0)
 
 
+def test_what_people_made_is_trained_on_from_the_next_round(run):
+    ledger = Ledger(run)
+    ours = commit(run, ledger, 1, True)
+    (made,) = attempts(range(900, 901))
+    made = dataclasses.replace(made, assignment=dataclasses.replace(made.assignment, purpose="human"))
+    store(run, [made])
+    write_verdict(run, Verdict(made.task_id, True, "Ada", 5.0, made.shard))
+    absent = "pairs/0123456789abcdef.parquet"
+    write_verdict(run, Verdict("0123456789abcdef", True, "Eve", 5.5, absent))  # nothing lies there
+    write_verdict(run, Verdict("0123456789abcdef", True, "Eve", 5.6, made.shard))  # something else does
+    assert not ledger.human_pairs() and [n for n, _ in ledger.human_pairs(also_new=True)] == [2]
+    assert ledger.fold_verdicts() == 1
+    (human,) = (pair for _, pair in Ledger(run).human_pairs())
+    assert human.attempt == made and human.kept
+    assert ledger.kept_pairs() == [ours[0], ours[2], human]
+    assert ledger.kept_pairs(until=1) == [ours[0], ours[2]] and ledger.kept_pairs(since=1) == [human]
+    commit(run, ledger, 2, True)
+    assert human in ledger.kept_pairs(until=2) and human not in ledger.kept_pairs(since=2)
+    write_verdict(run, Verdict(made.task_id, False, "Grace", 6.0))
+    ledger.fold_verdicts()
+    assert human not in ledger.kept_pairs() and human in ledger.kept_pairs(accepted_only=False)
+    with pytest.raises(DataError, match="shard"):
+        Verdict(made.task_id, True, "Ada", 1.0, "../elsewhere.parquet")
+
+
 CARRIERS = [
     MaskFile("a.png", ((-1, "crack"), (2, "pit"))),
     Sample(

@@ -11,9 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cdiff.config_file import load_config
+from cdiff.data.dataset import Dataset
+from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger
 from cdiff.data.run import open_run
 from cdiff.data.store import read_pair
+from cdiff.data.verdicts import Verdict, write_verdict
+from cdiff.service.adoption import human_pair, store_human_pair
+from cdiff.service.requests import PairRequest
+from cdiff.service.studio import Studio
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -185,6 +192,32 @@ def test_kept_pairs_made_again_from_their_rows_have_the_same_bytes(done, home, t
     assert told.returncode == 0, told.stderr
     count = len(Ledger(open_run(run)).kept_pairs(accepted_only=False))
     assert count and f"made again, {count} of {count} are equal" in told.stdout
+
+
+def test_a_pair_made_by_hand_is_trained_on_in_the_next_round(done, home, tiny_loop, tmp_path, sent) -> None:
+    run = open_run(home / "runs" / "tiny")
+    data = [str(path) for path in sorted((home / "data").glob("demo-*/*")) if path.is_dir()]
+    config = load_config(run.path / "config.yaml")
+    studio = Studio(run, Dataset(read_sources(data, None, config.data), config.data))
+    category, kind = next(iter(studio.types))
+    asked = {"category": category, "type": kind, "background": sent["photo"], "mask": sent["mask"]}
+    request = PairRequest.model_validate(asked)
+    (ticket,) = studio.tickets(request)
+    row = human_pair(studio, request, ticket.task.task_id)
+    shard = store_human_pair(run, request, row)
+    write_verdict(run, Verdict(ticket.task.task_id, True, "Ada", 5.0, shard))
+    more = _command("loop.py", "--run", "tiny", *tiny_loop, "rounds=3", home=home)
+    assert more.returncode == 0, more.stderr[-3000:]
+    ledger = Ledger(run)
+    ((first, pair),) = ledger.human_pairs()
+    assert first == 3 and pair in ledger.kept_pairs() and "by_people=1" in more.stdout
+    page = next(run.report_dir.glob("*.html")).read_text(encoding="utf-8")
+    assert "people made 1 of the pairs" in page
+    sources, out = [part for path in data for part in ("--data", path)], str(tmp_path / "human")
+    told = _command("export.py", str(run.path), out, "--all-kept", "--regenerate", *sources, home=home)
+    count = len(ledger.kept_pairs(accepted_only=False))
+    assert told.returncode == 0, told.stderr
+    assert f"made again, {count} of {count} are equal" in told.stdout
 
 
 def test_a_missing_folder_is_named_with_the_remedy(home) -> None:

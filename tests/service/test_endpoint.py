@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -12,12 +13,24 @@ import httpx2 as httpx
 import pytest
 import ray
 
+from cdiff.data.ledger import Ledger
+from cdiff.data.run import Run
+
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(300)]
 TOKEN, PORT = "a-token-of-some-length", 18123
 
 
 @pytest.fixture(scope="module")
-def url(served_run, photos, tiny_config) -> Iterator[str]:
+def runs(served_run, tmp_path_factory) -> dict[str, Run]:
+    """Two models, in copies: what is said of their pairs stays in them."""
+    folder = tmp_path_factory.mktemp("served_here")
+    for name in ("one", "two"):
+        shutil.copytree(served_run.path, folder / name)
+    return {name: Run(folder / name) for name in ("one", "two")}
+
+
+@pytest.fixture(scope="module")
+def url(runs, photos, tiny_config) -> Iterator[str]:
     from ray import serve
 
     from actors.door import Door
@@ -35,10 +48,10 @@ def url(served_run, photos, tiny_config) -> Iterator[str]:
     generators = serve.deployment(Generating).options(  # type: ignore[attr-defined]
         max_ongoing_requests=6, max_queued_requests=4, ray_actor_options={"num_cpus": 0.4}
     )
-    behind = generators.bind({"one": served_run}, photos, tiny_config, 2)
+    behind = generators.bind(runs, photos, tiny_config, 1)
     door = Door(token=TOKEN, max_bytes=2_000_000)
     gateway: Any = Gateway
-    service = gateway.bind(behind, {"one": served_run}, Limits.of(tiny_config.data), door)
+    service = gateway.bind(behind, runs, Limits.of(tiny_config.data), door)
     serve.run(service, name="cdiff", route_prefix="/")
     yield f"http://127.0.0.1:{PORT}"
     serve.shutdown()
@@ -69,11 +82,31 @@ def test_without_the_token_nothing_and_with_it_types_and_models(url) -> None:
     assert httpx.get(f"{url}/readyz").json() == {"status": "ready"}
     with _client(url) as client:
         assert {row["type"] for row in client.get("/v1/types").json()} == {"bar", "pit"}
-        (model,) = client.get("/v1/models").json()
+        model, other = client.get("/v1/models").json()
+        assert other["model"] == "two"
         assert model["model"] == "one" and model["revisions"]["generator"].startswith("generator-")
         assert client.post("/v1/pairs", json={"type": "rust"}).status_code == 422
         big = client.post("/v1/pairs", content=b"x" * 100_000_000)
         assert big.status_code == 413
+
+
+def test_two_models_share_a_replica_that_holds_one(url, runs) -> None:
+    wanted = {"type": "pit", "seed": 3}
+    with _client(url) as client:
+        alone = [client.post("/v1/pairs", json=wanted | {"model": name}).json() for name in ("one", "two")]
+        mixed = [wanted | {"model": name} for name in ("one", "two", "two", "one")]
+        with ThreadPoolExecutor(4) as crowd:
+            answers = [
+                a.json() for a in crowd.map(lambda fields: client.post("/v1/pairs", json=fields), mixed)
+            ]
+        assert answers == [alone[0], alone[1], alone[1], alone[0]]
+        assert alone[0]["pairs"] == alone[1]["pairs"] and alone[1]["model"] == "two"
+        task_id = alone[1]["pairs"][0]["task_id"]
+        said = {"task_id": task_id, "accepted": True, "reviewer": "Ada", "made": wanted, "model": "two"}
+        assert client.post("/v1/verdicts", json=said).status_code == 201
+        assert client.post("/v1/verdicts", json=said | {"task_id": "0" * 16}).status_code == 422
+    human = {name: [pair.task_id for _, pair in Ledger(run).human_pairs(True)] for name, run in runs.items()}
+    assert human == {"one": [], "two": [task_id]}
 
 
 def test_a_killed_replica_costs_no_more_than_a_retryable_503(url) -> None:

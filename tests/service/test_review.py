@@ -1,12 +1,21 @@
 """The run's own pairs through the service: looked at, turned away, and left out by the next round."""
 
+import base64
+import dataclasses
+from typing import Any
+
+import numpy as np
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from actors import web
 from actors.door import Door
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import read_pair
+from cdiff.service.adoption import human_pair_again
+from cdiff.service.studio import Studio
+from tests.conftest import b64, png
 
 
 @pytest.fixture
@@ -52,3 +61,62 @@ def test_a_verdict_on_nothing_is_refused(client) -> None:
     said = {"task_id": "0123456789abcdef", "accepted": False, "reviewer": "Ada"}
     assert client.post("/v1/verdicts", json=said).status_code == 422
     assert client.post("/v1/verdicts", json=said | {"reviewer": ""}).status_code == 422
+
+
+def _accepted(client, request: dict, **more) -> tuple[dict, Any]:
+    pair = client.post("/v1/pairs", json=request).json()["pairs"][-1]
+    said = {"task_id": pair["task_id"], "accepted": True, "reviewer": "Ada", "made": request} | more
+    return pair, client.post("/v1/verdicts", json=said)
+
+
+def test_a_pair_made_by_hand_enters_the_pool_and_is_made_again_byte_for_byte(
+    client, judged_run, studio, sent
+) -> None:
+    request = {"type": "pit", "background": sent["photo"], "mask": sent["mask"], "n": 2, "seed": 9}
+    pair, answer = _accepted(client, request)
+    assert answer.status_code == 201, answer.text
+    listed = client.get("/v1/kept").json()["pairs"]
+    assert [one["human"] for one in listed] == [True, False, False, False]
+    assert listed[0]["task_id"] == pair["task_id"] and listed[0]["round"] == 2
+    shown = client.get(f"/v1/kept/{pair['task_id']}/image").content
+    assert shown == base64.b64decode(pair["image"])
+    ledger = Ledger(judged_run)
+    ledger.fold_verdicts()
+    ((_, human),) = ledger.human_pairs()
+    assert human in ledger.kept_pairs() and human.attempt.assignment.purpose == "human"
+    again = human_pair_again(Studio(judged_run, studio.dataset), human.attempt)
+    assert again == read_pair(judged_run, human.attempt)
+    ledger.close()
+    assert _accepted(client, request)[1].status_code == 201, "twice is once"
+    said = {"task_id": pair["task_id"], "accepted": False, "reviewer": "Grace"}
+    assert client.post("/v1/verdicts", json=said).status_code == 201
+    ledger = Ledger(judged_run)
+    ledger.fold_verdicts()
+    assert len(ledger.human_pairs()) == 1 and human not in ledger.kept_pairs()
+    ledger.close()
+
+
+def test_a_request_that_makes_another_pair_is_told(client) -> None:
+    _, answer = _accepted(client, {"type": "pit"}, task_id="0123456789abcdef")
+    assert answer.status_code == 422 and "makes no pair" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_photos_that_judge_the_run_are_not_trained_on(
+    client, studio, photos, sent, split, monkeypatch
+) -> None:
+    sample = photos.samples[0]
+    held = dataclasses.replace(
+        studio.manifest,
+        rows=tuple(
+            dataclasses.replace(row, split=split) if row.sample_id == sample.sample_id else row
+            for row in studio.manifest.rows
+        ),
+    )
+    monkeypatch.setattr(studio, "manifest", held)
+    with Image.open(sample.image) as image:  # not the very file, but what it shows
+        pixels = np.asarray(image.convert("RGB"), int) + 4
+    shown = b64(png(pixels.clip(0, 255).astype(np.uint8)))
+    _, answer = _accepted(client, {"type": "bar", "background": shown})
+    assert answer.status_code == 422 and "background" in answer.json()["error"]
+    assert _accepted(client, {"type": "bar", "background": sent["photo"]})[1].status_code == 201
