@@ -141,6 +141,10 @@ class SamplingConfig(Settings):
     safe_strength: float = Field(
         2.0, ge=0, le=20, description="Classifier-free guidance on the SAFE tokens; 1 is none."
     )
+    guidance_interval: Range = Field(
+        (0.0, 1.0),
+        description="Noise levels at which there is guidance, of 0 (clean) to 1; elsewhere one pass of the network instead of two.",
+    )
     start_strength: float = Field(
         0.4, ge=0, le=1, description="Noise on the pasted real target: 0 copy-paste, 1 pure noise."
     )
@@ -173,6 +177,12 @@ class SamplingConfig(Settings):
         le=1,
         description="Where photos without targets lack: share that repaints the photo's own target.",
     )
+
+    @model_validator(mode="after")
+    def _levels(self) -> SamplingConfig:
+        if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1:
+            raise ValueError("guidance_interval: noise levels lie between 0 and 1")
+        return self
 
 
 class DownstreamConfig(Settings):

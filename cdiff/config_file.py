@@ -17,16 +17,24 @@ from cdiff.config import Config, Settings
 from cdiff.errors import ConfigError, shown_uri
 
 
-def load_config(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
-    """Read a YAML file over the defaults, then apply dotted overrides.
+def load_config(
+    path: str | Path | None = None,
+    overrides: list[str] | None = None,
+    overlay: str | Path | None = None,
+) -> Config:
+    """Read a YAML file over the defaults, then an overlay, then apply dotted overrides.
 
     Args:
         path: YAML file; None for the defaults alone.
         overrides: "section.key=value" strings; values are read as YAML.
+        overlay: YAML file of some settings, as tune/sweep.py writes it.
     Raises:
         ConfigError: unreadable file, unknown key (with the nearest valid one), value out of range.
     """
     values: dict[str, Any] = _read(Path(path)) if path else {}
+    for section, inner in (_read(Path(overlay)) if overlay else {}).items():
+        both = isinstance(inner, dict) and isinstance(values.get(section), dict)
+        values[section] = {**values[section], **inner} if both else inner
     for override in overrides or []:
         _apply(values, override)
     return build_config(values)
@@ -104,6 +112,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
+    if isinstance(problem.get("input"), dict) and problem["type"] == "value_error":
+        return str(
+            problem["msg"].removeprefix("Value error, ")
+        )  # of several settings together; it names them
     if problem["type"] != "extra_forbidden":
         return f"{key} = {problem.get('input')!r}: {problem['msg']}"
     near = difflib.get_close_matches(key, [*Config.model_fields, *valid_keys()], n=1, cutoff=0.4)

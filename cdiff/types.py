@@ -170,6 +170,8 @@ class Recipe:
     dtype: str
     micro_batch: int
     threads: int
+    guided_from: float = 0.0  # noise levels at which there is guidance
+    guided_to: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

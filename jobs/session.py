@@ -84,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="section.key=value", help="settings, over the configuration file"
     )
     out.add_argument("--config", help="YAML file of settings (see configs/)")
+    out.add_argument("--overlay", help="YAML file of settings over those, as tune/sweep.py writes it")
     out.add_argument(
         "--data",
         action="append",
@@ -175,7 +176,7 @@ def _announce(run: Run, manifest: Manifest) -> None:
 def _config(args: argparse.Namespace) -> tuple[Config, bool]:
     """The resolved configuration, and whether the demo data are meant."""
     demo = not args.data and (args.config is None or Path(args.config).name == DEMO.name)
-    config = load_config(args.config or (DEMO if demo else None), args.overrides)
+    config = load_config(args.config or (DEMO if demo else None), args.overrides, args.overlay)
     if not (args.data or args.dry_run or demo or config.data.demo):
         raise ConfigError(
             "no data: give --data FOLDER (it repeats), or no --config either for the built-in demo."

@@ -26,6 +26,7 @@ class Condition:
     start_mask_1RR: torch.Tensor
     guidance: float  # safe_strength
     tau: float  # start_strength
+    guided: tuple[float, float] = (0.0, 1.0)  # noise levels at which there is guidance
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ Guide = Callable[[Sequence[State], torch.Tensor], torch.Tensor]
 
 
 class Sampler:
-    """Euler steps on the straight path, with classifier-free guidance on the SAFE tokens (2207.12598)."""
+    """Euler steps on the straight path, with classifier-free guidance on the SAFE tokens (2207.12598), in an interval of
+    noise levels if wanted (2404.07724)."""
 
     def __init__(self, denoiser: JointDenoiser, null_ND: torch.Tensor, steps: int, micro_batch: int) -> None:
         self.denoiser = denoiser
@@ -153,10 +155,11 @@ class Sampler:
         background = torch.stack([s.condition.background_3RR for s in states])
         region = torch.stack([s.condition.region_1RR for s in states])
         tokens = torch.stack([s.condition.tokens_ND for s in states])
-        scale = torch.tensor([s.condition.guidance for s in states], device=image.device).view(-1, 1, 1, 1)
+        scales = [_guidance(state) for state in states]
+        scale = torch.tensor(scales, device=image.device).view(-1, 1, 1, 1)
         inputs = (image, mask, time_image, time_mask, background, region)
         with_image, with_mask = self.denoiser(*inputs, tokens)
-        if all(s.condition.guidance == 1.0 for s in states):
+        if all(one == 1.0 for one in scales):
             return with_image, with_mask
         null_image, null_mask = self.denoiser(*inputs, self.null_ND.expand_as(tokens))
         # without guidance a state has the plain prediction, bit by bit, whatever its neighbours want
@@ -172,6 +175,13 @@ class Sampler:
             torch.randn(image.shape, generator=generator).to(image.device),
             torch.randn(mask.shape, generator=generator).to(mask.device),
         )
+
+
+def _guidance(state: State) -> float:
+    """Strength of the guidance at the noise level of what is being drawn: the mask while it is noisy, then the image."""
+    low, high = state.condition.guided
+    level = state.time_mask or state.time_image
+    return state.condition.guidance if low <= level <= high else 1.0
 
 
 def _step(noisy: torch.Tensor, clean: torch.Tensor, time: float, to: float) -> torch.Tensor:

@@ -227,6 +227,8 @@ def recipe_of(config: Config) -> Recipe:
         dtype="float32",
         micro_batch=config.sampling.micro_batch,
         threads=config.resources.threads,
+        guided_from=config.sampling.guidance_interval[0],
+        guided_to=config.sampling.guidance_interval[1],
     )
 
 

@@ -87,6 +87,7 @@ def condition_of(layout: Layout, generator: Generator, tokens_ND: torch.Tensor) 
         start_mask_1RR=(to_resolution(canvas.mask, resolution) * 2 - 1).to(device),
         guidance=1.0 if layout.negative else layout.task.strengths.safe_strength,
         tau=layout.task.strengths.start_strength,
+        guided=(layout.task.recipe.guided_from, layout.task.recipe.guided_to),
     )
 
 

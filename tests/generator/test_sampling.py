@@ -1,5 +1,7 @@
 """The four uses of the denoiser, and that a candidate does not depend on its neighbours."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -98,3 +100,30 @@ def test_guidance_one_is_the_plain_conditional_prediction(sampler, tiny_generato
         for guidance in (1.0, 4.0)
     )
     assert not torch.equal(base.image_3RR, strong.image_3RR)
+
+
+def test_guidance_in_an_interval_of_noise_levels_costs_two_passes_there_alone(
+    sampler, tiny_generator
+) -> None:
+    passes: list[float] = []
+    hook = tiny_generator.denoiser.register_forward_pre_hook(
+        lambda _, given: passes.append(float(given[2][0]))
+    )
+
+    def made(guidance: float, low: float, high: float):
+        condition = replace(_condition(tiny_generator, 0, guidance), guided=(low, high))
+        passes.clear()
+        return sampler.run([sampler.start_joint(condition, _seeded(1))])[0], list(passes)
+
+    try:
+        some, seen = made(3.0, 0.4, 0.8)
+        assert seen == [1.0, 0.75, 0.75, 0.5, 0.5, 0.25]
+        everywhere, seen = made(3.0, 0.0, 1.0)
+        assert len(seen) == 8
+        plain, _ = made(1.0, 0.0, 1.0)
+        none, seen = made(3.0, 0.1, 0.2)
+        assert len(seen) == 4 and torch.equal(none.image_3RR, plain.image_3RR)
+    finally:
+        hook.remove()
+    assert not torch.equal(some.image_3RR, plain.image_3RR)
+    assert not torch.equal(some.image_3RR, everywhere.image_3RR)

@@ -1,0 +1,84 @@
+"""The space of a sweep: what an arm has is searched, what it lacks is refused, and a point becomes settings of the loop."""
+
+import pytest
+import yaml
+
+from cdiff.config import Config
+from cdiff.config_file import load_config, overridden
+from cdiff.errors import ConfigError
+from tune.space import SPACE, applied, domains, here, overlay, read_space, space, whole
+
+CONFIG = Config()
+B3, B4 = (overridden(CONFIG, [f"wasm.arm={arm}"]) for arm in ("B3+B2", "B4"))
+
+
+def test_every_arm_has_its_own_strengths() -> None:
+    def names(config: Config) -> set[str]:
+        return {dimension.name for dimension in space(config)}
+
+    everywhere = {dimension.name for dimension in SPACE if not dimension.arm}
+    assert names(CONFIG) == everywhere | {"wasm.candidates"}  # B1 by default
+    assert names(B3) == everywhere | {"sampling.weakness_strength"}
+    assert names(B4) == everywhere | {"sampling.gradient_strength"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ({"sampling.gradient_strength": 0.05}, "B1 does not have it"),
+        ({"sampling.safe_strenght": 2}, "Did you mean sampling.safe_strength"),
+        ({"sampling.safe_strength": [4, 2]}, "neither a number nor"),
+        ({"sampling.safe_strength": [2, 400]}, "safe_strength"),
+        ({"sampling.safe_strength": 0}, "above 0"),
+        ({"sampling.steps": 8.5}, "whole"),
+        ({"sampling.mode": "sideways"}, "not among"),
+        ({"sampling.mode": "joint"}, "not among"),  # arm B1 compares images of one mask
+        ({"wasm.band.low": True}, "neither a number"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_by_name(wanted, told) -> None:
+    with pytest.raises(ConfigError, match=told):
+        space(CONFIG, wanted)
+
+
+def test_a_file_narrows_widens_and_fixes(tmp_path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "sampling.safe_strength: [1.5, 12]\nsampling.steps: 16\nsampling.mode: [given_mask]\n",
+        encoding="utf-8",
+    )
+    found = {dimension.name: dimension for dimension in read_space(path, CONFIG)}
+    assert (found["sampling.safe_strength"].low, found["sampling.safe_strength"].high) == (1.5, 12)
+    assert found["sampling.steps"].fixed and found["sampling.mode"].fixed
+    searched = domains(list(found.values()))
+    assert "sampling.steps" not in searched and "sampling.safe_strength" in searched
+    point = whole(list(found.values()), {name: domain.sample() for name, domain in searched.items()})
+    assert (
+        set(point) == set(found) and point["sampling.steps"] == 16 and point["sampling.mode"] == "given_mask"
+    )
+    (tmp_path / "list.yaml").write_text("- 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="mapping"):
+        read_space(tmp_path / "list.yaml", CONFIG)
+    everything = here(CONFIG, space(CONFIG))
+    with pytest.raises(ConfigError, match="every setting is fixed"):
+        space(CONFIG, everything)
+
+
+def test_a_point_becomes_settings_and_a_file_that_the_loop_takes(tmp_path) -> None:
+    point = here(CONFIG, space(CONFIG)) | {"wasm.band.low": 0.55, "wasm.band.width": 0.6, "sampling.steps": 9}
+    changed = applied(CONFIG, point)
+    assert changed.wasm.band == (0.55, 1.0) and changed.sampling.steps == 9
+    assert changed.sampling.safe_strength == CONFIG.sampling.safe_strength
+    path = tmp_path / "best.yaml"
+    path.write_text(overlay(CONFIG, point), encoding="utf-8")
+    assert set(yaml.safe_load(path.read_text())) == {"downstream", "sampling", "wasm"}
+    assert load_config(None, overlay=path) == changed
+    assert load_config(None, ["sampling.steps=5"], overlay=path).sampling.steps == 5, "the command line wins"
+
+
+def test_where_the_configuration_stands_is_a_point_of_the_space() -> None:
+    for config in (CONFIG, B3, B4, overridden(CONFIG, ["sampling.safe_strength=0.5"])):
+        dimensions = space(config)
+        point = here(config, dimensions)
+        assert all(0 <= dimension.share(point[dimension.name]) <= 1 for dimension in dimensions)
+    assert applied(B3, here(B3, space(B3))) == B3
