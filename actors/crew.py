@@ -29,7 +29,7 @@ from actors.resources import actor_options, preflight
 from actors.shelf import generator_key, shelve_generator, taken_generator
 from cdiff.config import Config
 from cdiff.data.carriers import from_json
-from cdiff.data.dataset import UPLOAD, Dataset
+from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
 from cdiff.data.retention import forget_checkpoints
 from cdiff.data.splits import Manifest
@@ -50,6 +50,7 @@ from cdiff.types import (
 )
 from cdiff.wasm.gains import measured_gains
 from cdiff.wasm.quality import Thresholds
+from cdiff.wasm.weakness import apart
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +81,9 @@ class Crew:
         self.run, self.config, self.dataset, self.manifest = run, config, dataset, manifest
         preflight(config, wait=not local)
         self.shared = ray.put(dataset)
-        self.generators = self._group("generator", GeneratorActor, config.resources.generators)
-        self.downstream = self._group("downstream", DownstreamActor, config.resources.downstreams)
-        self.extractor = self._group("extractor", ExtractorActor, 1)
         self.coordinator: ActorGroup | None = None
+        self.coordinates: tuple[Any, ...] = ()  # what a coordinator is made of, once the thresholds are known
+        self.wake()
         self.quarantined: list[Assignment] = []  # tasks of the last round that killed their actors ...
         self._bearable = 0  # ... and how many of them may
         self.train = manifest.ids("train")
@@ -93,6 +93,19 @@ class Crew:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.rest()
+
+    def wake(self) -> None:
+        """Make the actors; after `rest`, anew."""
+        resources = self.config.resources
+        self.generators = self._group("generator", GeneratorActor, resources.generators)
+        self.downstream = self._group("downstream", DownstreamActor, resources.downstreams)
+        self.extractor = self._group("extractor", ExtractorActor, 1)
+        if self.coordinates:
+            self._make_coordinator()
+
+    def rest(self) -> None:
+        """End the actors: their places are free for others."""
         for group in (self.generators, self.downstream, self.extractor, self.coordinator):
             if group is not None:
                 group.close()
@@ -167,7 +180,9 @@ class Crew:
             held = [sample_id for sample_id in self.train if self.manifest.fold(sample_id) == fold]
             groups = {self.dataset.sample(sample_id).group for sample_id in held}
             rest = tuple(sample_id for sample_id in self.train if self.manifest.fold(sample_id) != fold)
-            allowed = tuple(pair for pair in pairs if self._apart(pair, groups))
+            allowed = tuple(
+                pair for pair in pairs if apart(pair.attempt.assignment.task, groups, self.dataset)
+            )
             request = FitRequest(rest, steps, seed, pairs=allowed)
             out.append((request, round(config.base_steps * config.fold_share), held, fold))
         return out
@@ -348,14 +363,6 @@ class Crew:
     def _seed(self) -> int:
         return self.config.downstream.seed + self.config.seed
 
-    def _apart(self, pair: Pair, groups: set[str]) -> bool:
-        """Whether a pair is made of photos of other groups alone. What people brought to the service may show any object of them."""
-        task = pair.attempt.assignment.task
-        if UPLOAD in (task.reference[: len(UPLOAD)], task.background[: len(UPLOAD)]):
-            return False
-        reference = self.dataset.target(task.reference).group  # a place without a target has its photo's
-        return not {reference, self.dataset.sample(task.background).group} & groups
-
     def _coordinate(self, thresholds: Thresholds) -> None:
         photos = [self.dataset.sample(sample_id) for sample_id in self.train]
         frames: dict[str, Frame] = self.extractor.call("frames", self.train)
@@ -367,15 +374,14 @@ class Crew:
             own = [photo for photo in photos if photo.category == category]
             normals = [photo.sample_id for photo in own if photo.is_normal]
             backgrounds[category] = normals or [photo.sample_id for photo in own]
-        options = actor_options(self.config, "coordinator")
         free = {photo.sample_id: photo for photo in photos if photo.is_normal}
-        arguments = (self.config, targets, groups, backgrounds, frames, cut_off, thresholds, free)
-        self.coordinator = ActorGroup(
-            "coordinator",
-            lambda _: CoordinatorActor.options(**options).remote(*arguments),  # type: ignore[attr-defined]
-            1,
-            self.config.resources,
-        )
+        self.coordinates = (self.config, targets, groups, backgrounds, frames, cut_off, thresholds, free)
+        self._make_coordinator()
+
+    def _make_coordinator(self) -> None:
+        options, arguments = actor_options(self.config, "coordinator"), self.coordinates
+        make = lambda _: CoordinatorActor.options(**options).remote(*arguments)  # type: ignore[attr-defined] # noqa: E731
+        self.coordinator = ActorGroup("coordinator", make, 1, self.config.resources)
 
     def _coordinator(self) -> ActorGroup:
         assert self.coordinator is not None, "prepare() comes first"

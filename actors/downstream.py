@@ -43,6 +43,7 @@ class FitRequest:
     perlin: int = 0  # pairs of Perlin noise: they are made on the spot, from the seed
     base: bool = False  # a base of real photos: `downstream.base_share` crops stand beside its batches, to the last step
     cycle: int = 0  # fits that go on from each other differ in this: each sees other batches
+    mix: float = 0.0  # instead of `downstream.synthetic_mix`, where above 0
     again: int = 0  # fits that differ in this alone see other crops beside the same real batches
 
 
@@ -65,9 +66,8 @@ class Evaluation:
     outcomes: tuple[Outcome, ...]  # one per target and normal photo, with fold -1
 
 
-@ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # missing in Ray's stubs
-class DownstreamActor:
-    """Holds the data set; fits segmenters on real photos and pairs, and says how they do."""
+class Downstream:
+    """Holds the data set; fits segmenters on real photos and pairs, and says how they do. An actor (`DownstreamActor`), or within a trial."""
 
     def __init__(self, run: Run, config: Config, dataset: Dataset) -> None:
         set_threads(config.resources.threads)
@@ -83,6 +83,8 @@ class DownstreamActor:
         if request.base:
             beside = {"synthetic_share": config.base_share, "synthetic_until": 1.0}
             config = config.model_copy(update=beside)
+        if request.mix:
+            config = config.model_copy(update={"synthetic_mix": request.mix})
         known = taken_fit(self.run, key)
         if known is not None:
             return from_json(Fit, known)
@@ -208,3 +210,6 @@ class DownstreamActor:
         limits = Limits.of(self.config.data)
         image, mask = read_pair(self.run, attempt)
         return decode_png(image, limits), decode_mask_png(mask, limits)
+
+
+DownstreamActor = ray.remote(concurrency_groups={"status": 1})(Downstream)  # type: ignore[call-overload]  # missing in Ray's stubs

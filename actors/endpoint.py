@@ -97,13 +97,14 @@ class Generating:
             return await self._on_thread(lambda: Studio(runs[model], dataset))
 
         # Serve sends requests to the replicas that have their model, and lets the one asked for least recently go
-        self._studio = serve.multiplexed(studio, max_num_models_per_replica=models_at_once)
+        self._loaded = serve.multiplexed(studio, max_num_models_per_replica=models_at_once)
+        self._comparing = asyncio.Lock()
         self._batch.set_max_batch_size(config.sampling.micro_batch)  # type: ignore[attr-defined]
 
     async def pairs(self, model: str, request: PairRequest) -> tuple[list[ShardRow], list[str]]:
         studio = await self._studio(model)
         tickets = await self._on_thread(lambda: studio.tickets(request))
-        made = await asyncio.gather(*(self._batch((model, ticket)) for ticket in tickets))
+        made = await asyncio.gather(*(self._batch((model, studio, ticket)) for ticket in tickets))
         rows, reasons = [], []
         for found in made:
             if isinstance(found, Exception):
@@ -116,7 +117,10 @@ class Generating:
     async def human(self, model: str, request: PairRequest, task_id: str) -> ShardRow:
         """A pair that was made before, once more, to be trained on."""
         studio = await self._studio(model)
-        await asyncio.to_thread(demand_unseen, request, self._dataset, studio.manifest, studio.config.data)
+        async with self._comparing:  # photos by the thousand: one comparison at a time
+            await asyncio.to_thread(
+                demand_unseen, request, self._dataset, studio.manifest, studio.config.data
+            )
         return await self._on_thread(lambda: human_pair(studio, request, task_id))
 
     async def mask(self, model: str, request: MaskRequest) -> np.ndarray:
@@ -141,13 +145,12 @@ class Generating:
         return await asyncio.to_thread(lambda: [_about(name, run) for name, run in self._runs.items()])
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.02)
-    async def _batch(self, items: list[tuple[str, Ticket]]) -> list[_Made]:
+    async def _batch(self, items: list[tuple[str, Studio, Ticket]]) -> list[_Made]:
         """Tickets of several requests, each answered as it would be alone: with its pair, or with its own error."""
         made: dict[int, _Made] = {}
-        for model in dict.fromkeys(model for model, _ in items):
-            studio = await self._studio(model)
-            began, places = time.perf_counter(), [i for i, (own, _) in enumerate(items) if own == model]
-            tickets = [items[place][1] for place in places]
+        for model in dict.fromkeys(model for model, _, _ in items):
+            began, places = time.perf_counter(), [i for i, (own, *_) in enumerate(items) if own == model]
+            studio, tickets = items[places[0]][1], [items[place][2] for place in places]
             found = await self._on_thread(lambda studio=studio, own=tickets: self._made_of(studio, own))  # type: ignore[misc]
             made |= dict(zip(places, found, strict=True))
             self._seconds.observe(time.perf_counter() - began, tags={"model": model})
@@ -161,6 +164,11 @@ class Generating:
             if len(tickets) == 1:
                 return [error]
             return [one for ticket in tickets for one in self._made_of(studio, [ticket])]
+
+    async def _studio(self, model: str) -> Studio:
+        """A model's studio. Who asked may leave while it is loaded: it is there for the next."""
+        found: Studio = await asyncio.shield(asyncio.ensure_future(self._loaded(model)))
+        return found
 
     async def _on_thread(self, work: Callable[[], _Found]) -> _Found:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -227,13 +235,16 @@ class Behind:
 
     async def judge(self, model: str | None, request: VerdictRequest) -> None:
         name, made = self._named(model), None
-        if request.made and request.accepted:
+        known = await asyncio.to_thread(self._reviews[name].knows, request.task_id)
+        if request.made and request.accepted and not known:
             await self._check(request.made)
             made = await self._ask(self._of(name).human.remote(name, request.made, request.task_id))
         await asyncio.to_thread(self._reviews[name].judge, request, made)
 
     def _of(self, name: str) -> DeploymentHandle:
-        """The generators, those first that have this model."""
+        """The generators, those first that have this model; where there is but one, whoever has the least to do."""
+        if len(self._names) == 1:
+            return self._generators
         return self._generators.options(multiplexed_model_id=name)
 
     async def _check(self, request: PairRequest | MaskRequest | SegmentRequest) -> None:

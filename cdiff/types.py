@@ -15,9 +15,9 @@ Box = tuple[int, int, int, int]
 Split = Literal["train", "validation", "test"]
 Mode = Literal["joint", "mask_first", "given_mask", "negative"]
 Arm = Literal["B0", "B1", "B2", "B3", "B4", "B3+B1", "B3+B2"]
-Purpose = Literal[
-    "uniform", "easy", "weak", "negative", "human"
-]  # human: people made it with the service, and accepted it
+# human: people made it with the service, and accepted it
+Purpose = Literal["uniform", "easy", "weak", "negative", "human"]
+UPLOAD = "upload/"  # so begin the ids of photos that people brought to the service
 
 
 def content_hash(value: Any) -> str:
@@ -214,6 +214,11 @@ class GenerationTask:
     @property
     def task_id(self) -> str:
         return content_hash(self)
+
+    @property
+    def brought(self) -> bool:
+        """Whether it is made of a photo that people brought, of objects that nobody knows."""
+        return self.reference.startswith(UPLOAD) or self.background.startswith(UPLOAD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,12 +180,15 @@ def _tell(session: Session, finished: dict[str, Any], path: Any, real_only_stand
 
 def _by_people(ledger: Ledger) -> list[str]:
     """What a reader must know of pairs that no round made."""
-    rounds = [number for number, _ in _human(ledger)]
-    if not rounds:
+    last = max((result.round for result in ledger.rounds()), default=0)
+    made = [(number, pair) for number, pair in ledger.human_pairs() if number <= last]
+    if not made:
         return []
-    return [
-        f"people made {len(rounds)} of the pairs with the service; from round {min(rounds)} on they were trained on, too"
-    ]
+    brought = sum(pair.attempt.assignment.task.brought for _, pair in made)
+    told = f"people made {len(made)} of the pairs with the service, which were trained on from round {min(n for n, _ in made)} on"
+    if brought:
+        told += f"; {brought} rest on photos that they brought, of objects that nobody could compare with those of the test split"
+    return [told]
 
 
 def _human(ledger: Ledger, until: int | None = None) -> list[tuple[int, Pair]]:

@@ -290,7 +290,7 @@ class Direct:
     async def judge(self, model, request):
         self._check(model)
         made = None
-        if request.made and request.accepted:
+        if request.made and request.accepted and not self.review.knows(request.task_id):
             from cdiff.service.adoption import demand_unseen, human_pair
 
             studio = self.studio

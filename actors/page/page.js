@@ -316,7 +316,8 @@ async function judged(word) {
   const reviewer = $("reviewer").value.trim();
   if (!reviewer) { say("Give the reviewer's name first.", true); $("reviewer").focus(); return false; }
   try {
-    await ask("v1/verdicts", { ...word, reviewer, model: $("model").value });
+    const model = word.made ? word.made.model : $("model").value;
+    await ask("v1/verdicts", { ...word, reviewer, model });
     say(`Pair ${word.task_id.slice(0, 8)} is ${word.accepted ? "accepted" : "rejected"}.`);
     return true;
   } catch (error) { say(error.message, true); return false; }
@@ -331,7 +332,7 @@ function keptFigure(pair, canvas) {
   };
   told(pair.verdict);
   const about = document.createElement("div");
-  about.textContent = `${pair.category} / ${pair.type} · ${pair.human ? "made by hand, from" : ""} round ${pair.round} · ${pair.task_id.slice(0, 8)}`;
+  about.textContent = `${pair.category} / ${pair.type} · ${pair.human ? "made by hand, for" : ""} round ${pair.round} · ${pair.task_id.slice(0, 8)}`;
   caption.append(verdict, about);
   for (const accepted of [true, false]) {
     const button = document.createElement("button");

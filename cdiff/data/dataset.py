@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 JOIN_SHARE = (
     0.02  # parts of one type nearer than this share of the photo's longer side are one target: cracks break
 )
-UPLOAD = "upload/"  # so begin the ids of photos that people brought to the service (cdiff.service.uploads)
 MIN_AREA = 4  # pixels; smaller specks are slips of the annotator unless the photo has nothing else
 
 

@@ -38,16 +38,23 @@ class Ledger:
 
     Args:
         lease: of the run, held.
+        shards: what was read of shards before, by name; a committed one never changes.
         clock: seconds since 1970, for the `at` of events and the age of the lease.
     Raises:
         RunError: the events are damaged, or of a later version of cdiff.
     """
 
-    def __init__(self, run: Run, lease: Lease | None = None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        run: Run,
+        lease: Lease | None = None,
+        clock: Callable[[], float] = time.time,
+        shards: dict[str, dict[str, Attempt]] | None = None,
+    ) -> None:
         self.run, self._clock = run, clock
         self._journal, self._lease = journal_of(run.storage), lease or lease_of(run, clock)
         self._events: list[dict[str, Any]] = []
-        self._shards: dict[str, dict[str, Attempt]] = {}  # a committed shard never changes
+        self._shards: dict[str, dict[str, Attempt]] = {} if shards is None else shards
         self._load()
 
     def events(self) -> list[dict[str, Any]]:
@@ -168,25 +175,30 @@ class Ledger:
         Errors as `pairs`.
 
         Args:
-            accepted_only: only of accepted rounds, and only what no person turned away (`rejected`).
+            accepted_only: not of rejected rounds, those that people made and that such a round was the first to try included; and only
+                what no person turned away (`rejected`).
             until: the last round that counts; None: all. since: the last one that does not.
         """
         away = self.rejected() if accepted_only else set()
+        failed = self._rejected_rounds() if accepted_only else set()
         made = [
             (event["result"]["round"], pair)
             for event in self._rounds()
-            if event["result"]["decision"]["accepted"] or not accepted_only
+            if event["result"]["round"] not in failed
             for pair in self._pairs(event)
             if pair.kept
         ]
+        made += [(number, pair) for number, pair in self.human_pairs() if number not in failed]
         return [
             pair
-            for number, pair in made + self.human_pairs()
+            for number, pair in made
             if since < number and (until is None or number <= until) and pair.task_id not in away
         ]
 
     def human_pairs(self, also_new: bool = False) -> list[tuple[int, Pair]]:
         """Pairs that people made with the service and accepted, rejected since or not, each with the first round that trains on it.
+
+        A round that was rejected may have failed by them: who accepts one of its pairs again gives it to the next round.
 
         Args:
             also_new: with verdicts that no round has taken in yet.
@@ -194,18 +206,17 @@ class Ledger:
             RunError: a shard is gone or damaged.
         """
         found: dict[str, tuple[int, str]] = {}
+        failed = set[int]()
         number = 1
-        for event in self._events:
+        new = [{"kind": "verdicts", "told": to_json(list(self._new_verdicts().values()))}] if also_new else []
+        for event in self._events + new:
             if event["kind"] == "round":
                 number = event["result"]["round"] + 1
-            elif event["kind"] == "verdicts":
-                for told in event["told"]:
-                    if told.get("shard"):
-                        found.setdefault(told["task_id"], (number, told["shard"]))
-        if also_new:
-            for verdict in self._new_verdicts().values():
-                if verdict.shard:
-                    found.setdefault(verdict.task_id, (number, verdict.shard))
+                failed |= set() if event["result"]["decision"]["accepted"] else {number - 1}
+            for told in event["told"] if event["kind"] == "verdicts" else []:
+                first, shard = found.get(told["task_id"], (0, told.get("shard", "")))
+                if shard and told["accepted"] and (not first or first in failed):
+                    found[told["task_id"]] = (number, shard)
         return [
             (first, Pair(self._attempts(shard)[task_id], "")) for task_id, (first, shard) in found.items()
         ]
@@ -233,6 +244,9 @@ class Ledger:
         """Let another process write."""
         self._lease.release()
 
+    def _rejected_rounds(self) -> set[int]:
+        return {e["result"]["round"] for e in self._rounds() if not e["result"]["decision"]["accepted"]}
+
     def _rounds(self) -> list[dict[str, Any]]:
         return [event for event in self._events if event["kind"] == "round"]
 
@@ -254,9 +268,10 @@ class Ledger:
 
     def _holds(self, verdict: Verdict) -> bool:
         try:
-            return verdict.task_id in self._attempts(verdict.shard)
+            found = self._attempts(verdict.shard).get(verdict.task_id)
         except RunError:
             return False
+        return found is not None and found.assignment.purpose == "human"
 
     def _demand_lease(self) -> None:
         if not self._lease.held:

@@ -2,8 +2,8 @@
 
     RUN/verdicts/TASK_ID-XXXXXXXX.json    {"task_id": ..., "accepted": ..., "reviewer": ..., "at": ..., "shard": ""}
 
-A pair that no round made but a person with the service is named by its shard: accepted, it enters the pool. Who writes them needs no right to write the run: the ledger has one writer, and takes new verdicts in by itself (`Ledger.fold_verdicts`). The last
-verdict on a pair counts.
+A pair that no round made but a person with the service is named by its shard: accepted, it enters the pool. Who only judges needs no right to
+write the run: the ledger has one writer, and takes new verdicts in by itself (`Ledger.fold_verdicts`). The last verdict on a pair counts.
 """
 
 from __future__ import annotations

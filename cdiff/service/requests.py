@@ -202,7 +202,9 @@ class KeptPair(BaseModel):
     """A pair that a round of the run kept, or that people made and accepted."""
 
     task_id: str
-    round: int = Field(description="That kept it, or is the first to train on it.")
+    round: int = Field(
+        description="That kept it; or, of one that people made, is the first to train on it, at the earliest."
+    )
     human: bool = Field(description="People made it.")
     category: str
     type: str

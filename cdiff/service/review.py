@@ -11,9 +11,9 @@ from cdiff.data.run import Run
 from cdiff.data.store import ShardRow, read_pair
 from cdiff.data.verdicts import Verdict, verdicts, write_verdict
 from cdiff.errors import RequestError
-from cdiff.service.adoption import store_human_pair
+from cdiff.service.adoption import MOST_WAITING, store_human_pair
 from cdiff.service.requests import KeptPair, KeptPairs, VerdictRequest
-from cdiff.types import Pair
+from cdiff.types import Attempt, Pair
 
 Part = Literal["image", "mask"]
 
@@ -24,6 +24,7 @@ class Review:
     def __init__(self, run: Run, clock: Callable[[], float] = time.time) -> None:
         self._run, self._clock = run, clock
         self._known: tuple[int, list[tuple[int, Pair]]] = (-1, [])  # number of events, and what they come to
+        self._shards: dict[str, dict[str, Attempt]] = {}  # read once: committed ones never change
 
     def kept(self, model: str, offset: int, limit: int) -> KeptPairs:
         """Those that people made, then the rounds' kept ones, the latest first; with the last verdict on each."""
@@ -56,6 +57,10 @@ class Review:
         image, mask = read_pair(self._run, self._pair(task_id).attempt)
         return image if part == "image" else mask
 
+    def knows(self, task_id: str) -> bool:
+        """Whether a verdict needs nothing but the pair's name."""
+        return any(pair.task_id == task_id for _, pair in self._pairs())
+
     def judge(self, request: VerdictRequest, made: ShardRow | None = None) -> None:
         """Store a verdict, and with it the pair where no round made it.
 
@@ -64,6 +69,12 @@ class Review:
         """
         shard = ""
         if made is not None and request.made is not None:
+            ledger = Ledger(self._run, shards=self._shards)
+            waiting = len(ledger.human_pairs(also_new=True)) - len(ledger.human_pairs())
+            if waiting >= MOST_WAITING:
+                raise RequestError(
+                    f"made: {waiting} pairs wait for the loop's next round already; it takes them in when it begins."
+                )
             shard = store_human_pair(self._run, request.made, made)
         else:
             self._pair(request.task_id)
@@ -71,7 +82,7 @@ class Review:
         write_verdict(self._run, verdict)
 
     def _pairs(self) -> list[tuple[int, Pair]]:
-        ledger = Ledger(self._run)
+        ledger = Ledger(self._run, shards=self._shards)
         if len(ledger.events()) != self._known[0]:  # shards are read anew only where something was committed
             numbers = sorted((result.round for result in ledger.rounds()), reverse=True)
             found = [(number, pair) for number in numbers for pair in ledger.pairs(number) if pair.kept]

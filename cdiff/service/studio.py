@@ -19,7 +19,7 @@ import torch
 from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.carriers import from_json
-from cdiff.data.dataset import UPLOAD, Dataset
+from cdiff.data.dataset import Dataset
 from cdiff.data.images import Limits
 from cdiff.data.ledger import Ledger
 from cdiff.data.manifest import Manifest, read_manifest
@@ -35,7 +35,7 @@ from cdiff.generator.sampling import Condition, Sampler
 from cdiff.safe.tokens import TokenBank
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
 from cdiff.service.uploads import Upload, WithUploads, upload_of
-from cdiff.types import Assignment, Box, GenerationTask, Pose, Recipe, Revisions, Sample, Target
+from cdiff.types import UPLOAD, Assignment, Box, GenerationTask, Pose, Recipe, Revisions, Sample, Target
 from cdiff.wasm.budget import recipe_of, strengths_of
 from cdiff.wasm.labels import READ_STEPS
 from cdiff.wasm.layout import coverage, noise_of
@@ -148,7 +148,8 @@ class Studio:
         recipes: dict[Recipe, list[int]] = {}
         for place, ticket in enumerate(tickets):
             recipes.setdefault(ticket.task.recipe, []).append(place)
-        for places in recipes.values():
+        for recipe, places in recipes.items():
+            torch.set_num_threads(recipe.threads)
             own = [tickets[place] for place in places]
             uploads = [upload for ticket in own for upload in ticket.uploads]
             dataset = WithUploads(self.dataset, uploads, self.config.data)

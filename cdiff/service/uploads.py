@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdiff.config import DataConfig
-from cdiff.data.dataset import UPLOAD, Dataset
+from cdiff.data.dataset import Dataset
 from cdiff.data.images import Limits, decode_mask_upload, decode_upload
 from cdiff.errors import DataError, RequestError
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
-from cdiff.types import Box, Sample, Target
+from cdiff.types import UPLOAD, Box, Sample, Target
 
 
 @dataclass(frozen=True, slots=True, eq=False)

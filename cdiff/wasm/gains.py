@@ -50,7 +50,8 @@ def measured_gains(
     slices: Sequence[Weakness],
     pairs: Iterable[Pair],
 ) -> tuple[Gain, ...]:
-    """Gains of the slices that got pairs and have validation targets.
+    """Gains of the slices that got pairs and have validation targets. Where people's pairs of the same type came along, nothing is measured:
+    nobody can tell whose gain it is.
 
     Args:
         before, after: outcomes of the same validation targets without and with the pairs.
@@ -66,8 +67,19 @@ def measured_gains(
             name = _slice_of(leaf_of(row, edges), slices)
             if name is not None:
                 changes.setdefault(name, []).append(row.soft_dice - paired[row.target_id].soft_dice)
+    pairs = list(pairs)
+    by_people = {
+        (p.attempt.category, p.attempt.type) for p in pairs if p.attempt.assignment.purpose == "human"
+    }
+    unclear = {
+        w.slice.name
+        for w in slices
+        if any(w.slice.category == c and w.slice.type in ("", t) for c, t in by_people)
+    }
     spent = Counter(
-        (p.attempt.assignment.slice, p.attempt.assignment.task.strengths.start_strength) for p in pairs
+        (p.attempt.assignment.slice, p.attempt.assignment.task.strengths.start_strength)
+        for p in pairs
+        if p.attempt.assignment.purpose != "human" and p.attempt.assignment.slice not in unclear
     )
     everywhere = [value for values in changes.values() for value in values]
     typical = float(np.std(everywhere)) if len(everywhere) > 1 else 0.0

@@ -9,14 +9,26 @@ prior; the ranking only says what is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 import numpy as np
 
-from cdiff.types import Outcome, Slice, Weakness
+from cdiff.data.dataset import Dataset
+from cdiff.types import GenerationTask, Outcome, Slice, Weakness
 
 _LEVELS = ("category", "type", "size", "contrast")
+
+
+def apart(task: GenerationTask, groups: Set[str], dataset: Dataset) -> bool:
+    """Whether a pair is made of photos of other groups alone: a fold's model may see it where these are the fold's.
+
+    What people brought to the service may show any object.
+    """
+    if task.brought:
+        return False
+    reference = dataset.target(task.reference).group  # a place without a target has its photo's
+    return not {reference, dataset.sample(task.background).group} & groups
 
 
 def rank(outcomes: Iterable[Outcome], min_targets: int) -> list[Weakness]:

@@ -133,8 +133,35 @@ def test_what_people_made_is_trained_on_from_the_next_round(run):
     write_verdict(run, Verdict(made.task_id, False, "Grace", 6.0))
     ledger.fold_verdicts()
     assert human not in ledger.kept_pairs() and human in ledger.kept_pairs(accepted_only=False)
+    write_verdict(run, Verdict(made.task_id, True, "Grace", 7.0))
+    ledger.fold_verdicts()
+    assert human in ledger.kept_pairs(until=2), "it came back where it was"
     with pytest.raises(DataError, match="shard"):
         Verdict(made.task_id, True, "Ada", 1.0, "../elsewhere.parquet")
+
+
+def test_a_rejected_round_takes_the_pairs_that_people_made_for_it_along(run):
+    ledger = Ledger(run)
+    (made,) = attempts(range(900, 901))
+    made = dataclasses.replace(made, assignment=dataclasses.replace(made.assignment, purpose="human"))
+    store(run, [made])
+    write_verdict(run, Verdict(made.task_id, True, "Ada", 5.0, made.shard))
+    ledger.fold_verdicts()
+    assert len(ledger.kept_pairs()) == 1
+    commit(run, ledger, 1, accepted=False)
+    assert ledger.kept_pairs() == [] and len(ledger.kept_pairs(accepted_only=False)) == 3
+    write_verdict(run, Verdict(made.task_id, True, "Ada", 6.0))
+    ledger.fold_verdicts()
+    ((first, human),) = ledger.human_pairs()
+    assert first == 2 and ledger.kept_pairs() == [human], "who accepts it again gives it to the next round"
+
+
+def test_a_verdict_cannot_make_a_pair_human_that_the_gate_turned_away(run):
+    ledger = Ledger(run)
+    pairs = commit(run, ledger, 1, True)
+    turned_away = pairs[1].attempt
+    write_verdict(run, Verdict(turned_away.task_id, True, "Eve", 5.0, turned_away.shard))
+    assert ledger.fold_verdicts() == 0 and not ledger.human_pairs() and len(ledger.kept_pairs()) == 2
 
 
 CARRIERS = [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -14,10 +17,12 @@ import pytest
 import ray
 
 from cdiff.data.ledger import Ledger
+from cdiff.data.manifest import make_manifest, read_manifest, write_manifest
 from cdiff.data.run import Run
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(300)]
 TOKEN, PORT = "a-token-of-some-length", 18123
+HELD = "metal/good/009"  # that the second run is judged on
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,15 @@ def runs(served_run, tmp_path_factory) -> dict[str, Run]:
     folder = tmp_path_factory.mktemp("served_here")
     for name in ("one", "two"):
         shutil.copytree(served_run.path, folder / name)
-    return {name: Run(folder / name) for name in ("one", "two")}
+    second = Run(folder / "two")  # it draws in other steps, and is judged on a photo that the first trains on
+    changed = second.local("config.yaml").read_text().replace("steps: 4\n", "steps: 5\n")
+    second.local("config.yaml").write_text(changed)
+    rows = [
+        replace(row, split="test") if row.sample_id == HELD else row
+        for row in read_manifest(second.splits_path).rows
+    ]
+    write_manifest(make_manifest(rows, (), ()), second.splits_path)
+    return {"one": Run(folder / "one"), "two": second}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +103,7 @@ def test_without_the_token_nothing_and_with_it_types_and_models(url) -> None:
         assert big.status_code == 413
 
 
-def test_two_models_share_a_replica_that_holds_one(url, runs) -> None:
+def test_two_models_share_a_replica_that_holds_one(url, runs, photos) -> None:
     wanted = {"type": "pit", "seed": 3}
     with _client(url) as client:
         alone = [client.post("/v1/pairs", json=wanted | {"model": name}).json() for name in ("one", "two")]
@@ -100,11 +113,16 @@ def test_two_models_share_a_replica_that_holds_one(url, runs) -> None:
                 a.json() for a in crowd.map(lambda fields: client.post("/v1/pairs", json=fields), mixed)
             ]
         assert answers == [alone[0], alone[1], alone[1], alone[0]]
-        assert alone[0]["pairs"] == alone[1]["pairs"] and alone[1]["model"] == "two"
+        assert alone[0]["pairs"][0]["recipe"]["steps"] == 4 and alone[1]["pairs"][0]["recipe"]["steps"] == 5
         task_id = alone[1]["pairs"][0]["task_id"]
         said = {"task_id": task_id, "accepted": True, "reviewer": "Ada", "made": wanted, "model": "two"}
         assert client.post("/v1/verdicts", json=said).status_code == 201
         assert client.post("/v1/verdicts", json=said | {"task_id": "0" * 16}).status_code == 422
+        photo = base64.b64encode(Path(photos.sample(HELD).image).read_bytes()).decode()
+        asked = wanted | {"background": photo, "model": "two"}
+        made = client.post("/v1/pairs", json=asked).json()["pairs"][0]
+        answer = client.post("/v1/verdicts", json=said | {"task_id": made["task_id"], "made": asked})
+        assert answer.status_code == 422 and "judged on" in answer.json()["error"]
     human = {name: [pair.task_id for _, pair in Ledger(run).human_pairs(True)] for name, run in runs.items()}
     assert human == {"one": [], "two": [task_id]}
 

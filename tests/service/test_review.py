@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+import cdiff.data.ledger as ledger_module
+import cdiff.service.review as review_module
 from actors import web
 from actors.door import Door
 from cdiff.data.ledger import Ledger
@@ -96,9 +98,33 @@ def test_a_pair_made_by_hand_enters_the_pool_and_is_made_again_byte_for_byte(
     ledger.close()
 
 
+def test_what_was_read_once_is_not_read_again(client, judged_run, monkeypatch) -> None:
+    request = {"type": "pit", "n": 3, "seed": 4}
+    pairs = client.post("/v1/pairs", json=request).json()["pairs"]
+    for pair in pairs:
+        said = {"task_id": pair["task_id"], "accepted": True, "reviewer": "Ada", "made": request}
+        assert client.post("/v1/verdicts", json=said).status_code == 201
+    assert len({path.name for path in (judged_run.path / "made").glob("*.json")}) == 1, (
+        "one request, stored once"
+    )
+    client.get("/v1/kept")
+    monkeypatch.setattr(ledger_module, "read_attempts", lambda *_: pytest.fail("read again"))
+    assert client.get("/v1/kept").json()["total"] == 6
+
+
+def test_only_so_many_pairs_wait_for_a_round(client, monkeypatch) -> None:
+    monkeypatch.setattr(review_module, "MOST_WAITING", 1)
+    assert _accepted(client, {"type": "pit", "seed": 4})[1].status_code == 201
+    _, answer = _accepted(client, {"type": "bar"})
+    assert answer.status_code == 422 and "wait" in answer.json()["error"]
+
+
 def test_a_request_that_makes_another_pair_is_told(client) -> None:
     _, answer = _accepted(client, {"type": "pit"}, task_id="0123456789abcdef")
     assert answer.status_code == 422 and "makes no pair" in answer.json()["error"]
+    other = {"type": "pit", "model": "another"}
+    said = {"task_id": "0123456789abcdef", "accepted": True, "reviewer": "Ada", "made": other}
+    assert client.post("/v1/verdicts", json=said).status_code == 422
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -114,9 +140,16 @@ def test_photos_that_judge_the_run_are_not_trained_on(
         ),
     )
     monkeypatch.setattr(studio, "manifest", held)
-    with Image.open(sample.image) as image:  # not the very file, but what it shows
-        pixels = np.asarray(image.convert("RGB"), int) + 4
+    with Image.open(sample.image) as image:  # not the very file, but what it shows, turned and mirrored
+        pixels = np.asarray(image.convert("RGB"), int)[::-1].swapaxes(0, 1) + 4
     shown = b64(png(pixels.clip(0, 255).astype(np.uint8)))
-    _, answer = _accepted(client, {"type": "bar", "background": shown})
-    assert answer.status_code == 422 and "background" in answer.json()["error"]
+    mask = np.zeros(pixels.shape[:2], np.uint8)
+    mask[20:40, 20:40] = 255
+    reference = {"image": shown, "mask": b64(png(mask))}
+    for asked, where in (
+        ({"type": "bar", "background": shown}, "background"),
+        ({"reference": reference}, "reference"),
+    ):
+        _, answer = _accepted(client, {"category": "metal", **asked})
+        assert answer.status_code == 422 and answer.json()["error"].startswith(where)
     assert _accepted(client, {"type": "bar", "background": sent["photo"]})[1].status_code == 201

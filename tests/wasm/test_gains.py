@@ -26,10 +26,12 @@ def weak(name: str, score: float) -> Weakness:
     return Weakness(Slice("tile", name), (), 1.0, 1 - score, 0.5, score)
 
 
-def made(name: str, strength: float = 0.3) -> Any:
+def made(name: str, strength: float = 0.3, purpose: str = "weak") -> Any:
     """A kept pair, as far as gains look at it."""
     task = SimpleNamespace(strengths=SimpleNamespace(start_strength=strength))
-    return SimpleNamespace(attempt=SimpleNamespace(assignment=SimpleNamespace(slice=name, task=task)))
+    category, type = name.split("/")[:2]
+    assignment = SimpleNamespace(slice=name, task=task, purpose=purpose)
+    return SimpleNamespace(attempt=SimpleNamespace(assignment=assignment, category=category, type=type))
 
 
 def test_the_prior_gathers_pairs_where_much_is_missed() -> None:
@@ -57,6 +59,19 @@ def test_a_gain_is_the_change_of_a_slices_soft_dice_per_hundred_pairs() -> None:
     }
     assert all(g.gain == pytest.approx(0.1 * 100 / 50) for g in found)  # the pairs of a slice share its gain
     assert all(g.error < 0.01 for g in found)
+
+
+def test_where_people_made_pairs_of_a_type_no_gain_of_it_is_told() -> None:
+    training = [outcome(n, "crack" if n < 10 else "stain", 0.5) for n in range(20)]
+    slices = rank(training, min_targets=8)
+    names = {t: next(w.slice.name for w in slices if w.slice.type == t) for t in ("crack", "stain")}
+    before = [outcome(100 + n, ("crack", "stain")[n % 2], 0.4) for n in range(12)]
+    after = [dataclasses.replace(row, soft_dice=row.soft_dice + 0.1) for row in before]
+    pairs = [made(name) for name in names.values()] * 20
+    theirs = [made("tile/crack", purpose="human")] * 30
+    assert {g.slice for g in measured_gains(before, after, training, slices, pairs)} == set(names.values())
+    found = measured_gains(before, after, training, slices, pairs + theirs)
+    assert {g.slice for g in found} == {names["stain"]}
 
 
 def test_few_targets_leave_a_gain_uncertain() -> None:

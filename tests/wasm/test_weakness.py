@@ -6,8 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cdiff.types import Outcome, Slice
-from cdiff.wasm.weakness import false_positives, rank
+from cdiff.types import UPLOAD, GenerationTask, Outcome, Pose, Recipe, Revisions, Slice, Strengths
+from cdiff.wasm.weakness import apart, false_positives, rank
 
 
 def outcome(
@@ -116,3 +116,20 @@ def test_normal_photos_are_reported_apart() -> None:
 def test_two_outcomes_of_one_target_are_refused() -> None:
     with pytest.raises(ValueError, match="two outcomes"):
         rank([outcome(1, "crack", 0.5, 0.5, 0.5)] * 2, 8)
+
+
+def test_a_folds_model_sees_no_pair_of_its_photos_nor_one_of_unknown_objects(photos) -> None:
+    recipe = Recipe("joint", "B0", 1, 0.25, 16, "euler", "float32", 8, 2)
+    pose = Pose(1.5, 2.5, 0.0, 1.0, False, 0.05, 1.7)
+
+    def task(reference: str, background: str) -> GenerationTask:
+        return GenerationTask(
+            recipe, reference, background, pose, Strengths(2.0, 0.4), 1, Revisions("g", "b")
+        )
+
+    target, normal = photos.targets("metal/pit/000")[0], photos.sample("metal/good/009")
+    made = task(target.target_id, normal.sample_id)
+    assert apart(made, {"elsewhere"}, photos)
+    assert not apart(made, {target.group}, photos) and not apart(made, {normal.group}, photos)
+    assert not apart(task(f"{UPLOAD}0123#0", normal.sample_id), {"elsewhere"}, photos)
+    assert not apart(task(target.target_id, f"{UPLOAD}0123"), {"elsewhere"}, photos)

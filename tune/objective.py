@@ -1,0 +1,247 @@
+"""What one trial measures: pairs made at a point, gated, a short further fit of the base, and what that gains.
+
+    point -> [plan, generate, judge: the loop's own actors] -> kept pairs -> [fit from the base, in the trial's process] -> half A of validation
+
+    gain   mean over the targets of half A of soft Dice, less that of ONE control: the same fit on real photos alone
+    rungs  growing budgets of pairs and steps: each is reported, so that a scheduler stops poor points early
+
+Common random numbers: all trials have the same backgrounds, references, seeds and batches; only the point differs. Half A alone is looked at: half B
+confirms, and the test split is not touched. What a rung measured is stored in the run (TRIALS), and never measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.downstream import Downstream, Evaluation, FitRequest
+from cdiff.config import Config
+from cdiff.config_file import overridden
+from cdiff.data.dataset import Dataset
+from cdiff.data.manifest import Manifest
+from cdiff.data.run import Run
+from cdiff.errors import ConfigError
+from cdiff.types import Assignment, Attempt, Knowledge, Pair, Revisions, content_hash
+from cdiff.wasm.quality import INVALID
+from tune.space import Point, applied
+
+TRIALS = "trials"  # RUN/trials/KEY/RUNG.json; end.json beside them where nothing more is to come
+_ROUND = 0  # of the plans of trials: no round of the loop has it
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One budget of a trial."""
+
+    pairs: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all trials of a sweep share; crosses to them. Actors are looked up by name: handles would not outlive a driver."""
+
+    run: Run
+    config: Config
+    known: Knowledge
+    revisions: Revisions
+    base: str  # revision of the model of real photos that every fit goes on from
+    seed: int
+    train: tuple[str, ...]
+    photos: tuple[str, ...]  # of half A, with targets
+    targets: tuple[str, ...]  # theirs, for fidelity
+    rungs: tuple[Rung, ...]
+    control: tuple[Mapping[str, float], ...]  # by rung: soft Dice by target of the fit on real photos alone
+    generators: tuple[str, ...]
+    coordinator: str
+    extractor: str
+
+    def key(self, point: Point) -> str:
+        """Name of a point's measurements: equal where everything that decides them is."""
+        decides = self.config.model_dump(mode="json", exclude={"rounds", "resources", "tracking"})
+        told = [self.revisions, self.base, self.seed, self.photos, self.rungs, self.known.weaknesses]
+        return content_hash([decides, told, sorted(point.items())])
+
+
+def rungs(pairs: int, steps: int, count: int, factor: int) -> tuple[Rung, ...]:
+    """Budgets that grow by a factor, the last one whole.
+
+    Raises:
+        ConfigError: the first would be empty.
+    """
+    shares = [factor ** -(count - 1 - number) for number in range(count)]
+    out = tuple(Rung(round(pairs * share), round(steps * share)) for share in shares)
+    if out[0].pairs < 1 or out[0].steps < 1:
+        raise ConfigError(
+            f"{count} rungs of {pairs} pairs and {steps} steps begin with {out[0].pairs} and {out[0].steps}: fewer rungs, or a larger budget."
+        )
+    return out
+
+
+def halves(dataset: Dataset, manifest: Manifest, seed: int) -> tuple[list[str], list[str]]:
+    """The validation photos with targets in two halves, by source object and alike in types: A chooses, B confirms.
+
+    Raises:
+        ConfigError: there are fewer than two objects with targets.
+    """
+    objects: dict[str, list[str]] = {}
+    for sample_id in manifest.ids("validation"):
+        sample = dataset.sample(sample_id)
+        if not sample.is_normal:
+            objects.setdefault(sample.group, []).append(sample_id)
+    if len(objects) < 2:
+        raise ConfigError(
+            "a sweep needs validation photos with targets of two source objects: one half chooses, the other confirms."
+        )
+    order = list(objects)
+    np.random.default_rng([seed, 17]).shuffle(order)
+    order.sort(key=lambda group: sorted(t for i in objects[group] for t in dataset.sample(i).types))
+    parts = ([i for group in order[side::2] for i in objects[group]] for side in (0, 1))
+    first, second = (sorted(part) for part in parts)
+    return first, second
+
+
+def soft_dice(evaluation: Evaluation) -> dict[str, float]:
+    """By target."""
+    return {row.target_id: row.soft_dice for row in evaluation.outcomes if row.type}
+
+
+def at_point(config: Config, point: Point, pairs: int) -> Config:
+    """The configuration of a trial: its point, its budget; no hard negatives, and nothing learned of start strengths."""
+    return overridden(
+        applied(config, point), [f"wasm.pairs={pairs}", "wasm.start_strengths=[]", "wasm.negatives=0"]
+    )
+
+
+class Trial:
+    """One point's measurements, rung by rung. Made in the process of the trial.
+
+    Args:
+        dataset: the photos of the run.
+    """
+
+    def __init__(self, bench: Bench, dataset: Dataset, point: Point) -> None:
+        self.bench, self.point = bench, point
+        self.config = at_point(bench.config, point, bench.rungs[-1].pairs)
+        self._key = bench.key(point)
+        self._fits = Downstream(bench.run, bench.config, dataset)
+        self._plan: list[Assignment] = []
+        self._attempts: list[Attempt] = []
+
+    def measure(self) -> Iterator[dict[str, float | None]]:
+        """What every rung gives, smallest first; those that were measured before are read.
+
+        Keys: gain, error (its standard error over targets), kept, valid_share, kid, coverage, pairs, steps, seconds.
+        """
+        storage = self.bench.run.storage
+        for number, rung in enumerate(self.bench.rungs, 1):
+            path = f"{TRIALS}/{self._key}/{number}.json"
+            found = _read(storage, path)
+            if found is None:
+                began = time.perf_counter()
+                found = self._measure(number, rung) | {"seconds": round(time.perf_counter() - began, 2)}
+                told = {"point": self.point, "rung": number, "at": time.time(), "measured": found}
+                storage.create(path, json.dumps(told, allow_nan=False).encode())
+            yield found
+            if storage.size(f"{TRIALS}/{self._key}/end.json") is not None and number >= _last(
+                storage, self._key
+            ):
+                return
+
+    def _measure(self, number: int, rung: Rung) -> dict[str, float | None]:
+        pairs, valid = self._pairs(rung)
+        mix = self.config.downstream.synthetic_mix
+        bench = self.bench
+        request = FitRequest(bench.train, rung.steps, bench.seed, bench.base, tuple(pairs), mix=mix)
+        scored = self._fits.evaluate(self._fits.fit(request).revision, list(bench.photos), 0.5)
+        control, mine = bench.control[number - 1], soft_dice(scored)
+        gains = [mine[target] - control[target] for target in sorted(control)]
+        error = float(np.std(gains, ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else None
+        told: dict[str, float | None] = {"gain": float(np.mean(gains)), "error": error}
+        told |= {"kept": len(pairs), "valid_share": valid, "pairs": rung.pairs, "steps": rung.steps}
+        return told | self._fidelity(pairs)
+
+    def _pairs(self, rung: Rung) -> tuple[list[Pair], float]:
+        """The pairs of a rung, the first of the plan of the last one, and the valid share of what was tried."""
+        bench, whole = self.bench, self.bench.rungs[-1].pairs
+        coordinator = ray.get_actor(bench.coordinator)
+        about = (bench.known, _ROUND, bench.revisions, self.config)
+        if not self._plan:
+            self._plan = ray.get(coordinator.plan.remote(*about))
+        wanted = math.ceil(len(self._plan) * rung.pairs / whole)
+        size = self.config.wasm.shard
+        shards = [self._plan[i : i + size] for i in range(len(self._attempts), wanted, size)]
+        offset = int(self._key, 16)  # trials begin with different generators
+        makers = [ray.get_actor(name) for name in bench.generators]
+        asked: list[Any] = [
+            makers[(offset + i) % len(makers)].generate.remote(s) for i, s in enumerate(shards)
+        ]
+        self._attempts += [
+            a for made in ray.get(asked, timeout=bench.config.resources.stall_timeout_s) for a in made
+        ]
+        tried = self._plan[: len(self._attempts)]
+        answer: Any = ray.get(coordinator.judge.remote(*about, tried, self._attempts, True))
+        judged: list[Pair] = answer[0]
+        valid = [pair for pair in judged if pair.reason not in INVALID]
+        kept = [pair for pair in judged if pair.kept][: rung.pairs]
+        return kept, len(valid) / max(1, len(judged))
+
+    def _fidelity(self, pairs: Sequence[Pair]) -> dict[str, float | None]:
+        if not pairs:
+            return {"kid": None, "coverage": None}
+        extractor: Any = ray.get_actor(self.bench.extractor)
+        made = [pair.attempt for pair in pairs]
+        asked = extractor.fidelity.remote(self.bench.revisions.generator, list(self.bench.targets), made)
+        found: Any = ray.get(asked)
+        return {name: found[name] for name in ("kid", "coverage")}
+
+
+def stored(run: Run) -> list[dict[str, Any]]:
+    """All that trials of a run measured: {"key", "point", "at", "ended", "rungs": [measured, ...]}, in the order of their first rung."""
+    found: dict[str, dict[str, Any]] = {}
+    ended = set[str]()
+    for path in sorted(run.storage.keys(f"{TRIALS}/")):
+        _, key, name = path.split("/")
+        if name == "end.json":
+            ended.add(key)
+            continue
+        told = _read(run.storage, path, whole=True)
+        if told is not None:
+            trial = found.setdefault(key, {"key": key, "point": told["point"], "at": told["at"], "rungs": []})
+            trial["rungs"].append(told["measured"])
+    told_all = [trial | {"ended": key in ended} for key, trial in found.items()]
+    return sorted(told_all, key=lambda trial: trial["at"])
+
+
+def end(run: Run, key: str) -> None:
+    """Nothing more is to come of a trial: it is done, or was stopped."""
+    run.storage.create(f"{TRIALS}/{key}/end.json", b"{}")
+
+
+def describe(bench: Bench) -> dict[str, Any]:
+    """The budget, for a person and for MLflow."""
+    return {
+        "rungs": [asdict(rung) for rung in bench.rungs],
+        "targets": len(bench.targets),
+        "seed": bench.seed,
+    }
+
+
+def _last(storage: Any, key: str) -> int:
+    names = [path.rsplit("/", 1)[1] for path in storage.keys(f"{TRIALS}/{key}/")]
+    return max((int(name.split(".")[0]) for name in names if name[0].isdigit()), default=0)
+
+
+def _read(storage: Any, path: str, whole: bool = False) -> Any:
+    try:
+        told = json.loads(storage.read(path))
+    except (FileNotFoundError, ValueError):
+        return None
+    return told if whole else told["measured"]
