@@ -130,13 +130,22 @@ class Crew:
         self._coordinate(from_json(Thresholds, extracted["thresholds"]))
         return Revisions(generator=trained["revision"], bank=extracted["bank"])
 
-    def assess(self, ledger: Ledger, name: str, pairs: Sequence[Pair]) -> Assessed:
-        """Fit on the training photos and the given pairs, score on validation; from the ledger if done before."""
-        made_of = content_hash(sorted(pair.task_id for pair in pairs))
+    def assess(
+        self, ledger: Ledger, name: str, pairs: Sequence[Pair], config: Config | None = None
+    ) -> Assessed:
+        """Fit on the training photos and the given pairs, score on validation; from the ledger if done before.
+
+        Args:
+            config: of a round with strengths of its own; without it, the run's.
+        """
+        mix = (config or self.config).downstream.synthetic_mix
+        mix = 0.0 if mix == self.config.downstream.synthetic_mix else mix
+        told = sorted(pair.task_id for pair in pairs)
+        made_of = content_hash([told, mix] if mix else told)
         found = ledger.milestone(name)
         if found is not None and found.get("made_of") == made_of:  # a restarted round may have kept others
             return from_json(Assessed, found["assessed"])
-        fitted = self._fit(name, pairs, self.config.downstream.steps, self._base(ledger))
+        fitted = self._fit(name, pairs, self.config.downstream.steps, self.base(ledger), mix=mix)
         evaluation = self.evaluate(fitted.revision, self.validation, None)
         assessed = Assessed(
             fitted.revision,
@@ -343,7 +352,7 @@ class Crew:
         """A shard for which memory was short, with micro-batches of half the size; their rows tell."""
         return (arguments[0], True) if self.config.sampling.micro_batch > 1 else None
 
-    def _base(self, ledger: Ledger) -> str:
+    def base(self, ledger: Ledger) -> str:
         """Revision of the model of real photos that all fits of this run go on from; "" where each starts afresh."""
         steps = self.config.downstream.base_steps
         if not steps:
@@ -355,8 +364,10 @@ class Crew:
             return fitted.revision
         return str(found["revision"])
 
-    def _fit(self, name: str, pairs: Sequence[Pair], steps: int, start: str, base: bool = False) -> Fit:
-        request = FitRequest(tuple(self.train), steps, self._seed(), start, tuple(pairs), base=base)
+    def _fit(
+        self, name: str, pairs: Sequence[Pair], steps: int, start: str, base: bool = False, mix: float = 0.0
+    ) -> Fit:
+        request = FitRequest(tuple(self.train), steps, self._seed(), start, tuple(pairs), base=base, mix=mix)
         with self._bar(f"fitting {name}") as watch:
             return self.downstream.call("fit", request, watch=watch)
 

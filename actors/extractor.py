@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
 
-from actors.resources import set_threads
+from actors.resources import photos_of, set_threads
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.store import Run
@@ -21,9 +23,9 @@ from cdiff.wasm.quality import Thresholds
 class ExtractorActor:
     """Holds the data set; a thin shell over cdiff.safe and cdiff.generator.placement."""
 
-    def __init__(self, run: Run, config: Config, dataset: Dataset) -> None:
+    def __init__(self, run: Run, config: Config, dataset: Dataset | list[Any]) -> None:
         set_threads(config.resources.threads)
-        self.run, self.config, self.dataset = run, config, dataset
+        self.run, self.config, self.dataset = run, config, photos_of(dataset)
 
     def frames(self, sample_ids: list[str]) -> dict[str, Frame]:
         """The object's frame on each photo."""

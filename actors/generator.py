@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
 
-from actors.resources import set_threads
+from actors.resources import photos_of, set_threads
 from actors.shelf import shelve_shard, take_shard
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
@@ -20,9 +22,9 @@ from cdiff.wasm.production import produce_shard, with_half_batches
 class GeneratorActor:
     """Holds one generator, its token bank, and its own copy of the segmenter that judges."""
 
-    def __init__(self, run: Run, config: Config, dataset: Dataset) -> None:
+    def __init__(self, run: Run, config: Config, dataset: Dataset | list[Any]) -> None:
         set_threads(config.resources.threads)
-        self.run, self.config, self.dataset = run, config, dataset
+        self.run, self.config, self.dataset = run, config, photos_of(dataset)
         self.done = (0, 0)
         self.models = Models(run, config)
 

@@ -48,10 +48,10 @@ def lent(crew: Crew) -> Iterator[Names]:
     mark = uuid.uuid4().hex[:8]
     handles: list[Any] = []
     wanted: list[tuple[Any, Any, tuple[Any, ...]]] = [
-        ("generator", GeneratorActor, (crew.run, crew.config, crew.shared))
+        ("generator", GeneratorActor, (crew.run, crew.config, [crew.shared]))
         for _ in range(crew.config.resources.generators)
     ]
-    wanted.append(("extractor", ExtractorActor, (crew.run, crew.config, crew.shared)))
+    wanted.append(("extractor", ExtractorActor, (crew.run, crew.config, [crew.shared])))
     wanted.append(("coordinator", CoordinatorActor, crew.coordinates))
     names = [f"cdiff-{mark}-{role}-{number}" for number, (role, _, _) in enumerate(wanted)]
     try:

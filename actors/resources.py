@@ -104,6 +104,13 @@ def actor_options(config: Config, role: Role) -> dict[str, Any]:
     }
 
 
+def photos_of(given: Dataset | list[Any]) -> Dataset:
+    """The photos that an actor was given: themselves, or a reference to them in a list. Those that Ray restarts need the latter: it does not keep
+    what it resolved for the first start."""
+    found: Dataset = ray.get(given[0]) if isinstance(given, list) else given
+    return found
+
+
 def set_threads(threads: int) -> None:
     """Torch threads of this process; what Ray derives from num_cpus is too few where phases take turns on the cores."""
     import torch  # here, since the driver and the coordinator do without it

@@ -1,6 +1,7 @@
 """MLflow, the only place that knows it. The driver alone logs.
 
     Tracker                 the parent run: parameters, tags, final metrics, report
+      with trial(n, ...)    a nested run per trial of a sweep
       with arm(a, seed)     a nested run per control arm and seed of a benchmark
       with round(n) as log  a nested run per round; what it logs per round stands on the parent too, with step = n,
                             so that parents compare side by side as curves
@@ -52,7 +53,7 @@ COLOURS = (
     "#7a9e00",
     "#3d3dd8",
 )
-ROUND_TAG, ARM_TAG = "cdiff.round", "cdiff.arm"
+ROUND_TAG, ARM_TAG, TRIAL_TAG = "cdiff.round", "cdiff.arm", "cdiff.trial"
 TABLES_TAG = "mlflow.loggedArtifacts"  # tells the UI which files are tables
 
 
@@ -170,6 +171,18 @@ class Tracker(Log):
         with self._nested(f"{arm} seed {seed}", {ARM_TAG: f"{arm}:{seed}"}, colour) as run_id:
             with _explained():
                 params = [Param("arm", arm), Param("seed", str(seed))]
+                self._client.log_batch(run_id, params=params)
+            yield Log(self._client, run_id)
+
+    @contextmanager
+    def trial(self, number: int, key: str, point: Mapping[str, Any]) -> Iterator[Log]:
+        """The nested run of one trial of a sweep, with its point as parameters; told again, it goes on."""
+        from mlflow.entities import Param
+
+        colour = COLOURS[int(key, 16) % len(COLOURS)]
+        with self._nested(f"trial {number}", {TRIAL_TAG: key}, colour) as run_id:
+            with _explained():
+                params = [Param(legal_name(name), _text(value)[:MAX_PARAM]) for name, value in point.items()]
                 self._client.log_batch(run_id, params=params)
             yield Log(self._client, run_id)
 

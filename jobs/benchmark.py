@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     args, rest = parser().parse_known_args(told)
 
     def work() -> None:
-        about = _about(told)
+        about = how_measured("jobs/benchmark.py", told)
         if args.kind == "loop":
             found, line = loop_gain.run(rest, args.seeds, args.oracle)
             result = about | found
@@ -98,10 +98,10 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code(work, "the same command goes on from what is measured")
 
 
-def _about(told: list[str]) -> dict[str, Any]:
-    """How, where and when it was measured."""
+def how_measured(program: str, told: list[str]) -> dict[str, Any]:
+    """How, where and when something was measured."""
     return {
-        "command": shown_uri("python jobs/benchmark.py " + " ".join(generic(told))),
+        "command": shown_uri(f"python {program} " + " ".join(generic(told))),
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
         "machine": {

@@ -25,7 +25,7 @@ from jobs.stopping import exit_code
 
 
 def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None:
-    """Rounds of rank, adapt, plan, generate, gate, fit, commit. The ledger alone knows what is done; a restart goes on from it."""
+    """Rounds of rank, tune, adapt, plan, generate, gate, fit, commit. The ledger alone knows what is done; a restart goes on from it."""
     config = session.config
     generator = crew.prepare(ledger)  # trained once: SAFE, joint denoiser, token bank, the gate's thresholds
     real_only = crew.assess(ledger, "real_only", pairs=[])
@@ -40,10 +40,13 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
         )  # unseen: by the best model
         outcomes = seconds("outcomes", crew.outcomes, accepted)
         known = seconds("rank", crew.rank, outcomes, ledger.gains())
-        revisions = seconds("adapt", crew.adapt, known, outcomes, number, generator, best.revision)
-        pairs = seconds("generate", crew.make_pairs, known, number, revisions)
+        strengths = seconds(
+            "tune", session.strengths, crew, ledger, tracker, number, known, outcomes, generator
+        )
+        revisions = seconds("adapt", crew.adapt, known, outcomes, number, generator, best.revision, strengths)
+        pairs = seconds("generate", crew.make_pairs, known, number, revisions, strengths)
         kept = [pair for pair in pairs if pair.kept]
-        candidate = seconds("fit", crew.assess, ledger, f"round-{number}", accepted + kept)
+        candidate = seconds("fit", crew.assess, ledger, f"round-{number}", accepted + kept, strengths)
         decision = seconds("decide", crew.decide, candidate, best, real_only, config.seed + number)
         result = RoundResult(
             round=number,

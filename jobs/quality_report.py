@@ -44,7 +44,11 @@ def _run_split(
     arguments: list[str], split: int, seeds: list[int], args: Any
 ) -> tuple[SplitResult, list[Picture]]:
     """Open the split's run, measure, and track it in MLflow."""
-    with open_session([*arguments, f"data.split_seed={split}"], purpose=f"quality-split{split}-") as session:
+    with open_session(
+        [*arguments, f"data.split_seed={split}"],
+        purpose=f"quality-split{split}-",
+        program="jobs/benchmark.py quality",
+    ) as session:
         if session is None:
             raise ConfigError("--dry-run is of jobs/loop.py: it prints the same configuration.")
         if session.config.wasm.probe_steps and args.look == "validation":

@@ -27,7 +27,7 @@ from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder, home_of
 from cdiff.errors import CdiffError, ConfigError, DataError, shown_uri
 from cdiff.tracking import Tracker
-from cdiff.types import Sample, content_hash
+from cdiff.types import Knowledge, Outcome, Revisions, Sample, content_hash
 from jobs.stopping import heed_sigterm, meanwhile
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,26 @@ class Session:
     tracking_uri: str | None
     command: str  # how to start the same run again
     demo: bool
+    retune_every: int = 0  # rounds between sweeps of the strengths; 0: none
+    retune_trials: int = 0  # of each
+
+    def strengths(
+        self,
+        crew: Crew,
+        ledger: Ledger,
+        tracker: Tracker,
+        number: int,
+        known: Knowledge,
+        outcomes: list[Outcome],
+        generator: Revisions,
+    ) -> Config:
+        """The configuration of a round: the run's, or with the strengths that a sweep between rounds found."""
+        if not self.retune_every:
+            return self.config
+        from tune.retune import Retuning, retuned  # here: a loop that does not tune needs nothing of it
+
+        wanted = Retuning(self.retune_every, self.retune_trials)
+        return retuned(crew, ledger, tracker, number, known, outcomes, generator, wanted)
 
     def crew(self) -> Crew:
         return Crew(self.run, self.config, self.dataset, self.manifest, self.cluster.local)
@@ -101,17 +121,28 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--run", help="name of the run folder; an existing one is resumed (default: made from the config)"
     )
+    out.add_argument(
+        "--retune-every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="search guidance strengths anew after every N rounds (tune/sweep.py); 0: never",
+    )
+    out.add_argument("--retune-trials", type=int, default=12, metavar="M", help="trials of each such search")
     out.add_argument("--tracking-uri", help="MLflow tracking server or database")
     out.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     return out
 
 
 @contextmanager
-def open_session(arguments: list[str] | None = None, purpose: str = "") -> Iterator[Session | None]:
+def open_session(
+    arguments: list[str] | None = None, purpose: str = "", program: str = "jobs/loop.py"
+) -> Iterator[Session | None]:
     """Open everything that a run needs; None after --dry-run.
 
     Args:
         purpose: begins the name of the run folder where it is no loop's.
+        program: what was started, for the command that is told.
     Raises:
         CdiffError: of the kind that fits: configuration, data, resources, run folder.
     """
@@ -121,6 +152,10 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
         print(dump_config(config), end="")
         yield None
         return
+    if args.retune_every:
+        from tune.retune import demand_tunable  # before hours go by
+
+        demand_tunable(config)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     place = home_of(args.home)
     home = home_folder(place)
@@ -145,7 +180,7 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
         if ledger.events() and not purpose:
             print(f"resumed    with {len(ledger.rounds())} of {config.rounds} rounds committed", flush=True)
         told = " ".join(arguments if arguments is not None else sys.argv[1:])
-        command = f"python jobs/{'benchmark.py quality' if purpose else 'loop.py'} {told}"
+        command = f"python {program} {told}"
         dataset = Dataset(samples, config.data, origins)
         with _connected() as cluster:
             print(f"cluster    {cluster}", flush=True)
@@ -162,6 +197,8 @@ def open_session(arguments: list[str] | None = None, purpose: str = "") -> Itera
                 args.tracking_uri,
                 shown_uri(command.strip()),  # it is told in MLflow and the report
                 demo,
+                args.retune_every,
+                args.retune_trials,
             )
 
 

@@ -59,9 +59,9 @@ class Bench:
     targets: tuple[str, ...]  # theirs, for fidelity
     rungs: tuple[Rung, ...]
     control: tuple[Mapping[str, float], ...]  # by rung: soft Dice by target of the fit on real photos alone
-    generators: tuple[str, ...]
-    coordinator: str
-    extractor: str
+    generators: tuple[str, ...] = ()  # names of actors, once they are lent
+    coordinator: str = ""
+    extractor: str = ""
 
     def key(self, point: Point) -> str:
         """Name of a point's measurements: equal where everything that decides them is."""
@@ -147,7 +147,14 @@ class Trial:
             if found is None:
                 began = time.perf_counter()
                 found = self._measure(number, rung) | {"seconds": round(time.perf_counter() - began, 2)}
-                told = {"point": self.point, "rung": number, "at": time.time(), "measured": found}
+                node = ray.get_runtime_context().get_node_id()
+                told = {
+                    "point": self.point,
+                    "rung": number,
+                    "at": time.time(),
+                    "node": node,
+                    "measured": found,
+                }
                 storage.create(path, json.dumps(told, allow_nan=False).encode())
             yield found
             if storage.size(f"{TRIALS}/{self._key}/end.json") is not None and number >= _last(
@@ -204,7 +211,7 @@ class Trial:
 
 
 def stored(run: Run) -> list[dict[str, Any]]:
-    """All that trials of a run measured: {"key", "point", "at", "ended", "rungs": [measured, ...]}, in the order of their first rung."""
+    """All that trials of a run measured: {"key", "point", "at", "node", "ended", "rungs": [measured, ...]}, in the order of their first rung."""
     found: dict[str, dict[str, Any]] = {}
     ended = set[str]()
     for path in sorted(run.storage.keys(f"{TRIALS}/")):
@@ -214,7 +221,10 @@ def stored(run: Run) -> list[dict[str, Any]]:
             continue
         told = _read(run.storage, path, whole=True)
         if told is not None:
-            trial = found.setdefault(key, {"key": key, "point": told["point"], "at": told["at"], "rungs": []})
+            trial = found.setdefault(
+                key,
+                {"key": key, "point": told["point"], "at": told["at"], "node": told.get("node"), "rungs": []},
+            )
             trial["rungs"].append(told["measured"])
     told_all = [trial | {"ended": key in ended} for key, trial in found.items()]
     return sorted(told_all, key=lambda trial: trial["at"])

@@ -205,7 +205,8 @@ def whole(dimensions: Sequence[Dimension], point: Mapping[str, Any]) -> Point:
     out: Point = {}
     for d in dimensions:
         value = point[d.name] if d.name in point else _end(d, False)
-        out[d.name] = str(value) if d.choices else int(value) if d.whole else float(value)
+        # four digits: what is measured is what the overlay says
+        out[d.name] = str(value) if d.choices else int(value) if d.whole else float(f"{value:.4g}")
     return out
 
 

@@ -118,6 +118,37 @@ def resample(
     )
 
 
+def paired_targets(
+    differences: Sequence[Mapping[str, float]],
+    objects: Mapping[str, str],
+    seed: int,
+    replicates: int = REPLICATES,
+) -> tuple[float, float, float]:
+    """Mean difference over targets and seeds, and the ends of its interval, by the same two-level bootstrap.
+
+    Args:
+        differences: of one arm minus another, by target; one mapping per seed, all of the same targets.
+        objects: source object of every target.
+    Raises:
+        ValueError: no seed, or seeds of other targets than the first.
+    """
+    if not differences or any(own.keys() != differences[0].keys() for own in differences):
+        raise ValueError("give differences of the same targets for one seed at least")
+    rng, count = np.random.default_rng([seed, 23]), len(differences)
+    targets = sorted(differences[0])
+    values = np.array([[own[target] for target in targets] for own in differences])  # [seeds, targets]
+    drawn = _drawn({objects[target] for target in targets}, replicates, rng)
+    weights = np.stack([drawn[objects[target]] for target in targets], axis=1).astype(
+        np.float64
+    )  # [R, targets]
+    weights = weights[weights.sum(axis=1) > 0]
+    by_seed = weights @ values.T / weights.sum(axis=1, keepdims=True)  # [R, seeds]
+    seeds = rng.multinomial(count, np.full(count, 1 / count), size=len(weights)) / count
+    even, uneven = by_seed.mean(axis=1), (by_seed * seeds).sum(axis=1)
+    low, high = np.percentile(even + _widening(count) * (uneven - even), [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)
+
+
 def smallest_detectable(differences: Sequence[float], seeds: int) -> float | None:
     """The true difference that a paired comparison over `seeds` seeds finds with a chance of POWER, at a level of 5 %.
 

@@ -66,6 +66,7 @@ def test_the_loop_runs_to_its_report_on_the_demo_data(done, home) -> None:
             "generate",
             "outcomes",
             "rank",
+            "tune",
         ]
     assert str(run.report_dir) in done.stdout
     assert "split      train: " in done.stdout

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score
 
-from cdiff.evaluation.comparison import Resampled, resample, smallest_detectable
+from cdiff.evaluation.comparison import Resampled, paired_targets, resample, smallest_detectable
 from cdiff.evaluation.protocol import evaluate
 from cdiff.evaluation.tally import Tally, swapped_masks, tally
 
@@ -149,3 +149,26 @@ def test_an_object_that_two_splits_test_is_one_observation(dataset, ids, tally_o
     two = resample({"a": [tally_of(3.0)] * 4, "b": [tally_of(2.0)] * 4}, [0, 1, 0, 1], seed=0, replicates=400)
     widths = [found.high - found.low for found in (r.compare("pixel_ap", "a", "b") for r in (one, two))]
     assert widths[1] == pytest.approx(widths[0], rel=0.05)
+
+
+def test_differences_by_target_have_the_interval_of_their_objects_and_seeds() -> None:
+    rng = np.random.default_rng(0)
+    targets = [f"t{number}" for number in range(60)]
+    alone = {target: target for target in targets}
+    clumped = {target: f"o{number // 10}" for number, target in enumerate(targets)}
+    shared = {name: float(rng.normal(0, 0.2)) for name in set(clumped.values())}
+    seeds = [{t: 0.1 + shared[clumped[t]] + float(rng.normal(0, 0.02)) for t in targets} for _ in range(4)]
+    mean, low, high = paired_targets(seeds, alone, seed=0)
+    _, wider_low, wider_high = paired_targets(seeds, clumped, seed=0)
+    assert mean == pytest.approx(np.mean([list(own.values()) for own in seeds]))
+    assert low < mean < high
+    assert wider_high - wider_low > 1.5 * (high - low), "targets of one object are not independent"
+    covered = 0
+    for number in range(100):  # of a true difference of zero
+        draw = np.random.default_rng(number)
+        null = [{t: float(draw.normal(0, 0.1)) for t in targets} for _ in range(3)]
+        _, low, high = paired_targets(null, alone, seed=number, replicates=400)
+        covered += low <= 0 <= high
+    assert covered >= 90
+    with pytest.raises(ValueError, match="same targets"):
+        paired_targets([{"a": 0.1}, {"b": 0.1}], {"a": "a", "b": "b"}, seed=0)

@@ -1,0 +1,97 @@
+"""Budgets, halves of validation, and that what was measured is read, not measured again."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+
+from cdiff.config import Config
+from cdiff.data.manifest import Row, make_manifest
+from cdiff.data.run import Run
+from cdiff.errors import ConfigError
+from cdiff.types import Knowledge, Revisions
+from tune.objective import Bench, Rung, Trial, end, halves, rungs, stored
+
+
+def test_budgets_grow_to_the_whole() -> None:
+    assert rungs(96, 450, 3, 2) == (Rung(24, 112), Rung(48, 225), Rung(96, 450))
+    assert rungs(8, 20, 1, 3) == (Rung(8, 20),)
+    with pytest.raises(ConfigError, match="fewer rungs"):
+        rungs(4, 20, 4, 3)
+
+
+def test_halves_share_no_object_and_have_alike_types(photos) -> None:
+    rows = [Row(s.sample_id, "validation", s.group, s.category, s.types, 0, False) for s in photos.samples]
+    manifest = make_manifest(rows, (), ())
+    first, second = halves(photos, manifest, seed=0)
+    groups = [{photos.sample(i).group for i in half} for half in (first, second)]
+    assert first and second and not groups[0] & groups[1]
+    assert len(first) + len(second) == sum(not s.is_normal for s in photos.samples)
+    kinds = [sorted(t for i in half for t in photos.sample(i).types) for half in (first, second)]
+    assert kinds[0][0] == kinds[1][0] and kinds[0][-1] == kinds[1][-1]
+    assert halves(photos, manifest, seed=0) == (first, second)
+    with pytest.raises(ConfigError, match="two source objects"):
+        halves(photos, make_manifest([r for r in rows if not r.types], (), ()), seed=0)
+
+
+@pytest.fixture
+def bench(tmp_path) -> Bench:
+    run = Run(tmp_path / "runs" / "one")
+    run.path.mkdir(parents=True)
+    known = Knowledge((), (), (), ())
+    targets = ("a#0", "b#0")
+    control = ({"a#0": 0.4, "b#0": 0.5}, {"a#0": 0.5, "b#0": 0.5})
+    budget = (Rung(4, 10), Rung(8, 20))
+    return Bench(
+        run, Config(), known, Revisions("g", "b"), "base", 0, (), ("a", "b"), targets, budget, control
+    )
+
+
+@pytest.fixture
+def point() -> dict:
+    return {"sampling.safe_strength": 3.0}
+
+
+def test_a_gain_is_the_mean_of_paired_differences_to_the_control_of_its_rung(
+    bench, point, photos, monkeypatch
+) -> None:
+    trial = Trial(bench, photos, point)
+    asked = []
+    rows = [SimpleNamespace(target_id=t, type="pit", soft_dice=d) for t, d in (("a#0", 0.6), ("b#0", 0.4))]
+    normal = SimpleNamespace(target_id="n", type="", soft_dice=1.0)
+
+    def fit(request):
+        asked.append(request)
+        return SimpleNamespace(revision="r")
+
+    monkeypatch.setattr(trial._fits, "fit", fit)
+    monkeypatch.setattr(trial._fits, "evaluate", lambda *_: SimpleNamespace(outcomes=[*rows, normal]))
+    monkeypatch.setattr(trial, "_pairs", lambda rung: ([], 0.75))
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "n"))
+    first, second = trial.measure()
+    assert first["gain"] == pytest.approx((0.2 - 0.1) / 2) and second["gain"] == pytest.approx(0.0)
+    assert first["error"] == pytest.approx(0.15) and first["valid_share"] == 0.75
+    assert [(r.steps, r.start, r.mix) for r in asked] == [(10, "base", 1.0), (20, "base", 1.0)]
+
+
+def test_what_was_measured_is_read_and_an_ended_trial_ends_where_it_did(
+    bench, point, photos, monkeypatch
+) -> None:
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "n"))
+    measured = []
+
+    def measure(self, number, rung):
+        measured.append(number)
+        return {"gain": 0.1 * number, "kept": 3}
+
+    monkeypatch.setattr(Trial, "_measure", measure)
+    rungs_of = Trial(bench, photos, point).measure()
+    first = next(rungs_of)
+    assert next(Trial(bench, photos, point).measure()) == first and measured == [1], "the second only read"
+    end(bench.run, bench.key(point))
+    assert list(Trial(bench, photos, point).measure()) == [first] and measured == [1], "it was stopped there"
+    (trial,) = stored(bench.run)
+    assert trial["ended"] and trial["point"] == point and trial["rungs"] == [first]
+    other = dataclasses.replace(bench, seed=1)
+    assert [found["gain"] for found in Trial(other, photos, point).measure()] == [0.1, 0.2], "another sweep's"
+    assert bench.key(point) != bench.key({"sampling.safe_strength": 3.1})

@@ -1,0 +1,31 @@
+"""Stopping early, replayed."""
+
+import numpy as np
+import pytest
+
+from tune.replay import replay
+
+
+def test_where_early_rungs_tell_the_end_little_is_lost_and_much_saved() -> None:
+    rng = np.random.default_rng(0)
+    ends = rng.normal(0, 0.05, 32)
+    curves = [[end * 0.25, end * 0.5, end] for end in ends]
+    seconds = [[1.0, 2.0, 4.0]] * 32
+    found = replay(curves, seconds, factor=2)
+    assert found.best_kept and found.rank_agreement >= 0.75
+    assert found.cost_ratio < 0.75 and found.finished < 20
+
+
+def test_where_early_rungs_tell_nothing_the_best_are_lost_as_by_chance() -> None:
+    kept = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        curves = [list(rng.normal(0, 1, 3)) for _ in range(32)]
+        kept.append(replay(curves, [[1.0, 2.0, 4.0]] * 32, factor=2).rank_agreement)
+    assert 0.1 < np.mean(kept) < 0.5
+
+
+def test_a_trial_alone_goes_to_its_end_and_unequal_ones_are_refused() -> None:
+    assert replay([[0.1, 0.2]], [[1, 1]], factor=2).finished == 1
+    with pytest.raises(ValueError, match="last rung"):
+        replay([[0.1, 0.2], [0.1]], [[1, 1], [1]], factor=2)

@@ -1,0 +1,90 @@
+"""What a sweep comes to: the best point, whether it holds, and the JSON object of it all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cdiff.errors import RunError
+from tune.confirm import Confirmed
+from tune.objective import Bench, describe
+from tune.replay import Replay, replay
+from tune.space import Dimension
+
+MEASURED = ("gain", "error", "kept", "valid_share", "kid", "coverage", "seconds")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """All trials of a sweep, and what was confirmed."""
+
+    bench: Bench
+    dimensions: tuple[Dimension, ...]
+    trials: tuple[Mapping[str, Any], ...]  # as `tune.objective.stored`
+    half_b: Confirmed | None = None
+    tested: Confirmed | None = None
+
+    @property
+    def whole(self) -> list[Mapping[str, Any]]:
+        """Trials that came to the last rung."""
+        return [trial for trial in self.trials if len(trial["rungs"]) == len(self.bench.rungs)]
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """The trial with the highest gain at the last rung.
+
+        Raises:
+            RunError: none came so far.
+        """
+        if not self.whole:
+            raise RunError(
+                "no trial came to its last rung: see the warnings above; the same command goes on."
+            )
+        return max(self.whole, key=lambda trial: trial["rungs"][-1]["gain"])
+
+    def replayed(self) -> Replay | None:
+        """What stopping early would have cost; None where trials were stopped."""
+        if len(self.whole) < len(self.trials) or len(self.bench.rungs) < 2:
+            return None
+        curves = [[float(r["gain"]) for r in trial["rungs"]] for trial in self.trials]
+        seconds = [[float(r["seconds"]) for r in trial["rungs"]] for trial in self.trials]
+        return replay(curves, seconds, round(self.bench.rungs[1].steps / self.bench.rungs[0].steps))
+
+
+def summary(swept: Swept) -> dict[str, Any]:
+    """The JSON object."""
+    replayed = swept.replayed()
+    return {
+        "trials": len(swept.trials),
+        "seconds": round(sum(float(r["seconds"]) for t in swept.trials for r in t["rungs"]), 1),
+        "best": swept.best["point"],
+        "budget": describe(swept.bench),
+        "validation": asdict(swept.half_b) if swept.half_b else None,
+        "test": asdict(swept.tested) if swept.tested else None,
+        "asha": asdict(replayed) if replayed else None,
+        "measured": [{"point": trial["point"], "rungs": trial["rungs"]} for trial in swept.trials],
+    }
+
+
+def write_json(path: Path, swept: Swept, about: Mapping[str, Any]) -> None:
+    """Write the object, with how, where and when before it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**about, **summary(swept)}, indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def lines(swept: Swept, best: Path, seeds: Sequence[int]) -> list[str]:
+    """For a person."""
+    gain = swept.best["rungs"][-1]["gain"]
+    out = [
+        f"trials     {len(swept.trials)}, {len(swept.whole)} of them to the last rung",
+        f"best       gain {gain:+.4f} on half A, over real photos alone: {best}",
+    ]
+    for name, found in (("half B", swept.half_b), ("test", swept.tested)):
+        if found is not None:
+            where = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+            out.append(f"{name:10s} {where} over the configured strengths, {len(seeds)} fresh seeds")
+    return out

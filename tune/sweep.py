@@ -1,0 +1,133 @@
+"""Find guidance strengths for a data set, and write them as the overlay of a configuration.
+
+    python tune/sweep.py --config configs/magnetic_tile.yaml --data DIR --best best.yaml
+    python jobs/loop.py --config configs/magnetic_tile.yaml --data DIR --overlay best.yaml
+
+A trial makes pairs at a point (tune/space.py), fits the base a little further on them, and gains soft Dice on half A of validation over the same fit on real
+photos alone (tune/objective.py); poor trials end early (tune/trials.py). The best point is compared with the configuration's own on half B, with fresh seeds
+(tune/confirm.py). The same command goes on where it was stopped. All other options and settings are those of jobs/loop.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from actors.crew import Crew
+from cdiff.data.ledger import Ledger
+from cdiff.tracking import Tracker
+from cdiff.types import Outcome
+from jobs.benchmark import how_measured
+from jobs.session import open_session
+from jobs.stopping import exit_code
+from tune.bench import Budget, bench_of, demand_base, search_points
+from tune.confirm import confirm
+from tune.objective import Bench, halves
+from tune.outcome import MEASURED, Swept, lines, write_json
+from tune.report import write_page
+from tune.space import here, overlay, read_space
+from tune.trials import Search, demand_optuna
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        prog="python tune/sweep.py",
+        description=(__doc__ or "").split("\n", 1)[0],
+        epilog="All other options and settings are those of jobs/loop.py.",
+    )
+    out.add_argument("--space", help="YAML file that narrows, widens or fixes what is searched")
+    out.add_argument("--trials", type=int, default=24)
+    out.add_argument("--pairs", type=int, default=96, help="of a trial that goes to its end")
+    out.add_argument("--steps", type=int, default=0, help="of its last fit; 0: half of downstream.steps")
+    out.add_argument(
+        "--rungs", type=int, default=3, help="budgets of a trial, each --factor times the one before"
+    )
+    out.add_argument("--factor", type=int, default=2, help="of the trials at a rung, one in so many goes on")
+    out.add_argument(
+        "--to-the-end", action="store_true", help="stop no trial early, to judge stopping by its replay"
+    )
+    out.add_argument("--random", action="store_true", help="points at random: without Optuna")
+    out.add_argument("--confirm", type=int, default=3, help="fresh seeds on half B; 0: do not confirm")
+    out.add_argument(
+        "--look",
+        choices=["validation", "test"],
+        default="validation",
+        help="test: read it once for what is confirmed",
+    )
+    out.add_argument("--best", type=Path, default=Path("best.yaml"), help="overlay to write")
+    out.add_argument("--out", type=Path, help="JSON file to write")
+    return out
+
+
+def prepare(crew: Crew, ledger: Ledger, budget: Budget) -> Bench:
+    """All that trials share, but the names of actors. Whatever is dear is in the ledger afterwards.
+
+    Raises:
+        ConfigError: no base of real photos, or no room for the rungs.
+    """
+    generator, base, seed = (
+        crew.prepare(ledger),
+        crew.base(ledger),
+        crew.config.downstream.seed + crew.config.seed,
+    )
+    folds = {f"tune:fold:{fold[-1]}": fold for fold in crew.folds((), seed)}
+    rows = crew.each(ledger, "fold", folds, list[Outcome], "fitting folds")
+    outcomes = [row for own in rows.values() for row in own]
+    known = crew.rank(outcomes, ledger.gains())
+    revisions = crew.adapt(known, outcomes, 0, generator, base)
+    return bench_of(crew, ledger, known, revisions, budget)
+
+
+def run(arguments: list[str], args: argparse.Namespace, about: dict[str, Any]) -> None:
+    """The whole command; errors as of `jobs.session.open_session`."""
+    budget, seeds = Budget(args.pairs, args.steps, args.rungs, args.factor), list(range(1, args.confirm + 1))
+    with open_session(arguments, purpose="sweep-", program="tune/sweep.py") as session:
+        if session is None:
+            return
+        config, ledger = session.config, session.ledger
+        demand_base(config)
+        if not args.random:
+            demand_optuna()
+        dimensions = read_space(args.space, config)
+        search = Search(args.trials, args.factor, config.seed, not args.to_the_end, not args.random)
+        with session.crew() as crew, session.tracker() as tracker:
+            bench = prepare(crew, ledger, budget)
+            swept = search_points(crew, tracker, bench, dimensions, [here(config, dimensions)], search)
+            args.best.write_text(overlay(config, swept.best["point"]), encoding="utf-8")
+            arms = {"found": swept.best["point"], "configured": {}}
+            if seeds:
+                _, second = halves(crew.dataset, crew.manifest, config.data.split_seed)
+                swept = replace(swept, half_b=confirm(crew, ledger, bench, arms, second, seeds, "half B"))
+            if seeds and args.look == "test":
+                photos = session.manifest.ids("test")
+                swept = replace(swept, tested=confirm(crew, ledger, bench, arms, photos, seeds, "test"))
+            path = write_page(session, swept)
+            session.run.publish("report")
+            track(tracker, swept, path)
+            print("\n".join([*lines(swept, args.best, seeds), f"report     {path}"]), flush=True)
+            if args.out:
+                write_json(args.out, swept, about)
+
+
+def track(tracker: Tracker, swept: Swept, page: Path) -> None:
+    """What the parent run of a sweep shows."""
+    tracker.artifact(page, "report")
+    tracker.metrics({"best": {name: swept.best["rungs"][-1].get(name) for name in MEASURED}})
+    for name, found in (("half_b", swept.half_b), ("test", swept.tested)):
+        if found is not None:
+            tracker.metrics({name: {"gain": found.mean, "low": found.low, "high": found.high}})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; the exit code (jobs.stopping)."""
+    told = sys.argv[1:] if arguments is None else arguments
+    args, rest = parser().parse_known_args(told)
+    about = how_measured("tune/sweep.py", told)
+    return exit_code(lambda: run(rest, args, about), "the same command goes on from what is measured")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
