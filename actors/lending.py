@@ -2,8 +2,8 @@
 
     with lent(crew) as names: ...    the crew rests; its downstream actors' CPUs are free for the trials, one for each
 
-The driver owns lent actors: they end with it. Ray restarts one that dies and repeats its calls, since no group of the driver's watches them; all that they
-do is harmless to repeat. One that dies again and again fails the trials that ask it.
+The driver owns lent actors: they end with it. Ray restarts one that dies, as often as that is, and repeats its calls once, since no group of the driver's
+watches them; all that they do is harmless to repeat. A call that kills its actor twice fails its trial, and no other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from actors.generator import GeneratorActor
 from actors.resources import actor_options
 from cdiff.errors import ActorError
 
-_RESTARTS = 4  # of an actor, and further tries of a call
+_FURTHER = 1  # tries of a call that killed its actor
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def lent(crew: Crew) -> Iterator[Names]:
     try:
         for name, (role, actor, arguments) in zip(names, wanted, strict=True):
             options = actor_options(crew.config, role)
-            options |= {"name": name, "max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
+            options |= {"name": name, "max_restarts": -1, "max_task_retries": _FURTHER}
             handles.append(actor.options(**options).remote(*arguments))
         try:
             ray.get(

@@ -143,7 +143,8 @@ class SamplingConfig(Settings):
     )
     guidance_interval: Range = Field(
         (0.0, 1.0),
-        description="Noise levels at which there is guidance, of 0 (clean) to 1; elsewhere one pass of the network instead of two.",
+        description="Part of the path on which there is guidance, from 0 (its clean end) to 1 (its noisy start); elsewhere one pass of the "
+        "network instead of two.",
     )
     start_strength: float = Field(
         0.4, ge=0, le=1, description="Noise on the pasted real target: 0 copy-paste, 1 pure noise."
@@ -179,9 +180,9 @@ class SamplingConfig(Settings):
     )
 
     @model_validator(mode="after")
-    def _levels(self) -> SamplingConfig:
+    def _parts(self) -> SamplingConfig:
         if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1:
-            raise ValueError("guidance_interval: noise levels lie between 0 and 1")
+            raise ValueError("guidance_interval: it lies between 0 and 1")
         return self
 
 

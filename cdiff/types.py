@@ -170,7 +170,7 @@ class Recipe:
     dtype: str
     micro_batch: int
     threads: int
-    guided_from: float = 0.0  # noise levels at which there is guidance
+    guided_from: float = 0.0  # part of the path on which there is guidance: 0 is its clean end
     guided_to: float = 1.0
 
 

@@ -40,9 +40,8 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
         )  # unseen: by the best model
         outcomes = seconds("outcomes", crew.outcomes, accepted)
         known = seconds("rank", crew.rank, outcomes, ledger.gains())
-        strengths = seconds(
-            "tune", session.strengths, crew, ledger, tracker, number, known, outcomes, generator
-        )
+        now = known, outcomes, generator, best.revision
+        strengths = seconds("tune", session.strengths, crew, tracker, number, *now)
         revisions = seconds("adapt", crew.adapt, known, outcomes, number, generator, best.revision, strengths)
         pairs = seconds("generate", crew.make_pairs, known, number, revisions, strengths)
         kept = [pair for pair in pairs if pair.kept]

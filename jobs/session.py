@@ -55,12 +55,12 @@ class Session:
     def strengths(
         self,
         crew: Crew,
-        ledger: Ledger,
         tracker: Tracker,
         number: int,
         known: Knowledge,
         outcomes: list[Outcome],
         generator: Revisions,
+        segmenter: str,
     ) -> Config:
         """The configuration of a round: the run's, or with the strengths that a sweep between rounds found."""
         if not self.retune_every:
@@ -68,7 +68,7 @@ class Session:
         from tune.retune import Retuning, retuned  # here: a loop that does not tune needs nothing of it
 
         wanted = Retuning(self.retune_every, self.retune_trials)
-        return retuned(crew, ledger, tracker, number, known, outcomes, generator, wanted)
+        return retuned(crew, self.ledger, tracker, number, known, outcomes, generator, segmenter, wanted)
 
     def crew(self) -> Crew:
         return Crew(self.run, self.config, self.dataset, self.manifest, self.cluster.local)
@@ -152,10 +152,6 @@ def open_session(
         print(dump_config(config), end="")
         yield None
         return
-    if args.retune_every:
-        from tune.retune import demand_tunable  # before hours go by
-
-        demand_tunable(config)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     place = home_of(args.home)
     home = home_folder(place)
@@ -182,6 +178,10 @@ def open_session(
         told = " ".join(arguments if arguments is not None else sys.argv[1:])
         command = f"python {program} {told}"
         dataset = Dataset(samples, config.data, origins)
+        if args.retune_every:
+            from tune.retune import demand_retunable  # here: a loop that does not tune needs nothing of it
+
+            demand_retunable(config, dataset, manifest)
         with _connected() as cluster:
             print(f"cluster    {cluster}", flush=True)
             if cluster.nodes > 1:

@@ -12,11 +12,13 @@ from actors.crew import Crew
 from actors.downstream import Evaluation, Fit, FitRequest
 from actors.lending import lent
 from cdiff.config import Config
+from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
+from cdiff.data.manifest import Manifest
 from cdiff.errors import ConfigError
 from cdiff.tracking import Tracker
 from cdiff.types import Knowledge, Revisions
-from tune.objective import Bench, halves, rungs, soft_dice
+from tune.objective import Bench, Rung, halves, rungs, soft_dice
 from tune.outcome import MEASURED, Swept
 from tune.space import Dimension, Point
 from tune.trials import Search, run_trials
@@ -32,32 +34,37 @@ class Budget:
     factor: int = 2
 
 
-def demand_base(config: Config) -> None:
-    """ConfigError where fits do not go on from a base."""
+def demand_tunable(config: Config, dataset: Dataset, manifest: Manifest, budget: Budget) -> None:
+    """ConfigError for what a sweep would fail of after hours: no base of real photos, no room for the rungs, too few validation photos."""
     if not config.downstream.base_steps:
         raise ConfigError("trials go on from one base of real photos: set downstream.base_steps.")
+    budgets(config, budget)
+    halves(dataset, manifest, config.data.split_seed)
+
+
+def budgets(config: Config, budget: Budget) -> tuple[Rung, ...]:
+    """Of the rungs; errors as of `rungs`."""
+    steps = budget.steps or max(1, config.downstream.steps // 2)
+    return rungs(budget.pairs, steps, budget.rungs, budget.factor)
 
 
 def bench_of(crew: Crew, ledger: Ledger, known: Knowledge, revisions: Revisions, budget: Budget) -> Bench:
     """What all trials share, but the names of actors; the controls are fitted and scored here, once.
 
     Raises:
-        ConfigError: no base of real photos, no room for the rungs, or too few validation photos.
+        ConfigError: as `demand_tunable`.
     """
-    config = crew.config
-    demand_base(config)
-    steps = budget.steps or max(1, config.downstream.steps // 2)
-    budgets = rungs(budget.pairs, steps, budget.rungs, budget.factor)
+    config, ladder = crew.config, budgets(crew.config, budget)
     first, _ = halves(crew.dataset, crew.manifest, config.data.split_seed)
     base, seed, train = crew.base(ledger), config.downstream.seed + config.seed, tuple(crew.train)
-    plain = {f"tune:control:{r.steps}": (FitRequest(train, r.steps, seed, base),) for r in budgets}
+    plain = {f"tune:control:{r.steps}": (FitRequest(train, r.steps, seed, base),) for r in ladder}
     fits = crew.each(ledger, "fit", plain, Fit, "fitting controls")
     asked = {f"tune:scored:{name}": (fit.revision, first, 0.5) for name, fit in fits.items()}
     scored = crew.each(ledger, "evaluate", asked, Evaluation, "scoring controls")
     control = tuple(soft_dice(scored[f"tune:scored:{name}"]) for name in plain)
     targets = tuple(target.target_id for target in crew.dataset.all_targets(first))
     photos = tuple(first)
-    return Bench(crew.run, config, known, revisions, base, seed, train, photos, targets, budgets, control)
+    return Bench(crew.run, config, known, revisions, base, seed, train, photos, targets, ladder, control)
 
 
 def search_points(

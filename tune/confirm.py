@@ -7,16 +7,15 @@ the difference of soft Dice, paired by target, with an interval over source obje
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from actors.crew import Crew
 from actors.downstream import Evaluation, Fit, FitRequest
 from cdiff.data.ledger import Ledger
 from cdiff.evaluation.comparison import paired_targets
 from cdiff.types import Pair, content_hash
-from tune.objective import Bench, at_point, soft_dice
-from tune.space import Point
+from tune.objective import Bench, soft_dice
+from tune.space import Point, applied
 
 _FRESH = 1000  # added to a seed: no trial and no arm of a benchmark has it
 
@@ -46,7 +45,7 @@ def confirm(
     """Fit and compare two arms.
 
     Args:
-        arms: "found" and "configured", by point. photos: that are looked at, under the name `look`: what was measured is not measured again.
+        arms: "found" and "configured", by point; {} is the configuration as it is. photos: that are looked at, under the name `look`: what was measured is not measured again.
         seeds: each gives a base, pairs and fits of its own.
     """
     fits = _fits(crew, ledger, bench, arms, seeds)
@@ -67,11 +66,6 @@ def confirm(
         tuple(sum(own.values()) / len(own) for own in changes),
         tuple(after - before for after, before in aps if after is not None and before is not None),
     )
-
-
-def told(found: Confirmed) -> dict[str, Any]:
-    """For JSON."""
-    return asdict(found)
 
 
 def _fits(
@@ -99,7 +93,7 @@ def _fits(
 
 
 def _pairs(crew: Crew, bench: Bench, point: Point, seed: int) -> tuple[list[Pair], float]:
-    """A seed's kept pairs at a point, as the loop would make them, and their share beside a batch."""
-    config = at_point(bench.config, point, bench.config.wasm.pairs)
-    pairs = crew.make_pairs(bench.known, _FRESH + seed, replace(bench.revisions), config)
+    """A seed's kept pairs at a point, as a round of the loop would make them, and their share beside a batch."""
+    config = applied(bench.config, point)
+    pairs = crew.make_pairs(bench.known, _FRESH + seed, bench.revisions, config)
     return [pair for pair in pairs if pair.kept], config.downstream.synthetic_mix

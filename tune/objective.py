@@ -5,7 +5,7 @@
     gain   mean over the targets of half A of soft Dice, less that of ONE control: the same fit on real photos alone
     rungs  growing budgets of pairs and steps: each is reported, so that a scheduler stops poor points early
 
-Common random numbers: all trials have the same backgrounds, references, seeds and batches; only the point differs. Half A alone is looked at: half B
+Common random numbers: all trials have the same backgrounds, references, seeds and real batches; only the point differs. Half A alone is looked at: half B
 confirms, and the test split is not touched. What a rung measured is stored in the run (TRIALS), and never measured again.
 """
 
@@ -29,7 +29,7 @@ from cdiff.data.manifest import Manifest
 from cdiff.data.run import Run
 from cdiff.errors import ConfigError
 from cdiff.types import Assignment, Attempt, Knowledge, Pair, Revisions, content_hash
-from cdiff.wasm.quality import INVALID
+from cdiff.wasm.quality import INVALID, STOPPED
 from tune.space import Point, applied
 
 TRIALS = "trials"  # RUN/trials/KEY/RUNG.json; end.json beside them where nothing more is to come
@@ -135,8 +135,11 @@ class Trial:
         self._plan: list[Assignment] = []
         self._attempts: list[Attempt] = []
 
-    def measure(self) -> Iterator[dict[str, float | None]]:
+    def measure(self, to_the_end: bool = False) -> Iterator[dict[str, float | None]]:
         """What every rung gives, smallest first; those that were measured before are read.
+
+        Args:
+            to_the_end: go on with a trial that was stopped.
 
         Keys: gain, error (its standard error over targets), kept, valid_share, kid, coverage, pairs, steps, seconds.
         """
@@ -157,9 +160,8 @@ class Trial:
                 }
                 storage.create(path, json.dumps(told, allow_nan=False).encode())
             yield found
-            if storage.size(f"{TRIALS}/{self._key}/end.json") is not None and number >= _last(
-                storage, self._key
-            ):
+            ended = not to_the_end and storage.size(f"{TRIALS}/{self._key}/end.json") is not None
+            if ended and number >= _last(storage, self._key):
                 return
 
     def _measure(self, number: int, rung: Rung) -> dict[str, float | None]:
@@ -179,9 +181,8 @@ class Trial:
         """The pairs of a rung, the first of the plan of the last one, and the valid share of what was tried."""
         bench, whole = self.bench, self.bench.rungs[-1].pairs
         coordinator = ray.get_actor(bench.coordinator)
-        about = (bench.known, _ROUND, bench.revisions, self.config)
         if not self._plan:
-            self._plan = ray.get(coordinator.plan.remote(*about))
+            self._plan = ray.get(coordinator.plan.remote(bench.known, _ROUND, bench.revisions, self.config))
         wanted = math.ceil(len(self._plan) * rung.pairs / whole)
         size = self.config.wasm.shard
         shards = [self._plan[i : i + size] for i in range(len(self._attempts), wanted, size)]
@@ -194,11 +195,13 @@ class Trial:
             a for made in ray.get(asked, timeout=bench.config.resources.stall_timeout_s) for a in made
         ]
         tried = self._plan[: len(self._attempts)]
+        # the rung's own quotas: the difficulty band selects at every budget
+        about = (bench.known, _ROUND, bench.revisions, at_point(bench.config, self.point, rung.pairs))
         answer: Any = ray.get(coordinator.judge.remote(*about, tried, self._attempts, True))
         judged: list[Pair] = answer[0]
-        valid = [pair for pair in judged if pair.reason not in INVALID]
-        kept = [pair for pair in judged if pair.kept][: rung.pairs]
-        return kept, len(valid) / max(1, len(judged))
+        tested = [pair for pair in judged if pair.reason != STOPPED]  # of a stopped slice nobody knows
+        valid = sum(pair.reason not in INVALID for pair in tested)
+        return [pair for pair in judged if pair.kept], valid / max(1, len(tested))
 
     def _fidelity(self, pairs: Sequence[Pair]) -> dict[str, float | None]:
         if not pairs:
@@ -211,7 +214,7 @@ class Trial:
 
 
 def stored(run: Run) -> list[dict[str, Any]]:
-    """All that trials of a run measured: {"key", "point", "at", "node", "ended", "rungs": [measured, ...]}, in the order of their first rung."""
+    """All that trials of a run measured: {"key", "point", "at", "node", "last", "ended", "rungs": [measured, ...]}, in the order of their first rung."""
     found: dict[str, dict[str, Any]] = {}
     ended = set[str]()
     for path in sorted(run.storage.keys(f"{TRIALS}/")):
@@ -226,6 +229,7 @@ def stored(run: Run) -> list[dict[str, Any]]:
                 {"key": key, "point": told["point"], "at": told["at"], "node": told.get("node"), "rungs": []},
             )
             trial["rungs"].append(told["measured"])
+            trial["last"] = told["at"]
     told_all = [trial | {"ended": key in ended} for key, trial in found.items()]
     return sorted(told_all, key=lambda trial: trial["at"])
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cdiff.errors import RunError
+from cdiff.errors import ConfigError, RunError
 from tune.confirm import Confirmed
 from tune.objective import Bench, describe
 from tune.replay import Replay, replay
@@ -26,6 +26,7 @@ class Swept:
     trials: tuple[Mapping[str, Any], ...]  # as `tune.objective.stored`
     half_b: Confirmed | None = None
     tested: Confirmed | None = None
+    test_reads: int = 0  # best points for which the test split was read
 
     @property
     def whole(self) -> list[Mapping[str, Any]]:
@@ -45,6 +46,12 @@ class Swept:
             )
         return max(self.whole, key=lambda trial: trial["rungs"][-1]["gain"])
 
+    @property
+    def seconds(self) -> float:
+        """Wall time of the trials."""
+        begun = min(trial["at"] - float(trial["rungs"][0]["seconds"]) for trial in self.trials)
+        return float(max(trial["last"] for trial in self.trials) - begun)
+
     def replayed(self) -> Replay | None:
         """What stopping early would have cost; None where trials were stopped."""
         if len(self.whole) < len(self.trials) or len(self.bench.rungs) < 2:
@@ -59,21 +66,32 @@ def summary(swept: Swept) -> dict[str, Any]:
     replayed = swept.replayed()
     return {
         "trials": len(swept.trials),
-        "seconds": round(sum(float(r["seconds"]) for t in swept.trials for r in t["rungs"]), 1),
+        # of the trials, from the start of the first to the end of the last, pauses of a sweep that was stopped included
+        "seconds": round(swept.seconds, 1),
+        "actor_seconds": round(sum(float(r["seconds"]) for t in swept.trials for r in t["rungs"]), 1),
         "best": swept.best["point"],
         "budget": describe(swept.bench),
         "validation": asdict(swept.half_b) if swept.half_b else None,
-        "test": asdict(swept.tested) if swept.tested else None,
+        "test": asdict(swept.tested) | {"reads": swept.test_reads} if swept.tested else None,
         "asha": asdict(replayed) if replayed else None,
         "measured": [{"point": trial["point"], "rungs": trial["rungs"]} for trial in swept.trials],
     }
 
 
-def write_json(path: Path, swept: Swept, about: Mapping[str, Any]) -> None:
-    """Write the object, with how, where and when before it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**about, **summary(swept)}, indent=1, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+def write_json(path: Path, name: str, swept: Swept, about: Mapping[str, Any]) -> None:
+    """Write a data set's entry into the object of a file; those of other data sets stay.
+
+    Raises:
+        ConfigError: the file holds something else.
+    """
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        known = None
+    if not isinstance(known, dict):
+        raise ConfigError(f"{path} holds no JSON object: name another file.")
+    known[name] = {**about, **summary(swept)}
+    path.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def lines(swept: Swept, best: Path, seeds: Sequence[int]) -> list[str]:
@@ -87,4 +105,8 @@ def lines(swept: Swept, best: Path, seeds: Sequence[int]) -> list[str]:
         if found is not None:
             where = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
             out.append(f"{name:10s} {where} over the configured strengths, {len(seeds)} fresh seeds")
+    if swept.test_reads > 1:
+        out.append(
+            f"note       the test split was read for {swept.test_reads} best points: it is no clean test any more"
+        )
     return out

@@ -173,16 +173,8 @@ def _found(session: Session, swept: Swept) -> str:
 
 def _table(dimensions: Sequence[Dimension], trials: Sequence[Mapping[str, Any]], rungs: int) -> str:
     searched = [dimension for dimension in dimensions if not dimension.fixed]
-    header = [
-        "#",
-        *(d.name.split(".", 1)[1] for d in searched),
-        "rung",
-        "gain",
-        "± error",
-        "kept",
-        "valid",
-        "KID",
-    ]
+    names = [d.name.split(".", 1)[1] for d in searched]
+    header = ["#", "rung", "gain", "± error", "kept", "valid", "KID", *names]
     rows = []
     order = sorted(
         enumerate(trials, 1), key=lambda pair: (-len(pair[1]["rungs"]), -pair[1]["rungs"][-1]["gain"])

@@ -2,6 +2,7 @@
 
     round 1 .. N as configured; sweep; N+1 .. 2N with what it found; sweep; ...        --retune-every N
 
+Trials gain over real photos alone, with pairs of their own and none of earlier rounds: what strengths are worth, not what a round adds.
 A sweep begins with the configured point and with those that earlier sweeps found. The loop's actors are lent to its trials, and the trials run in the places of
 the downstream actors: no more is reserved than by the loop alone. What a sweep found is in the ledger: a restart takes it from there.
 """
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 
 from actors.crew import Crew
 from cdiff.config import Config
+from cdiff.data.carriers import from_json
+from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
+from cdiff.data.manifest import Manifest
 from cdiff.tracking import Tracker
 from cdiff.types import Knowledge, Outcome, Revisions
-from tune.bench import Budget, bench_of, demand_base, search_points
+from tune.bench import Budget, bench_of, demand_tunable, search_points
 from tune.space import Dimension, Point, applied, here, space
 from tune.trials import Search, demand_optuna
 
@@ -28,11 +32,15 @@ class Retuning:
     trials: int
 
 
-def demand_tunable(config: Config) -> None:
-    """ConfigError where a sweep would fail for its settings or for want of Optuna."""
-    demand_base(config)
+def demand_retunable(config: Config, dataset: Dataset, manifest: Manifest) -> None:
+    """ConfigError where a sweep would fail for its settings, its photos, or for want of Optuna: at the start, not rounds later."""
     demand_optuna()
     space(config)
+    demand_tunable(config, dataset, manifest, _budget(config))
+
+
+def _budget(config: Config) -> Budget:
+    return Budget(pairs=min(Budget().pairs, config.wasm.pairs))
 
 
 def retuned(
@@ -43,20 +51,24 @@ def retuned(
     known: Knowledge,
     outcomes: list[Outcome],
     generator: Revisions,
+    segmenter: str,
     wanted: Retuning,
 ) -> Config:
     """The configuration of a round: with the strengths of the last sweep, after one where it is time.
 
     Args:
-        known, outcomes: of this round. generator: revisions of generator and token bank.
+        known, outcomes: of this round. generator: revisions of generator and token bank. segmenter: of the model that stands.
     """
     due = (number - 1) // wanted.every * wanted.every + 1  # the round before which the last sweep was due
     if due == 1:
         return crew.config
     if ledger.milestone(f"retuned-{due}") is None:
-        dimensions = space(crew.config)
-        revisions = crew.adapt(known, outcomes, number, generator, crew.base(ledger))
-        budget = Budget(pairs=min(Budget().pairs, crew.config.wasm.pairs))
+        dimensions, budget = space(crew.config), _budget(crew.config)
+        if ledger.milestone(f"retuning-{due}") is None:  # what trials are named by must outlive a restart
+            revisions = crew.adapt(known, outcomes, number, generator, segmenter)
+            ledger.record(f"retuning-{due}", known=known, revisions=revisions)
+        begun = ledger.milestone(f"retuning-{due}") or {}
+        known, revisions = from_json(Knowledge, begun["known"]), from_json(Revisions, begun["revisions"])
         bench = bench_of(crew, ledger, known, revisions, budget)
         search = Search(wanted.trials, budget.factor, crew.config.seed + due)
         first = [here(crew.config, dimensions), *_earlier(ledger, dimensions, due, wanted.every)]

@@ -1,7 +1,7 @@
 """What a sweep may change: guidance strengths and their kin, with ranges, by mining arm.
 
     sampling.safe_strength            log 1 to 8        guidance on the SAFE tokens
-    sampling.guidance_interval.low    0 to 0.4          noise levels at which there is any
+    sampling.guidance_interval.low    0 to 0.4          part of the path on which there is any
     sampling.guidance_interval.high   0.6 to 1
     sampling.start_strength           0.1 to 0.9        noise on the pasted real target
     sampling.weakness_strength        log 0.25 to 4     difficulty token; arm B3
@@ -105,8 +105,15 @@ def space(config: Config, wanted: Mapping[str, Any] | None = None) -> tuple[Dime
             )
     found = [_possible(d, config) for d in SPACE if d.arm in config.wasm.arm]
     out = tuple(_narrowed(d, wanted[d.name]) if d.name in wanted else d for d in found)
-    for ends in ({d.name: _end(d, last) for d in out} for last in (False, True)):
-        applied(config, ends)  # tells what is out of range
+    corners = [{d.name: _end(d, last) for d in out} for last in (False, True)]
+    inward = {d.name: _end(d, d.name.endswith("interval.low")) for d in out}  # intervals at their narrowest
+    for corner in [*corners, inward]:
+        applied(config, corner)  # tells what is out of range
+    start = next(d for d in out if d.name == "sampling.start_strength")
+    if config.wasm.start_strengths and not start.fixed:
+        raise ConfigError(
+            "sampling.start_strength: wasm.start_strengths lets the budget choose it, slice by slice. Empty those, or fix it in the space."
+        )
     if all(dimension.fixed for dimension in out):
         raise ConfigError("every setting is fixed: leave a range to search.")
     return out
@@ -208,6 +215,17 @@ def whole(dimensions: Sequence[Dimension], point: Mapping[str, Any]) -> Point:
         # four digits: what is measured is what the overlay says
         out[d.name] = str(value) if d.choices else int(value) if d.whole else float(f"{value:.4g}")
     return out
+
+
+def within(dimensions: Sequence[Dimension], point: Mapping[str, Any]) -> bool:
+    """Whether a point is one of the space."""
+    if set(point) != {dimension.name for dimension in dimensions}:
+        return False
+    for d in dimensions:
+        inside = point[d.name] in d.choices if d.choices else d.low <= point[d.name] <= d.high
+        if not inside:
+            return False
+    return True
 
 
 def _end(dimension: Dimension, last: bool) -> float | int | str:

@@ -17,18 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from actors.crew import Crew
+from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
+from cdiff.errors import ConfigError
 from cdiff.tracking import Tracker
-from cdiff.types import Outcome
+from cdiff.types import Outcome, Revisions
 from jobs.benchmark import how_measured
-from jobs.session import open_session
+from jobs.session import Session, open_session
 from jobs.stopping import exit_code
-from tune.bench import Budget, bench_of, demand_base, search_points
+from tune.bench import Budget, bench_of, demand_tunable, search_points
 from tune.confirm import confirm
 from tune.objective import Bench, halves
 from tune.outcome import MEASURED, Swept, lines, write_json
 from tune.report import write_page
-from tune.space import here, overlay, read_space
+from tune.space import Point, here, overlay, read_space
 from tune.trials import Search, demand_optuna
 
 
@@ -37,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python tune/sweep.py",
         description=(__doc__ or "").split("\n", 1)[0],
         epilog="All other options and settings are those of jobs/loop.py.",
+        allow_abbrev=False,  # --run is the loop's
     )
     out.add_argument("--space", help="YAML file that narrows, widens or fixes what is searched")
     out.add_argument("--trials", type=int, default=24)
@@ -57,9 +60,30 @@ def parser() -> argparse.ArgumentParser:
         default="validation",
         help="test: read it once for what is confirmed",
     )
-    out.add_argument("--best", type=Path, default=Path("best.yaml"), help="overlay to write")
-    out.add_argument("--out", type=Path, help="JSON file to write")
+    out.add_argument("--best", type=Path, help="overlay to write, beside that in the run's report")
+    out.add_argument(
+        "--out", type=Path, help="JSON file to write: an entry per data set, those of others stay"
+    )
     return out
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what would fail after hours, or be lost.
+
+    Raises:
+        ConfigError: a number out of range, a folder that is not there, or no Optuna.
+    """
+    least = {"trials": 1, "pairs": 1, "steps": 0, "rungs": 1, "factor": 2, "confirm": 0}
+    for name, low in least.items():
+        if getattr(args, name) < low:
+            raise ConfigError(f"--{name} {getattr(args, name)}: at least {low}.")
+    for path in filter(None, (args.best, args.out)):
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"{path}: its folder is not there. Make it, or name another.")
+    if args.look == "test" and not args.confirm:
+        raise ConfigError("--look test reads it for what is confirmed: give --confirm some seeds.")
+    if not args.random:
+        demand_optuna()
 
 
 def prepare(crew: Crew, ledger: Ledger, budget: Budget) -> Bench:
@@ -77,7 +101,9 @@ def prepare(crew: Crew, ledger: Ledger, budget: Budget) -> Bench:
     rows = crew.each(ledger, "fold", folds, list[Outcome], "fitting folds")
     outcomes = [row for own in rows.values() for row in own]
     known = crew.rank(outcomes, ledger.gains())
-    revisions = crew.adapt(known, outcomes, 0, generator, base)
+    if ledger.milestone("tune:revisions") is None:
+        ledger.record("tune:revisions", revisions=crew.adapt(known, outcomes, 0, generator, base))
+    revisions = from_json(Revisions, (ledger.milestone("tune:revisions") or {})["revisions"])
     return bench_of(crew, ledger, known, revisions, budget)
 
 
@@ -88,28 +114,48 @@ def run(arguments: list[str], args: argparse.Namespace, about: dict[str, Any]) -
         if session is None:
             return
         config, ledger = session.config, session.ledger
-        demand_base(config)
-        if not args.random:
-            demand_optuna()
+        demand_tunable(config, session.dataset, session.manifest, budget)
         dimensions = read_space(args.space, config)
         search = Search(args.trials, args.factor, config.seed, not args.to_the_end, not args.random)
         with session.crew() as crew, session.tracker() as tracker:
             bench = prepare(crew, ledger, budget)
             swept = search_points(crew, tracker, bench, dimensions, [here(config, dimensions)], search)
-            args.best.write_text(overlay(config, swept.best["point"]), encoding="utf-8")
+            best = write_overlay(session, swept, args.best)
             arms = {"found": swept.best["point"], "configured": {}}
             if seeds:
                 _, second = halves(crew.dataset, crew.manifest, config.data.split_seed)
                 swept = replace(swept, half_b=confirm(crew, ledger, bench, arms, second, seeds, "half B"))
-            if seeds and args.look == "test":
+            if args.look == "test":
+                reads = count_reads(ledger, swept.best["point"])
                 photos = session.manifest.ids("test")
-                swept = replace(swept, tested=confirm(crew, ledger, bench, arms, photos, seeds, "test"))
+                tested = confirm(crew, ledger, bench, arms, photos, seeds, "test")
+                swept = replace(swept, tested=tested, test_reads=reads)
             path = write_page(session, swept)
             session.run.publish("report")
             track(tracker, swept, path)
-            print("\n".join([*lines(swept, args.best, seeds), f"report     {path}"]), flush=True)
+            print("\n".join([*lines(swept, best, seeds), f"report     {path}"]), flush=True)
             if args.out:
-                write_json(args.out, swept, about)
+                name = session.run.name.removeprefix("sweep-").rpartition("-")[0] or session.run.name
+                write_json(args.out, name, swept, about)
+
+
+def write_overlay(session: Session, swept: Swept, path: Path | None) -> Path:
+    """Write the best point to the run's report, and where a user wants it; returns the latter if there is one."""
+    text = overlay(session.config, swept.best["point"])
+    own = session.run.report_dir / "best.yaml"
+    own.parent.mkdir(parents=True, exist_ok=True)
+    for place in filter(None, (own, path)):
+        place.write_text(text, encoding="utf-8")
+    session.run.publish("report")
+    return path or own
+
+
+def count_reads(ledger: Ledger, point: Point) -> int:
+    """Remember that the test split is read for a point; of how many points it was, this one included."""
+    known = (ledger.milestone("tune:test-reads") or {"points": []})["points"]
+    points = known if point in known else [*known, dict(point)]
+    ledger.record("tune:test-reads", points=points)
+    return len(points)
 
 
 def track(tracker: Tracker, swept: Swept, page: Path) -> None:
@@ -125,8 +171,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; the exit code (jobs.stopping)."""
     told = sys.argv[1:] if arguments is None else arguments
     args, rest = parser().parse_known_args(told)
-    about = how_measured("tune/sweep.py", told)
-    return exit_code(lambda: run(rest, args, about), "the same command goes on from what is measured")
+
+    def work() -> None:
+        check(args)
+        run(rest, args, how_measured("tune/sweep.py", told))
+
+    return exit_code(work, "the same command goes on from what is measured")
 
 
 if __name__ == "__main__":

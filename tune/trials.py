@@ -21,11 +21,13 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from cdiff.data.dataset import Dataset
-from cdiff.errors import ConfigError
+from cdiff.errors import ActorError, ConfigError
+from cdiff.types import content_hash
 from tune.objective import Bench, Trial, end, stored
-from tune.space import Dimension, Point, domains, whole
+from tune.space import Dimension, Point, domains, whole, within
 
 log = logging.getLogger(__name__)
+_TRIES = 3  # of Tune, where trials failed or were proposed twice
 Told = Callable[[str, Point, int, dict[str, Any]], None]  # key, point, rung, what was measured
 
 
@@ -55,14 +57,35 @@ def run_trials(
         first: points to begin with, before the searcher proposes any.
         told: called in the driver at every result.
     Raises:
-        ConfigError: points are to be modelled, and Optuna is missing.
+        ConfigError: points are to be modelled, and Optuna is missing. ActorError: trials fail again and again.
     """
-    mine = [trial for trial in stored(bench.run) if trial["key"] == bench.key(trial["point"])]
-    if sum(trial["ended"] for trial in mine) < search.trials:
-        wanted = [whole(dimensions, point) for point in [*(trial["point"] for trial in mine), *first]]
+    for _ in range(_TRIES):
+        mine = _mine(bench, dimensions, search)
+        if sum(trial["ended"] for trial in mine) >= search.trials:
+            return mine
+        wanted = [*(trial["point"] for trial in mine), *(whole(dimensions, point) for point in first)]
         points = list({bench.key(point): point for point in wanted}.values())
-        _tune(bench, dataset, dimensions, points, search, told)
-    return [trial for trial in stored(bench.run) if trial["key"] == bench.key(trial["point"])]
+        reason = _tune(bench, dataset, dimensions, points, search, told)
+    mine = _mine(bench, dimensions, search)
+    ended = sum(trial["ended"] for trial in mine)
+    if ended >= search.trials:
+        return mine
+    raise ActorError(
+        f"{ended} of {search.trials} trials came to their end{f'; the last failed with: {reason}' if reason else ''}. What was measured is kept: "
+        "mend the cause, and the same command goes on."
+    )
+
+
+def _mine(bench: Bench, dimensions: Sequence[Dimension], search: Search) -> list[dict[str, Any]]:
+    """What was measured of this space under this budget; where no trial is stopped, one that was is not ended."""
+    found = [
+        trial
+        for trial in stored(bench.run)
+        if trial["key"] == bench.key(trial["point"]) and within(dimensions, trial["point"])
+    ]
+    for trial in found:
+        trial["ended"] &= search.stop or len(trial["rungs"]) == len(bench.rungs)
+    return found
 
 
 def _tune(
@@ -72,23 +95,27 @@ def _tune(
     points: list[Point],
     search: Search,
     told: Told,
-) -> None:
+) -> str:
+    """Let Tune run as many trials as are wanted, the given points first; why the last failed that did, or ""."""
     # results go to MLflow and to the driver's bar: no files for TensorBoard, no tables on the console
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the job, not its search alone
     resources = bench.config.resources
     searched = domains(dimensions)
     given = [{name: point[name] for name in searched} for point in points[: search.trials]]
     scheduler = FIFOScheduler()
     if search.stop:
         scheduler = ASHAScheduler(
-            time_attr="steps",
-            max_t=bench.rungs[-1].steps,
-            grace_period=bench.rungs[0].steps,
+            time_attr="budget",
+            max_t=search.factor ** (len(bench.rungs) - 1),
+            grace_period=1,
             reduction_factor=search.factor,
         )
     trainable = tune.with_resources(
-        tune.with_parameters(_trial, bench=bench, dataset=dataset, dimensions=tuple(dimensions)),
+        tune.with_parameters(
+            _trial, bench=bench, dataset=dataset, dimensions=tuple(dimensions), search=search
+        ),
         {"cpu": resources.cpus, "gpu": resources.gpus},
     )
     with tempfile.TemporaryDirectory(prefix="cdiff-tune-") as folder:  # what Tune writes there, nobody reads
@@ -101,7 +128,7 @@ def _tune(
                 num_samples=search.trials,
                 max_concurrent_trials=resources.downstreams,
                 scheduler=scheduler,
-                search_alg=_searcher(given, search),
+                search_alg=_searcher(given, search, resources.downstreams),
             ),
             run_config=tune.RunConfig(
                 name="sweep",
@@ -112,8 +139,10 @@ def _tune(
             ),
         )
         found = tuner.fit()
-    for error in found.errors:
-        log.warning("a trial failed and is left out: %s", str(error).strip().splitlines()[-1])
+    reasons = [str(error).strip().splitlines()[-1] for error in found.errors]
+    for reason in reasons:
+        log.warning("a trial failed and is left out: %s", reason)
+    return reasons[-1] if reasons else ""
 
 
 def demand_optuna() -> Any:
@@ -127,22 +156,29 @@ def demand_optuna() -> Any:
     return optuna
 
 
-def _searcher(given: list[dict[str, Any]], search: Search) -> Any:
+def _searcher(given: list[dict[str, Any]], search: Search, at_once: int) -> Any:
+    # with the same seed it would propose those again that it proposed before the given ones were known
+    seed = int(content_hash([search.seed, len(given)])[:8], 16)
     if not search.model:
-        return BasicVariantGenerator(points_to_evaluate=given, random_state=search.seed)
+        return BasicVariantGenerator(points_to_evaluate=given, random_state=seed, max_concurrent=at_once)
     optuna = demand_optuna()
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return OptunaSearch(points_to_evaluate=given, seed=search.seed)
+    return OptunaSearch(points_to_evaluate=given, seed=seed)
 
 
-def _trial(config: dict[str, Any], bench: Bench, dataset: Any, dimensions: tuple[Dimension, ...]) -> None:
+def _trial(
+    config: dict[str, Any], bench: Bench, dataset: Any, dimensions: tuple[Dimension, ...], search: Search
+) -> None:
     """What Tune runs: a trial's rungs, reported one by one."""
     point = whole(dimensions, config)
     photos: Dataset = ray.get(dataset) if isinstance(dataset, ray.ObjectRef) else dataset
-    for found in Trial(bench, photos, point).measure():
-        tune.report({name: value for name, value in found.items() if value is not None})
+    for number, found in enumerate(Trial(bench, photos, point).measure(not search.stop)):
+        budget = {
+            "budget": search.factor**number
+        }  # the rungs of the scheduler, whatever budgets were rounded to
+        tune.report({name: value for name, value in found.items() if value is not None} | budget)
 
 
 class _Recorder(Callback):

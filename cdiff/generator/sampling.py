@@ -26,7 +26,10 @@ class Condition:
     start_mask_1RR: torch.Tensor
     guidance: float  # safe_strength
     tau: float  # start_strength
-    guided: tuple[float, float] = (0.0, 1.0)  # noise levels at which there is guidance
+    guided: tuple[float, float] = (
+        0.0,
+        1.0,
+    )  # part of the path from tau to 0 on which there is guidance, as shares of tau
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,8 @@ Guide = Callable[[Sequence[State], torch.Tensor], torch.Tensor]
 
 
 class Sampler:
-    """Euler steps on the straight path, with classifier-free guidance on the SAFE tokens (2207.12598), in an interval of
-    noise levels if wanted (2404.07724)."""
+    """Euler steps on the straight path, with classifier-free guidance on the SAFE tokens (2207.12598), on a part of the
+    path if wanted (2404.07724)."""
 
     def __init__(self, denoiser: JointDenoiser, null_ND: torch.Tensor, steps: int, micro_batch: int) -> None:
         self.denoiser = denoiser
@@ -178,10 +181,10 @@ class Sampler:
 
 
 def _guidance(state: State) -> float:
-    """Strength of the guidance at the noise level of what is being drawn: the mask while it is noisy, then the image."""
+    """Strength of the guidance where what is being drawn stands on its path: the mask while it is noisy, then the image."""
     low, high = state.condition.guided
-    level = state.time_mask or state.time_image
-    return state.condition.guidance if low <= level <= high else 1.0
+    left = (state.time_mask or state.time_image) / (state.condition.tau or 1.0)
+    return state.condition.guidance if low <= left <= high else 1.0
 
 
 def _step(noisy: torch.Tensor, clean: torch.Tensor, time: float, to: float) -> torch.Tensor:

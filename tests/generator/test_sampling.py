@@ -102,22 +102,22 @@ def test_guidance_one_is_the_plain_conditional_prediction(sampler, tiny_generato
     assert not torch.equal(base.image_3RR, strong.image_3RR)
 
 
-def test_guidance_in_an_interval_of_noise_levels_costs_two_passes_there_alone(
-    sampler, tiny_generator
-) -> None:
+def test_guidance_on_a_part_of_the_path_costs_two_passes_there_alone(sampler, tiny_generator) -> None:
     passes: list[float] = []
     hook = tiny_generator.denoiser.register_forward_pre_hook(
         lambda _, given: passes.append(float(given[2][0]))
     )
 
-    def made(guidance: float, low: float, high: float):
-        condition = replace(_condition(tiny_generator, 0, guidance), guided=(low, high))
+    def made(guidance: float, low: float, high: float, tau: float = 1.0):
+        condition = replace(_condition(tiny_generator, 0, guidance, tau), guided=(low, high))
         passes.clear()
         return sampler.run([sampler.start_joint(condition, _seeded(1))])[0], list(passes)
 
     try:
         some, seen = made(3.0, 0.4, 0.8)
         assert seen == [1.0, 0.75, 0.75, 0.5, 0.5, 0.25]
+        _, seen = made(3.0, 0.4, 0.8, tau=0.5)
+        assert seen == [0.5, 0.25, 0.25], "shares of the path that is run"
         everywhere, seen = made(3.0, 0.0, 1.0)
         assert len(seen) == 8
         plain, _ = made(1.0, 0.0, 1.0)

@@ -6,7 +6,7 @@ import yaml
 from cdiff.config import Config
 from cdiff.config_file import load_config, overridden
 from cdiff.errors import ConfigError
-from tune.space import SPACE, applied, domains, here, overlay, read_space, space, whole
+from tune.space import SPACE, applied, domains, here, overlay, read_space, space, whole, within
 
 CONFIG = Config()
 B3, B4 = (overridden(CONFIG, [f"wasm.arm={arm}"]) for arm in ("B3+B2", "B4"))
@@ -34,6 +34,7 @@ def test_every_arm_has_its_own_strengths() -> None:
         ({"sampling.mode": "sideways"}, "not among"),
         ({"sampling.mode": "joint"}, "not among"),  # arm B1 compares images of one mask
         ({"wasm.band.low": True}, "neither a number"),
+        ({"sampling.guidance_interval.low": [0, 0.9]}, "lowest"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_by_name(wanted, told) -> None:
@@ -74,6 +75,21 @@ def test_a_point_becomes_settings_and_a_file_that_the_loop_takes(tmp_path) -> No
     assert set(yaml.safe_load(path.read_text())) == {"downstream", "sampling", "wasm"}
     assert load_config(None, overlay=path) == changed
     assert load_config(None, ["sampling.steps=5"], overlay=path).sampling.steps == 5, "the command line wins"
+
+
+def test_start_strength_is_the_budgets_or_the_sweeps() -> None:
+    config = overridden(CONFIG, ["wasm.start_strengths=[0.2,0.4]"])
+    with pytest.raises(ConfigError, match=r"wasm\.start_strengths"):
+        space(config)
+    assert space(config, {"sampling.start_strength": 0.4})
+
+
+def test_a_point_lies_within_a_space_or_not() -> None:
+    dimensions = space(CONFIG, {"sampling.safe_strength": [2, 4]})
+    inside = here(CONFIG, dimensions)
+    assert within(dimensions, inside)
+    assert not within(dimensions, inside | {"sampling.safe_strength": 5.0})
+    assert not within(dimensions, inside | {"sampling.gradient_strength": 0.1})
 
 
 def test_where_the_configuration_stands_is_a_point_of_the_space() -> None:

@@ -15,8 +15,9 @@ import yaml
 
 from cdiff.config_file import load_config
 from cdiff.data.ledger import Ledger
-from cdiff.data.run import open_run
+from cdiff.data.run import Run, open_run
 from tune.objective import stored
+from tune.sweep import count_reads, main
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,30 +60,56 @@ def _measured(home: Path) -> dict[str, float]:
 
 
 def test_a_killed_sweep_goes_on_and_measures_nothing_twice(home, settings) -> None:
-    wanted = ["--trials", "3", "--confirm", "2", *SIZE, "--out", "tune.json", *settings]
+    wanted = [
+        "--trials",
+        "3",
+        "--confirm",
+        "2",
+        *SIZE,
+        "--out",
+        "tune.json",
+        "--best",
+        "best.yaml",
+        *settings,
+    ]
     first = _start(home, *wanted)
     end = time.monotonic() + 300
     while len(_measured(home)) < 2 and first.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
-    before = _measured(home)
-    assert before
+    before = sorted(home.glob("runs/sweep-*/trials/*/[0-9].json"))
+    for number, path in enumerate(before):  # whoever measured it again would find something else
+        told = json.loads(path.read_text())
+        told["measured"]["gain"] = 0.5 + number / 100
+        path.write_text(json.dumps(told))
     out, _ = _done(_start(home, *wanted))
-    after = _measured(home)
-    assert {name: after[name] for name in before} == before
     (run,) = home.glob("runs/sweep-*")
     trials = stored(open_run(run))
-    assert len(trials) == 3 and all(trial["ended"] for trial in trials)
+    assert len(trials) == 3 and all(trial["ended"] for trial in trials), "three points, none of them twice"
+    reported = {round(value, 3) for values in _gains_in_mlflow(home) for value in values}
+    assert {round(0.5 + number / 100, 3) for number in range(len(before))} <= reported
     assert "half B" in out and "trials     3" in out
-    told = json.loads((home / "tune.json").read_text())
-    assert told["trials"] == 3 and set(told["best"]) == set(trials[0]["point"])
+    told = json.loads((home / "tune.json").read_text())["demo"]
+    assert told["trials"] == 3 and set(told["best"]) == set(trials[0]["point"]) and told["seconds"] > 0
     assert told["validation"]["low"] <= told["validation"]["mean"] <= told["validation"]["high"]
     assert len(told["validation"]["per_seed"]) == 2 and told["test"] is None
     page = (run / "report" / "sweep.html").read_text(encoding="utf-8")
     assert "polyline" in page and "half B" in page
-    again, _ = _done(_start(home, *wanted))
-    assert _measured(home) == after and "trials     3" in again
+    best = yaml.safe_load((home / "best.yaml").read_text())
+    assert best == yaml.safe_load((run / "report" / "best.yaml").read_text())
+    dry = _start(home, "--overlay", "best.yaml", "--dry-run", *settings, script="jobs/loop.py")
+    printed = yaml.safe_load(_done(dry)[0])
+    assert printed["sampling"]["start_strength"] == best["sampling"]["start_strength"]
+
+
+def _gains_in_mlflow(home: Path) -> list[list[float]]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "cdiff")
+    runs = [run for run in client.search_runs([experiment.experiment_id]) if "cdiff.trial" in run.data.tags]
+    return [[m.value for m in client.get_metric_history(run.info.run_id, "gain")] for run in runs]
 
 
 def test_mlflow_has_a_child_per_trial_with_its_point(home) -> None:
@@ -98,11 +125,8 @@ def test_mlflow_has_a_child_per_trial_with_its_point(home) -> None:
     assert "half_b/gain" in client.get_run(parent).data.metrics
 
 
-def test_the_loop_takes_the_overlay_and_sweeps_between_its_rounds(home, settings) -> None:
-    best = yaml.safe_load((home / "best.yaml").read_text())
-    dry = _start(home, "--overlay", "best.yaml", "--dry-run", *settings, script="jobs/loop.py")
-    printed = yaml.safe_load(_done(dry)[0])
-    assert printed["sampling"]["start_strength"] == best["sampling"]["start_strength"]
+@pytest.mark.long
+def test_the_loop_sweeps_between_its_rounds(home, settings) -> None:
     tuning = ["--retune-every", "1", "--retune-trials", "2", "--run", "tuned"]
     _done(_start(home, *tuning, *settings, script="jobs/loop.py"))
     ledger = Ledger(open_run(home / "runs" / "tuned"))
@@ -117,11 +141,53 @@ def test_the_loop_takes_the_overlay_and_sweeps_between_its_rounds(home, settings
     assert len(stored(ledger.run)) == 2
 
 
-def test_a_setting_that_the_arm_lacks_is_refused(home, settings) -> None:
-    (home / "space.yaml").write_text("sampling.gradient_strength: [0.01, 0.1]\n")
-    process = _start(home, "--space", "space.yaml", *SIZE, *settings)
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 2 and "the mining arm B0 does not have it" in err
+@pytest.mark.long
+def test_a_sweep_uses_both_nodes_of_a_cluster(home, settings, monkeypatch) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        where = {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled"}
+        # three places on each node: generator and extractor take two, four trials the others
+        places = ["resources.cpus=0.3", "resources.generators=1", "resources.downstreams=4"]
+        wanted = ["--trials", "6", "--confirm", "0", "--random", "--to-the-end", *SIZE, "--out", "both.json"]
+        _done(_start(home, *wanted, "--run", "both", *settings, *places, **where))
+    finally:
+        cluster.shutdown()
+    trials = stored(open_run(home / "runs" / "sweep-both"))
+    assert len(trials) == 6 and len({trial["node"] for trial in trials}) == 2
+    assert all(len(trial["rungs"]) == 2 for trial in trials), "to the end: none was stopped"
+    told = json.loads((home / "both.json").read_text())
+    (entry,) = told.values()
+    assert 0 < entry["asha"]["cost_ratio"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (["--factor", "1"], "--factor 1: at least 2"),
+        (["--trials", "0"], "--trials 0"),
+        (["--best", "nowhere/best.yaml"], "its folder is not there"),
+        (["--look", "test", "--confirm", "0"], "--confirm"),
+    ],
+)
+def test_what_would_fail_after_hours_is_refused_at_once(wanted, told, capsys) -> None:
+    assert main(wanted) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_test_split_is_counted_by_points(run) -> None:
+    ledger = Ledger(run)
+    assert [count_reads(ledger, {"a": value}) for value in (1, 1, 2)] == [1, 1, 2]
+    ledger.close()
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    (tmp_path / "one").mkdir()
+    return Run(tmp_path / "one")
 
 
 def test_the_configuration_of_a_trial_is_its_points(settings) -> None:
