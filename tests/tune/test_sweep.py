@@ -19,7 +19,7 @@ from cdiff.data.run import Run, open_run
 from tune.objective import stored
 from tune.sweep import count_reads, main
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = ["--pairs", "8", "--steps", "20", "--rungs", "2"]
 
@@ -35,7 +35,7 @@ def _start(home: Path, *arguments: str, script: str = "tune/sweep.py", **more: s
 
 
 def _done(process: subprocess.Popen[str]) -> tuple[str, str]:
-    out, err = process.communicate(timeout=400)
+    out, err = process.communicate(timeout=800)
     assert process.returncode == 0, err[-3000:]
     return out, err
 
@@ -59,6 +59,7 @@ def _measured(home: Path) -> dict[str, float]:
     }
 
 
+@pytest.mark.long
 def test_a_killed_sweep_goes_on_and_measures_nothing_twice(home, settings) -> None:
     wanted = [
         "--trials",
@@ -112,6 +113,7 @@ def _gains_in_mlflow(home: Path) -> list[list[float]]:
     return [[m.value for m in client.get_metric_history(run.info.run_id, "gain")] for run in runs]
 
 
+@pytest.mark.long
 def test_mlflow_has_a_child_per_trial_with_its_point(home) -> None:
     from mlflow import MlflowClient
 
