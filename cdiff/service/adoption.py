@@ -65,15 +65,15 @@ def demand_unseen(request: PairRequest, dataset: Dataset, manifest: Manifest, co
     if not pictures:
         return
     held_out = [dataset.sample(i) for split in ("validation", "test") for i in manifest.ids(split)]
-    # of one group: they are compared with the photos of the request alone
+    # each side is of one group: only photos of the request and held-out ones are compared with each other
     known = [replace(s, image=dataset.here(s.image), group="held out") for s in held_out]
     with tempfile.TemporaryDirectory() as folder:
         brought = [s for name, picture in pictures for s in _turned(name, picture, Path(folder), config)]
         found = near_duplicates([*known, *brought], config)
-    names = {sample.sample_id: sample.group for sample in brought}
-    if near := [names[one] for pair in found for one in (pair.first, pair.second) if one in names]:
+    own = {sample.sample_id for sample in brought}
+    if near := [one for pair in found for one in (pair.first, pair.second) if one in own]:
         raise RequestError(
-            f"{near[0]}: this photo is one of those that the run is judged on, or nearly; a pair made of it cannot be trained on."
+            f"{near[0].rpartition('-')[0]}: this photo is one of those that the run is judged on, or nearly; a pair made of it cannot be trained on."
         )
 
 
@@ -121,7 +121,7 @@ def _key(attempt: Attempt) -> str:
 
 
 def _turned(name: str, picture: bytes, folder: Path, config: DataConfig) -> Iterable[Sample]:
-    """A photo in all eight turns and mirrorings, as samples of one group: fits turn photos, too."""
+    """A photo in all eight turns and mirrorings: fits turn photos, too."""
     with Image.fromarray(decode_upload(picture, name, Limits.of(config))[0]) as image:
         image.thumbnail((_COMPARED, _COMPARED), Image.Resampling.BOX)
         for number in range(8):
@@ -131,7 +131,7 @@ def _turned(name: str, picture: bytes, folder: Path, config: DataConfig) -> Iter
             path = folder / f"{name}-{number}.png"
             turned.save(path, compress_level=0)
             width, height, mode, checksum = probe(path, Limits.of(config))
-            yield Sample(path.stem, "", (), name, str(path), (), width, height, mode, checksum)
+            yield Sample(path.stem, "", (), "brought", str(path), (), width, height, mode, checksum)
 
 
 def _pictures(request: PairRequest) -> Iterable[tuple[str, bytes]]:

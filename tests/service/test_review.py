@@ -153,3 +153,6 @@ def test_photos_that_judge_the_run_are_not_trained_on(
         _, answer = _accepted(client, {"category": "metal", **asked})
         assert answer.status_code == 422 and answer.json()["error"].startswith(where)
     assert _accepted(client, {"type": "bar", "background": sent["photo"]})[1].status_code == 201
+    own = {"image": sent["photo"], "mask": sent["mask"]}  # a target and where it is to go, on one photo
+    asked = {"category": "metal", "reference": own, "background": sent["photo"]}
+    assert _accepted(client, asked)[1].status_code == 201
