@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,6 +29,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from actors import web
+from actors.batching import Batching
 from actors.door import Away, Busy, Door, NoModel, NotYet
 from actors.resources import set_threads
 from cdiff.config import Config
@@ -56,7 +58,7 @@ from cdiff.service.uploads import check_pictures
 TOKEN = "CDIFF_TOKEN"
 _LEAST = 16  # characters of a token
 _Found = TypeVar("_Found")
-_Made = tuple[ShardRow, str] | Exception  # a pair with what the gate has against it
+_Made = tuple[ShardRow, str]  # a pair with what the gate has against it
 
 
 class Served(BaseModel):
@@ -74,6 +76,29 @@ class Served(BaseModel):
     models_at_once: int = Field(2, ge=1, description="Models that one replica keeps in memory.")
     max_queued: int = Field(32, ge=1, description="Requests that may wait; more get 429.")
     insecure_loopback: bool = Field(False, description="Serve without a token; on 127.0.0.1 alone.")
+
+
+class Wish:
+    """A request to a studio; what it comes to is planned once, on the thread that makes it."""
+
+    def __init__(self, studio: Studio, request: PairRequest) -> None:
+        self.studio, self._request = studio, request
+
+    @cached_property
+    def tickets(self) -> list[Ticket]:
+        return self.studio.tickets(self._request)
+
+
+def _made_of(wishes: Sequence[tuple[Wish, int]]) -> list[_Made | Exception]:
+    """Pairs of one model's wishes, each by its number. One by one where they fail together: nobody pays for another's."""
+    studio = wishes[0][0].studio
+    try:
+        rows = studio.make([wish.tickets[number] for wish, number in wishes])
+        return [(row, studio.reason(row)) for row in rows]
+    except Exception as error:  # noqa: BLE001  # raised where its own request waits
+        if len(wishes) == 1:
+            return [error]
+        return [one for wish in wishes for one in _made_of([wish])]
 
 
 class Generating:
@@ -99,20 +124,14 @@ class Generating:
         # Serve sends requests to the replicas that have their model, and lets the one asked for least recently go
         self._loaded = serve.multiplexed(studio, max_num_models_per_replica=models_at_once)
         self._comparing = asyncio.Lock()
-        self._batch.set_max_batch_size(config.sampling.micro_batch)  # type: ignore[attr-defined]
+        self._batches = Batching(self._make, config.sampling.micro_batch, self._thread)
 
     async def pairs(self, model: str, request: PairRequest) -> tuple[list[ShardRow], list[str]]:
-        studio = await self._studio(model)
-        tickets = await self._on_thread(lambda: studio.tickets(request))
-        made = await asyncio.gather(*(self._batch((model, studio, ticket)) for ticket in tickets))
-        rows, reasons = [], []
-        for found in made:
-            if isinstance(found, Exception):
-                raise found
-            rows.append(found[0])
-            reasons.append(found[1])
-            self._made.inc(tags={"model": model, "verdict": found[1] or "valid"})
-        return rows, reasons
+        wish = Wish(await self._studio(model), request)
+        made = await asyncio.gather(*(self._batches.one((model, wish, i)) for i in range(request.n)))
+        for _, reason in made:
+            self._made.inc(tags={"model": model, "verdict": reason or "valid"})
+        return [row for row, _ in made], [reason for _, reason in made]
 
     async def human(self, model: str, request: PairRequest, task_id: str) -> ShardRow:
         """A pair that was made before, once more, to be trained on."""
@@ -144,26 +163,14 @@ class Generating:
         """All models, loaded or not."""
         return await asyncio.to_thread(lambda: [_about(name, run) for name, run in self._runs.items()])
 
-    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.02)
-    async def _batch(self, items: list[tuple[str, Studio, Ticket]]) -> list[_Made]:
-        """Tickets of several requests, each answered as it would be alone: with its pair, or with its own error."""
-        made: dict[int, _Made] = {}
+    def _make(self, items: list[tuple[str, Wish, int]]) -> list[_Made | Exception]:
+        """Pairs of several requests, each as it would be alone: on the thread."""
+        made: dict[int, _Made | Exception] = {}
         for model in dict.fromkeys(model for model, _, _ in items):
             began, places = time.perf_counter(), [i for i, (own, *_) in enumerate(items) if own == model]
-            studio, tickets = items[places[0]][1], [items[place][2] for place in places]
-            found = await self._on_thread(lambda studio=studio, own=tickets: self._made_of(studio, own))  # type: ignore[misc]
-            made |= dict(zip(places, found, strict=True))
+            made |= dict(zip(places, _made_of([items[place][1:] for place in places]), strict=True))
             self._seconds.observe(time.perf_counter() - began, tags={"model": model})
         return [made[place] for place in range(len(items))]
-
-    def _made_of(self, studio: Studio, tickets: list[Ticket]) -> list[_Made]:
-        """One by one where they fail together: nobody pays for another's ticket."""
-        try:
-            return [(row, studio.reason(row)) for row in studio.make(tickets)]
-        except Exception as error:  # noqa: BLE001  # raised where its own request waits
-            if len(tickets) == 1:
-                return [error]
-            return [one for ticket in tickets for one in self._made_of(studio, [ticket])]
 
     async def _studio(self, model: str) -> Studio:
         """A model's studio. Who asked may leave while it is loaded: it is there for the next."""
