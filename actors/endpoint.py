@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import metrics
@@ -296,12 +296,19 @@ class Gateway:
         web.install(Behind(generators, runs, limits), door)
 
 
-def application(served: Served) -> serve.Application:
+def application(wanted: Served | dict[str, Any]) -> serve.Application:
     """The service as Serve deploys it.
 
+    Args:
+        wanted: from a Serve config file or `serve run`, a mapping of the fields.
     Raises:
-        ConfigError: no token. RunError, DataError: a run or its photos are missing.
+        ConfigError: no token, or a field that there is not. RunError, DataError: a run or its photos are missing.
     """
+    try:
+        served = Served.model_validate(wanted)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"arguments of the service: {told}") from None
     token = os.environ.get(TOKEN, "")
     if len(token) < _LEAST and not served.insecure_loopback:
         raise ConfigError(

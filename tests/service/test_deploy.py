@@ -1,11 +1,14 @@
 """The Serve config file: Serve takes it, and its arguments are those of the application."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from actors.endpoint import Served, application
+from actors.endpoint import TOKEN, Served, application
+from cdiff.errors import ConfigError, RunError
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "serve.yaml"
 
@@ -16,3 +19,18 @@ def test_serve_takes_the_config_file_and_the_application_its_arguments() -> None
     assert app.import_path == f"{application.__module__}:{application.__name__}"
     assert Served.model_validate(app.args).max_queued == 64
     assert told.http_options.host == "127.0.0.1", "nobody reaches it unless somebody says so"
+
+
+def test_serve_builds_the_application_from_a_mapping(monkeypatch, judged_run, photos) -> None:
+    """As `serve deploy` and `serve run` do it: with the file's plain mapping, text for numbers included."""
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
+
+    builder: Any = application
+    monkeypatch.setenv(TOKEN, "a-token-of-some-length")
+    folder = str(Path(photos.samples[0].image).parent)
+    with pytest.raises(RunError, match="nowhere"):
+        build(builder, {"run": "nowhere", "data": folder, "home": str(judged_run.path.parent)})
+    with pytest.raises(ConfigError, match="replicas"):
+        build(builder, {"run": str(judged_run.path), "data": folder, "replicas": "none"})
+    with pytest.raises(ConfigError, match="rnu"):
+        build(builder, {"rnu": "x", "data": folder})
