@@ -66,7 +66,7 @@ class Served(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     run: str | list[str] = Field(
-        description="Runs whose generators are served: folders, URLs, or names under the home."
+        description="Runs whose generators are served: folders, URLs, names under the home, or checkpoints of generators in them."
     )
     data: str | list[str] = Field(description="Photos of the runs, as the loop was given them.")
     groups: str | None = None
@@ -315,7 +315,7 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
             f"set {TOKEN} to a secret of at least {_LEAST} characters, as of: openssl rand -hex 32. Without a token the service "
             "starts with --insecure-loopback alone."
         )
-    runs = [find_run(name, served.home) for name in _listed(served.run)]
+    runs = [run_of_model(name, served.home) for name in _listed(served.run)]
     configs = [load_config(run.local("config.yaml", anew=True)) for run in runs]
     sources, origins = brought(_listed(served.data))
     dataset = Dataset(read_sources(sources, served.groups, configs[0].data), configs[0].data, origins)
@@ -338,6 +338,19 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
     gateway: Any = Gateway  # a deployment, which Ray's stubs do not know
     bound: serve.Application = gateway.bind(behind, named, limits_of(configs[0]), door)
     return bound
+
+
+def run_of_model(name: str, home: str | None = None) -> Run:
+    """The run that a user names, or in which a generator's checkpoint lies (RUN/checkpoints/REVISION): its photos, types and gate belong to it.
+
+    Raises:
+        RunError: no such run. ConfigError: a checkpoint that is not the run's generator.
+    """
+    folder, _, revision = name.rstrip("/").rpartition("/checkpoints/")
+    run = find_run(folder or name, home)
+    if folder and revision != (own := standing(run)[1].generator):
+        raise ConfigError(f"{name} is not the generator of its run: that is {folder}/checkpoints/{own}.")
+    return run
 
 
 def _listed(value: str | list[str]) -> list[str]:

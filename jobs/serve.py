@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "--run",
         action="append",
         required=True,
-        help="run folder, URL, or name under the home; repeat for several models",
+        help="run folder, URL, name under the home, or RUN/checkpoints/GENERATOR; repeat for several models",
     )
     out.add_argument(
         "--data", action="append", required=True, help="the runs' photos, as the loop was given them"

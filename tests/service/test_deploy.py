@@ -7,8 +7,9 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from actors.endpoint import TOKEN, Served, application
+from actors.endpoint import TOKEN, Served, application, run_of_model
 from cdiff.errors import ConfigError, RunError
+from cdiff.service.studio import standing
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "serve.yaml"
 
@@ -34,3 +35,11 @@ def test_serve_builds_the_application_from_a_mapping(monkeypatch, judged_run, ph
         build(builder, {"run": str(judged_run.path), "data": folder, "replicas": "none"})
     with pytest.raises(ConfigError, match="rnu"):
         build(builder, {"rnu": "x", "data": folder})
+
+
+def test_a_generators_checkpoint_names_its_run(judged_run) -> None:
+    own = standing(judged_run)[1].generator
+    assert run_of_model(f"{judged_run.path}/checkpoints/{own}").path == judged_run.path
+    assert run_of_model(str(judged_run.path)).path == judged_run.path
+    with pytest.raises(ConfigError, match="is not the generator of its run"):
+        run_of_model(f"{judged_run.path}/checkpoints/generator-other")
