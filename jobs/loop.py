@@ -41,7 +41,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
         outcomes = seconds("outcomes", crew.outcomes, accepted)
         known = seconds("rank", crew.rank, outcomes, ledger.gains())
         now = known, outcomes, generator, best.revision
-        strengths = seconds("tune", session.strengths, crew, tracker, number, *now)
+        strengths = seconds("tune", session.strengths, crew, tracker, number, now)
         revisions = seconds("adapt", crew.adapt, known, outcomes, number, generator, best.revision, strengths)
         pairs = seconds("generate", crew.make_pairs, known, number, revisions, strengths)
         kept = [pair for pair in pairs if pair.kept]

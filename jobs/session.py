@@ -35,6 +35,10 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
 
 
+# What a round knows when its strengths are chosen: weaknesses, outcomes, generator and token bank, the segmenter that stands.
+Situation = tuple[Knowledge, list[Outcome], Revisions, str]
+
+
 @dataclass(frozen=True)
 class Session:
     """One run's configuration, data and folder."""
@@ -57,10 +61,7 @@ class Session:
         crew: Crew,
         tracker: Tracker,
         number: int,
-        known: Knowledge,
-        outcomes: list[Outcome],
-        generator: Revisions,
-        segmenter: str,
+        now: Situation,
     ) -> Config:
         """The configuration of a round: the run's, or with the strengths that a sweep between rounds found."""
         if not self.retune_every:
@@ -68,7 +69,7 @@ class Session:
         from tune.retune import Retuning, retuned  # here: a loop that does not tune needs nothing of it
 
         wanted = Retuning(self.retune_every, self.retune_trials)
-        return retuned(crew, self.ledger, tracker, number, known, outcomes, generator, segmenter, wanted)
+        return retuned(crew, self.ledger, tracker, number, now, wanted)
 
     def crew(self) -> Crew:
         return Crew(self.run, self.config, self.dataset, self.manifest, self.cluster.local)

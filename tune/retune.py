@@ -18,7 +18,8 @@ from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
 from cdiff.data.manifest import Manifest
 from cdiff.tracking import Tracker
-from cdiff.types import Knowledge, Outcome, Revisions
+from cdiff.types import Knowledge, Revisions
+from jobs.session import Situation
 from tune.bench import Budget, bench_of, demand_tunable, search_points
 from tune.space import Dimension, Point, applied, here, space
 from tune.trials import Search, demand_optuna
@@ -48,17 +49,15 @@ def retuned(
     ledger: Ledger,
     tracker: Tracker,
     number: int,
-    known: Knowledge,
-    outcomes: list[Outcome],
-    generator: Revisions,
-    segmenter: str,
+    now: Situation,
     wanted: Retuning,
 ) -> Config:
     """The configuration of a round: with the strengths of the last sweep, after one where it is time.
 
     Args:
-        known, outcomes: of this round. generator: revisions of generator and token bank. segmenter: of the model that stands.
+        now: what this round knows.
     """
+    known, outcomes, generator, segmenter = now
     due = (number - 1) // wanted.every * wanted.every + 1  # the round before which the last sweep was due
     if due == 1:
         return crew.config
