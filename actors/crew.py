@@ -11,30 +11,35 @@ assess       downstream actor fits a segmenter and scores it on validation
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
 from tqdm import tqdm
 
 from actors.coordinator import CoordinatorActor
-from actors.downstream import DownstreamActor, Evaluation, Fit, FitRequest
+from actors.downstream import DownstreamActor, Evaluation, Fit, FitRequest, fitted
 from actors.extractor import ExtractorActor
-from actors.generator import GeneratorActor
-from actors.group import ActorGroup, Steps, Watch, Work
+from actors.generator import GeneratorActor, trained
+from actors.group import ActorGroup, Steps, Watch
 from actors.resources import actor_options, preflight
+from actors.shards import Shards
 from actors.shelf import generator_key, shelve_generator, taken_generator
+from actors.together import Training, train_together
 from cdiff.config import Config
 from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
 from cdiff.data.retention import forget_checkpoints
 from cdiff.data.splits import Manifest
-from cdiff.data.store import Run, shard_committed, shard_name
-from cdiff.errors import ActorError, RunError
+from cdiff.data.store import Run
+from cdiff.downstream.training import crops_of
+from cdiff.errors import RunError
 from cdiff.generator.placement import Frame
 from cdiff.types import (
     Assignment,
@@ -44,7 +49,6 @@ from cdiff.types import (
     Knowledge,
     Outcome,
     Pair,
-    Recipe,
     Revisions,
     content_hash,
 )
@@ -54,7 +58,6 @@ from cdiff.wasm.weakness import apart
 
 log = logging.getLogger(__name__)
 
-_POISON = 0.02  # share of a plan's tasks that may kill their actors; beyond it the fault is not theirs
 _MINED = 64  # of a round's tasks, that a noise miner learns from
 
 
@@ -79,13 +82,13 @@ class Crew:
 
     def __init__(self, run: Run, config: Config, dataset: Dataset, manifest: Manifest, local: bool) -> None:
         self.run, self.config, self.dataset, self.manifest = run, config, dataset, manifest
+        self._local = local
         preflight(config, wait=not local)
         self.shared = ray.put(dataset)
         self.coordinator: ActorGroup | None = None
         self.coordinates: tuple[Any, ...] = ()  # what a coordinator is made of, once the thresholds are known
         self.wake()
-        self.quarantined: list[Assignment] = []  # tasks of the last round that killed their actors ...
-        self._bearable = 0  # ... and how many of them may
+        self.shards = Shards(run, config, dataset)
         self.train = manifest.ids("train")
         self.validation = manifest.ids("validation")
 
@@ -94,6 +97,11 @@ class Crew:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.rest()
+
+    @property
+    def quarantined(self) -> list[Assignment]:
+        """Tasks of the last round that killed their actors."""
+        return self.shards.quarantined
 
     def wake(self) -> None:
         """Make the actors; after `rest`, anew."""
@@ -240,7 +248,7 @@ class Crew:
         """Plan, generate and judge; one more wave for what a slice still lacks. Arguments as for `adapt`."""
         coordinator, about = self._coordinator(), (known, number, revisions, config or self.config)
         plan = coordinator.call("plan", *about)
-        self.quarantined = []
+        self.shards.quarantined = []
         attempts = self._generate(plan, f"round {number}: making pairs")
         pairs, more = coordinator.call("judge", *about, plan, attempts, False)
         if more:
@@ -268,9 +276,13 @@ class Crew:
         if (known := taken_generator(self.run, key)) is not None:
             revision, taken = known
             return {"revision": revision, "reused": True, "losses": [], "seconds": 0.0, "trained_in": taken}
-        began = time.perf_counter()
+        began, settings = time.perf_counter(), self.config.generator
+        work = partial(trained, target_ids=targets, photo_ids=photos)
         with self._bar("training the generator") as watch:
-            result = self.generators.call("train", targets, photos, watch=watch)
+            if self.config.train.workers > 1:
+                result = self._together(settings.batch // settings.accumulate, work, watch)
+            else:
+                result = self.generators.call("train", targets, photos, watch=watch)
         seconds = time.perf_counter() - began
         shelve_generator(self.run, key, result.revision, seconds)
         return {
@@ -310,47 +322,7 @@ class Crew:
         return self._generate(plan, label)
 
     def _generate(self, plan: Sequence[Assignment], label: str) -> list[Attempt]:
-        size = self.config.wasm.shard
-        recipes: dict[Recipe, list[Assignment]] = {}  # a shard is made in one go: its tasks are of one recipe
-        for assignment in plan:
-            recipes.setdefault(assignment.task.recipe, []).append(assignment)
-        shards = [own[first : first + size] for own in recipes.values() for first in range(0, len(own), size)]
-        missing = [a for shard in shards if not shard_committed(self.run, shard_name(shard)) for a in shard]
-        self.run.demand_room(sum(map(self._bytes, missing)), f"{len(missing)} pairs")
-        self._bearable = len(self.quarantined) + max(1, round(_POISON * len(plan)))
-        found: dict[str, list[Attempt]] = {}
-        with tqdm(total=len(plan), desc=label, unit="pair", leave=False) as bar:
-            work = [(shard[0].task_id, (shard,)) for shard in shards]
-            for _, attempts in self.generators.stream(
-                "generate", work, parts=self._suspects, lighter=self._halved
-            ):
-                found |= {attempts[0].task_id: attempts}
-                bar.update(len(attempts))
-        order = {assignment.task_id: number for number, assignment in enumerate(plan)}
-        return sorted((a for shard in found.values() for a in shard), key=lambda a: order[a.task_id])
-
-    def _bytes(self, assignment: Assignment) -> int:
-        """About what a pair takes on disk: PNG halves photos at best, and crops and masks come on top."""
-        photo = self.dataset.sample(assignment.task.background)
-        return photo.width * photo.height * (1 if photo.mode == "L" else 3)
-
-    def _suspects(self, key: str, arguments: tuple[Any, ...], cause: str) -> list[Work]:
-        """A shard that killed two actors, in halves; a task of which nothing is left to halve is given up, so that the round goes on."""
-        shard, *halved = arguments
-        middle = len(shard) // 2
-        if middle:
-            return [(part[0].task_id, (part, *halved)) for part in (shard[:middle], shard[middle:])]
-        if len(self.quarantined) >= self._bearable:
-            raise ActorError(
-                f"one generator actor after another dies, whatever it makes; first cause: {cause}"
-            )
-        log.warning("task=%s of slice %s killed its actors and is left out: %s", key, shard[0].slice, cause)
-        self.quarantined.append(shard[0])
-        return []
-
-    def _halved(self, key: str, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """A shard for which memory was short, with micro-batches of half the size; their rows tell."""
-        return (arguments[0], True) if self.config.sampling.micro_batch > 1 else None
+        return self.shards.make(self.generators, plan, label)
 
     def base(self, ledger: Ledger) -> str:
         """Revision of the model of real photos that all fits of this run go on from; "" where each starts afresh."""
@@ -369,7 +341,17 @@ class Crew:
     ) -> Fit:
         request = FitRequest(tuple(self.train), steps, self._seed(), start, tuple(pairs), base=base, mix=mix)
         with self._bar(f"fitting {name}") as watch:
+            if self.config.train.workers > 1:
+                crops = crops_of(self.config.downstream, base)
+                return self._together(math.gcd(*crops), partial(fitted, request=request), watch)
             return self.downstream.call("fit", request, watch=watch)
+
+    def _together(self, batch: int, work: Training, watch: Watch) -> Any:
+        """A training by several workers, which meanwhile have the places of the actors."""
+        self.rest()
+        result = train_together(self.run, self.config, self.shared, batch, work, watch, self._local)
+        self.wake()
+        return result
 
     def _seed(self) -> int:
         return self.config.downstream.seed + self.config.seed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from cdiff.types import Attempt, Decision, Outcome, Pair
 from cdiff.wasm.layout import new_target
 from cdiff.wasm.survival import with_survival
 from cdiff.wasm.view import local_loss
+from cdiff.workers import ALONE, Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +70,20 @@ class Evaluation:
 class Downstream:
     """Holds the data set; fits segmenters on real photos and pairs, and says how they do. An actor (`DownstreamActor`), or within a trial."""
 
-    def __init__(self, run: Run, config: Config, dataset: Dataset) -> None:
+    def __init__(self, run: Run, config: Config, dataset: Dataset, device: str = "") -> None:
         set_threads(config.resources.threads)
         self.run, self.config, self.dataset = run, config, dataset
+        self.device = device or config.resources.device
         self.done = (0, 0)
+        self.tell: Callable[[int, int, float], None] | None = None  # beside the actor's own `progress`
         self.tallies: dict[tuple[str, tuple[str, ...]], Tally] = {}
 
-    def fit(self, request: FitRequest) -> Fit:
-        """Fit a segmenter as requested and store it. Equal requests give equal weights: what another run fitted is taken."""
+    def fit(self, request: FitRequest, workers: Workers = ALONE) -> Fit:
+        """Fit a segmenter as requested and store it. Equal requests give equal weights: what another run fitted is taken.
+
+        Args:
+            workers: that fit it together; the first stores it, and the others' answers have no revision.
+        """
         began = time.perf_counter()
         config = self.config.downstream
         key = fit_key(request, self.dataset, self.config)
@@ -89,7 +96,7 @@ class Downstream:
         if known is not None:
             return from_json(Fit, known)
         start, seed = request.start, request.seed
-        model = self._load(start) if start else build_segmenter(config, seed)
+        model = self._load(start) if start else build_segmenter(config, seed).to(self.device)
         real = real_items(self.dataset, request.sample_ids, config)
         ordered = sorted(request.pairs, key=lambda pair: pair.task_id)
         synthetic = [self._item(pair) for pair in ordered] + self._perlin(request)
@@ -102,7 +109,10 @@ class Downstream:
             seed=batch_seed(seed, bool(start), request.cycle),
             again=request.again,
             progress=self._progress,
+            workers=workers,
         )
+        if not workers.first:
+            return Fit("", (), time.perf_counter() - began)
         note = {"steps": request.steps, "pairs": len(synthetic)}
         revision = save_segmenter(model, self.run.checkpoints, config, note)
         self.run.publish(f"checkpoints/{revision}")
@@ -168,11 +178,13 @@ class Downstream:
         """Steps done and steps in all of the current phase."""
         return self.done
 
-    def _progress(self, done: int, total: int, _: float = 0.0) -> None:
+    def _progress(self, done: int, total: int, loss: float = 0.0) -> None:
         self.done = (done, total)
+        if self.tell:
+            self.tell(done, total, loss)
 
     def _load(self, revision: str) -> torch.nn.Module:
-        return load_segmenter(self.run.checkpoint(revision))
+        return load_segmenter(self.run.checkpoint(revision)).to(self.device)
 
     def _tally(self, revision: str, sample_ids: list[str]) -> Tally:
         """Counted once per actor and segmenter: the rivals stay the same from round to round."""
@@ -210,6 +222,22 @@ class Downstream:
         limits = Limits.of(self.config.data)
         image, mask = read_pair(self.run, attempt)
         return decode_png(image, limits), decode_mask_png(mask, limits)
+
+
+def fitted(
+    run: Run,
+    config: Config,
+    dataset: Dataset,
+    workers: Workers,
+    device: str,
+    progress: Callable[[int, int, float], None],
+    *,
+    request: FitRequest,
+) -> Fit:
+    """A fit as one of several workers."""
+    downstream = Downstream(run, config, dataset, device)
+    downstream.tell = progress
+    return downstream.fit(request, workers)
 
 
 DownstreamActor = ray.remote(concurrency_groups={"status": 1})(Downstream)  # type: ignore[call-overload]  # missing in Ray's stubs

@@ -11,11 +11,34 @@ from actors.shelf import shelve_shard, take_shard
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.store import Run, shard_name
-from cdiff.generator.training import TRAINING_STATE, Trained, train_generator
+from cdiff.generator.training import TRAINING_STATE, Progress, Trained, train_generator
 from cdiff.types import Assignment, Attempt, GenerationTask, Outcome, Revisions
 from cdiff.wasm.adaptation import adapt
 from cdiff.wasm.models import Models
 from cdiff.wasm.production import produce_shard, with_half_batches
+from cdiff.workers import ALONE, Workers
+
+
+def trained(
+    run: Run,
+    config: Config,
+    dataset: Dataset,
+    workers: Workers,
+    device: str,
+    progress: Progress,
+    *,
+    target_ids: list[str],
+    photo_ids: list[str],
+) -> Trained:
+    """Train a generator alone or as one of several workers, from the last checkpoint, whichever machine wrote it."""
+    run.local(f"checkpoints/{TRAINING_STATE}", anew=True)
+    targets = [dataset.target(target_id) for target_id in target_ids]
+    stored = lambda name: run.publish(f"checkpoints/{name}")  # noqa: E731
+    about = dataset, targets, photo_ids, config, run.checkpoints
+    out = train_generator(*about, progress, device, stored, workers)
+    if workers.first:
+        run.storage.delete(f"checkpoints/{TRAINING_STATE}")
+    return out
 
 
 @ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # missing in Ray's stubs
@@ -30,20 +53,9 @@ class GeneratorActor:
 
     def train(self, target_ids: list[str], photo_ids: list[str]) -> Trained:
         """Train on these targets, or go on from the last checkpoint, whichever machine wrote it."""
-        targets = [self.dataset.target(target_id) for target_id in target_ids]
-        self.run.local(f"checkpoints/{TRAINING_STATE}", anew=True)
-        trained = train_generator(
-            self.dataset,
-            targets,
-            photo_ids,
-            self.config,
-            self.run.checkpoints,
-            self._progress,
-            self.config.resources.device,
-            lambda name: self.run.publish(f"checkpoints/{name}"),
-        )
-        self.run.storage.delete(f"checkpoints/{TRAINING_STATE}")
-        return trained
+        device = self.config.resources.device
+        work = self.run, self.config, self.dataset, ALONE, device, self._progress
+        return trained(*work, target_ids=target_ids, photo_ids=photo_ids)
 
     def generate(self, shard: list[Assignment], halved: bool = False) -> list[Attempt]:
         """Make the pairs of one shard and store them; a committed shard is only read.

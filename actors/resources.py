@@ -162,6 +162,25 @@ def preflight(config: Config, *, wait: bool = True, actors: Mapping[Role, int] |
         remove_placement_group(group)
 
 
+def preflight_workers(config: Config, *, wait: bool = True) -> None:
+    """As `preflight`, for the workers of a training; with fewer than `train.workers`, but `train.least_workers`, it may begin."""
+    settings = config.train
+    need = {kind: amount for kind, amount in (("CPU", settings.cpus), ("GPU", settings.gpus)) if amount}
+    bundles = [need] * settings.least_workers
+    seconds = config.resources.wait_seconds if wait else min(config.resources.wait_seconds, 10.0)
+    group = placement_group(bundles, strategy="PACK")
+    try:
+        if not group.wait(timeout_seconds=seconds):
+            total = ray.cluster_resources()
+            raise ResourceError(
+                f"training wants {settings.least_workers} workers at least (train.least_workers) of {_words(need)} each, and the cluster has "
+                f"{_words({kind: total.get(kind, 0.0) for kind in need})} in all; waited {seconds:.0f} s.\n"
+                "Lower train.workers, train.least_workers or train.cpus, or add nodes."
+            )
+    finally:
+        remove_placement_group(group)
+
+
 def demand_data(dataset: Dataset, seconds: float = 300.0) -> None:
     """Have every node read one photo and its mask, before actors anywhere fail on it.
 

@@ -76,6 +76,24 @@ class SafeConfig(Settings):
         (32, 64, 128), min_length=2, description="Width of the encoder's levels, stride 2 each."
     )
     dim: int = Field(128, ge=16, description="Width of a token.")
+    features: Literal["conv", "clip", "dinov2"] = Field(
+        "conv",
+        description="What SAFE pools: a small encoder trained with the generator, or a frozen pretrained one.",
+    )
+    weights: str = Field(
+        "", description="Of the frozen encoder: a transformers folder, hub id@revision, or s3:// URL."
+    )
+    layers: tuple[int, ...] = Field(
+        (4, 8, 12, 16, -1),
+        min_length=2,
+        description="Layers of the frozen encoder that are pooled; -1 is its last.",
+    )
+    side: int = Field(
+        224,
+        ge=28,
+        le=1024,
+        description="Side to which crops are resized for the frozen encoder, rounded to its patches.",
+    )
     spatial: int = Field(
         2, ge=0, le=4, description="Spatial tokens: a grid of this side inside the target's box."
     )
@@ -89,8 +107,38 @@ class SafeConfig(Settings):
 
 
 class GeneratorConfig(Settings):
+    backbone: Literal["pixel", "latent"] = Field(
+        "pixel",
+        description="A small network on pixels, trained from scratch, for CPUs; or a Stable-Diffusion-class checkpoint, adapted, for GPUs.",
+    )
+    weights: str = Field(
+        "", description="Of the latent backbone: a diffusers folder, hub id@revision, or s3:// URL."
+    )
+    weights_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="In which its frozen weights are kept; bfloat16 halves their memory."
+    )
+    prompt: str = Field("", description="Text beside the SAFE tokens, for the latent backbone; empty: none.")
+    lora_rank: int = Field(
+        16, ge=1, le=256, description="Rank of the low-rank change of its attention (LoRA)."
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Latent backbone: compute activations again in the backward pass instead of keeping them.",
+    )
+    attention: Literal["auto", "flash", "efficient", "math", "sliced"] = Field(
+        "auto",
+        description="Latent backbone: kernel of the attention; sliced takes the least memory, and the most time.",
+    )
+    views: int = Field(
+        0,
+        ge=0,
+        description="Augmented crops per target that are encoded once and kept, latents and SAFE features alike; 0: new ones in every step.",
+    )
+    accumulate: int = Field(
+        1, ge=1, description="Parts that a batch is cut into, one after the other, where memory is short."
+    )
     resolution: int = Field(
-        64, multiple_of=16, ge=32, le=512, description="Side of the crop that is denoised, pixels."
+        64, multiple_of=16, ge=32, le=1024, description="Side of the crop that is denoised, pixels."
     )
     unshuffle: int = Field(2, ge=1, le=8, description="Pixel-unshuffle factor of the pixel codec.")
     channels: tuple[int, ...] = Field(
@@ -137,6 +185,9 @@ class SamplingConfig(Settings):
     )
     micro_batch: int = Field(
         8, ge=1, description="Fixed batch of the sampler, padded: bytes do not depend on neighbours."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="In which the denoiser computes; only in float32 on a CPU do bytes repeat."
     )
     safe_strength: float = Field(
         2.0, ge=0, le=20, description="Classifier-free guidance on the SAFE tokens; 1 is none."
@@ -370,6 +421,22 @@ class ResourceConfig(Settings):
     )
 
 
+class TrainConfig(Settings):
+    workers: int = Field(
+        1,
+        ge=1,
+        description="Processes that train the generator together, as Ray Train places them; 1: one actor. A batch is cut among them.",
+    )
+    least_workers: int = Field(
+        1,
+        ge=1,
+        description="With fewer nodes left, training goes on with as few as this; the losses stay the same.",
+    )
+    cpus: float = Field(1.0, gt=0, description="CPUs reserved per worker.")
+    gpus: float = Field(0.0, ge=0, description="GPUs reserved per worker.")
+    failures: int = Field(3, ge=0, description="Times that a training starts again from its last checkpoint.")
+
+
 class TrackingConfig(Settings):
     experiment: str = Field("cdiff", description="MLflow experiment.")
     name: str = Field("", description="Run name; empty: the run folder's.")
@@ -399,7 +466,33 @@ class Config(Settings):
     wasm: WasmConfig = WasmConfig()
     gate: GateConfig = GateConfig()
     resources: ResourceConfig = ResourceConfig()
+    train: TrainConfig = TrainConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _pretrained_parts(self) -> Config:
+        generator, safe = self.generator, self.safe
+        if (generator.backbone == "latent") != bool(generator.weights):
+            raise ValueError(
+                "generator.weights names the checkpoint of generator.backbone=latent: give both or none"
+            )
+        if (safe.features != "conv") != bool(safe.weights):
+            raise ValueError(
+                "safe.weights names the encoder of safe.features=clip or dinov2: give both or none"
+            )
+        if generator.prompt and generator.backbone != "latent":
+            raise ValueError("generator.prompt: only generator.backbone=latent reads text")
+        if generator.views and safe.features == "conv":
+            raise ValueError(
+                "generator.views keeps features: take a frozen encoder, safe.features=clip or dinov2"
+            )
+        if generator.weights_dtype == "bfloat16" and not (
+            self.sampling.dtype == "bfloat16" and generator.bfloat16
+        ):
+            raise ValueError(
+                "generator.weights_dtype=bfloat16 computes in bfloat16 alone: set sampling.dtype=bfloat16 and generator.bfloat16=true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _candidates_share_a_mask(self) -> Config:

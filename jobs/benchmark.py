@@ -6,6 +6,7 @@
 quality   control arms (real only, copy-paste, Perlin, undirected, aimed) at equal pairs and steps, with intervals and a page
 safe      what SAFE makes of categories that the generator never saw, against plain pooling
 serve     the service against the bare sampler, and under too much load
+backbone  the latent backbone beside diffusers' own inpainting: memory by role, training, pairs per second
 loop      the whole loop against real photos alone; --oracle adds fresh samples (demo data only)
 
 Everything else is as for jobs/loop.py: --config, --data, --groups, --home, settings. The same command goes on where it was
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from cdiff.errors import shown_uri
-from jobs import loop_gain, quality, quality_report, safe_check, serve_load
+from jobs import backbone, loop_gain, quality, quality_report, safe_check, serve_load
 from jobs.quality_choices import MINED
 from jobs.stopping import exit_code
 
@@ -66,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
     serve_load.add_options(
         kinds.add_parser("serve", help="the service against the bare sampler, and under load")
     )
+    speed = kinds.add_parser("backbone", help="memory and speed of the latent backbone")
+    backbone.add_options(speed)
+    speed.add_argument("--out", type=Path, required=True, help="JSON file to write")
     safe_check.add_options(kinds.add_parser("safe", help="SAFE on categories that the generator never saw"))
     for kind in (loop, pays):
         kind.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -85,6 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
             result = about | found
         elif args.kind == "safe":
             found, line = safe_check.run(rest, args.unseen, args.pairs)
+            result = about | found
+        elif args.kind == "backbone":
+            found, line = backbone.run(args)
             result = about | found
         elif args.kind == "serve":
             found, line = serve_load.run(rest, args.run, args.requests)

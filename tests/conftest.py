@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,80 @@ def tiny_generator(tmp_path_factory, photos, tiny_config) -> Generator:
     normals = [sample.sample_id for sample in photos.samples if sample.is_normal]
     trained = train_generator(photos, photos.all_targets(ids), normals, tiny_config, folder)
     return Generator.load(folder / trained.revision)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """Stable Diffusion 1.5 in small, with random weights: a diffusers folder as its pipeline writes it."""
+    return write_checkpoint(tmp_path_factory.mktemp("sd"), 4)
+
+
+@pytest.fixture(scope="session")
+def inpainting_checkpoint(tmp_path_factory) -> Path:
+    """The same for inpainting, which is shown hole and photo; predicts velocities, as SD 2.1 does."""
+    return write_checkpoint(tmp_path_factory.mktemp("sd"), 9, prediction_type="v_prediction")
+
+
+@pytest.fixture(scope="session")
+def clip_encoder(tmp_path_factory) -> Path:
+    """A CLIP image encoder in small, with random weights."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    torch.manual_seed(1)
+    sizes: Any = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPVisionModel(CLIPVisionConfig(image_size=28, patch_size=14, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def write_checkpoint(folder: Path, channels: int, **schedule: Any) -> Path:
+    """Save a pipeline of one block of everything; the autoencoder shrinks by 8, as the real one does."""
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+    ids = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = CLIPTextModel(
+        CLIPTextConfig(vocab_size=len(words), max_position_embeddings=8, **ids, **sizes)  # type: ignore[arg-type]
+    )
+    noise = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, **schedule
+    )
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=8)
+    pipeline: Any = StableDiffusionPipeline(
+        vae, text, tokenizer, unet, noise, None, None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(folder / "sd", safe_serialization=True)
+    return folder / "sd"
 
 
 @pytest.fixture(scope="session")

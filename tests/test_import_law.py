@@ -24,7 +24,7 @@ MAY_IMPORT = {
 LEVELS = [
     {"errors"},
     {"types", "config"},
-    {"config_file"},
+    {"config_file", "workers"},
     {"data"},
     {"safe"},
     {"downstream", "generator"},

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from cdiff.config import DownstreamConfig
-from cdiff.types import Box
+from cdiff.types import Box, Part
 
 SCALE = 1.25  # crops show between 1 / SCALE and SCALE times their side of the photo
 BORDER = 1.5  # what is sliced, in crop sides: room for the turn and the scale
@@ -34,6 +34,12 @@ class Moves:
     brightness: NDArray[np.float32]
     contrast: NDArray[np.float32]
     gamma: NDArray[np.float32]
+
+    def cut(self, part: Part) -> Moves:
+        """Those of a part of the batch."""
+        return Moves(
+            *(part.cut(values) for values in (self.theta, self.brightness, self.contrast, self.gamma))
+        )
 
 
 def sliced_side(crop: int) -> int:

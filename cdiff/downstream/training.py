@@ -22,7 +22,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from cdiff.config import DownstreamConfig
 from cdiff.data.dataset import Dataset, components
 from cdiff.downstream.augment import apply_moves, crop_centre, draw_moves, slice_around, sliced_side
+from cdiff.downstream.norms import shared_norms
+from cdiff.errors import ConfigError
 from cdiff.types import Box
+from cdiff.workers import ALONE, Workers
 
 WARM_UP = 0.15  # share of the steps in which the learning rate rises
 WEIGHT_DECAY = 1e-2
@@ -102,6 +105,7 @@ def fit(
     seed: int,
     again: int = 0,
     progress: Callable[[int, int, float], None] | None = None,
+    workers: Workers = ALONE,
 ) -> dict[str, list[float]]:
     """Train a segmenter in place for a fixed number of optimiser steps (AdamW, one cycle), leaving it in evaluation mode.
 
@@ -118,10 +122,13 @@ def fit(
     Args:
         again: fits that differ in this alone have the same real batches and other crops beside them.
         progress: called with (step, steps, loss) after each step.
+        workers: that train together. Batches are drawn whole and cut among them: weights and losses are those of one process, but for
+            rounding.
     Returns:
         {"loss": one value per step}.
     Raises:
         ValueError: there is no real item.
+        ConfigError: a batch cannot be cut among the workers.
     Source: Smith and Topin, one cycle (1708.07120); Lin et al., focal loss (1708.02002); Milletari et al., Dice (1606.04797);
         Xie et al., statistics of real and made images apart (1911.09665).
     """
@@ -132,13 +139,15 @@ def fit(
     # fused: the plain loop over small tensors took a tenth of a step on CPUs
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _one_cycle(step, steps))
-    batches = Batches(real, synthetic, config, seed, again)
+    batches = Batches(real, synthetic, config, seed, again, workers)
     losses: list[float] = []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), shared_norms(model, workers):
         torch.manual_seed(seed)  # a user's network may use dropout
         for step in range(steps):
             optimiser.zero_grad(set_to_none=True)
-            losses.append(_gradient(model, batches, config, device, step < config.synthetic_until * steps))
+            loss = _gradient(model, batches, config, device, step < config.synthetic_until * steps)
+            losses.append(workers.mean(loss, device))
+            workers.average_gradients(model.parameters())
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimiser.step()
             schedule.step()
@@ -154,21 +163,25 @@ def _gradient(
     """The gradient of one step, with or without crops beside the batch; return the loss of what holds the batch."""
     real = batches.draw(device)
     beside = batches.draw_beside(device) if more else None
+    workers = batches.workers
     if beside is None:
-        return _backward(model, *real, config)
+        return _backward(model, *real, config, workers)
     if not config.synthetic_apart:
-        return _backward(model, torch.cat([real[0], beside[0]]), torch.cat([real[1], beside[1]]), config)
-    loss = _backward(model, *real, config)
+        both = torch.cat([real[0], beside[0]]), torch.cat([real[1], beside[1]])
+        return _backward(model, *both, config, workers)
+    loss = _backward(model, *real, config, workers)
     with _statistics_kept(model):
-        _backward(model, *beside, config)
+        _backward(model, *beside, config, workers)
     return loss
 
 
-def _backward(model: nn.Module, photos: torch.Tensor, masks: torch.Tensor, config: DownstreamConfig) -> float:
+def _backward(
+    model: nn.Module, photos: torch.Tensor, masks: torch.Tensor, config: DownstreamConfig, workers: Workers
+) -> float:
     """Add the gradient of one batch's loss to what is there; return the loss."""
     with torch.autocast(photos.device.type, torch.bfloat16, enabled=config.bfloat16):
         logits = model(photos.contiguous(memory_format=torch.channels_last))
-    loss = segmentation_loss(logits.float(), masks, config)
+    loss = segmentation_loss(logits.float(), masks, config, workers)
     loss.backward()
     return float(loss.detach())
 
@@ -186,11 +199,14 @@ def _statistics_kept(model: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, config: DownstreamConfig) -> torch.Tensor:
+def segmentation_loss(
+    logits: torch.Tensor, masks: torch.Tensor, config: DownstreamConfig, workers: Workers = ALONE
+) -> torch.Tensor:
     """Focal loss plus `dice_weight` x soft Dice loss, logits and masks [B, 1, H, W].
 
     Dice is the mean over the crops that show a target, so that a blowhole counts as much as a stain: taken over the batch,
-    the largest targets ruled it and small types were never learned. Crops without a target have the focal term.
+    the largest targets ruled it and small types were never learned. Crops without a target have the focal term. Of several workers,
+    the mean of their losses is that of the whole batch.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
     # exp(-entropy) is the probability of the true class
@@ -199,7 +215,14 @@ def segmentation_loss(logits: torch.Tensor, masks: torch.Tensor, config: Downstr
     areas = masks.sum(dim=dims)
     dice = 1 - (2 * (scores * masks).sum(dim=dims) + 1) / (scores.sum(dim=dims) + areas + 1)
     shows = (areas > 0).float()
-    return focal + config.dice_weight * (dice * shows).sum() / shows.sum().clamp(min=1)
+    shown = workers.sum(shows.sum()).clamp(min=1) / workers.count
+    return focal + config.dice_weight * (dice * shows).sum() / shown
+
+
+def crops_of(config: DownstreamConfig, base: bool = False) -> tuple[int, int]:
+    """How many real crops a batch has, and how many stand beside it; of a base of real photos alone, or of a fit."""
+    # One alone could not be normalised by itself where the network has shrunk it to a pixel.
+    return config.batch, max(2, round(config.batch * (config.base_share if base else config.synthetic_share)))
 
 
 class Batches:
@@ -212,8 +235,9 @@ class Batches:
         config: DownstreamConfig,
         seed: int,
         again: int = 0,
+        workers: Workers = ALONE,
     ) -> None:
-        self._config = config
+        self._config, self.workers = config, workers
         self._targets = _Balanced([item for item in real if item.boxes])
         self._anywhere = list(real)
         self._synthetic = list(synthetic)
@@ -236,8 +260,7 @@ class Batches:
         """Crops of pairs, without pairs of real targets, in the shapes of `draw`; None where there is neither."""
         if not (self._synthetic or self._targets):
             return None
-        # One alone could not be normalised by itself where the network has shrunk it to a pixel.
-        count = max(2, round(self._config.batch * self._config.synthetic_share))
+        count = crops_of(self._config)[1]
         mix = self._config.synthetic_mix if self._targets else 1.0
         pairs = max(1, round(count * mix)) if self._synthetic else 0
 
@@ -254,12 +277,20 @@ class Batches:
         device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         side = sliced_side(self._config.crop)
-        stacked = np.empty((count, side, side, 4), dtype=np.uint8)
+        if count % self.workers.count:
+            raise ConfigError(
+                f"{count} crops (downstream.batch, and downstream.synthetic_share of it) cannot be cut among {self.workers.count} workers "
+                "(train.workers): choose a multiple."
+            )
         rows, moves = rng.random((count, 5)), draw_moves(rng, count, self._config)
-        for row in range(count):
+        own = self.workers.own.cut(range(count))
+        stacked = np.empty((len(own), side, side, 4), dtype=np.uint8)
+        for place, row in enumerate(own):
             item, box = pick(row, rows[row])
-            _cut(item, box, rows[row, 3:], self._config.crop, stacked[row])
-        return apply_moves(torch.from_numpy(stacked).to(device), moves, self._config.crop)
+            _cut(item, box, rows[row, 3:], self._config.crop, stacked[place])
+        return apply_moves(
+            torch.from_numpy(stacked).to(device), moves.cut(self.workers.own), self._config.crop
+        )
 
 
 class _Balanced:

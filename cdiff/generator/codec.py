@@ -1,22 +1,9 @@
-"""Between pixels and what the denoiser works on. One small interface, so that a latent codec can stand beside it."""
+"""Between pixels and what a network works on, without loss."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
-
-
-class Codec(Protocol):
-    """Images and masks to the denoiser's grid and back."""
-
-    image_channels: int
-    mask_channels: int
-
-    def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor: ...
-
-    def decode(self, codes_BCHW: torch.Tensor) -> torch.Tensor: ...
 
 
 class PixelCodec:

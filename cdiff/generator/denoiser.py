@@ -3,6 +3,9 @@
 diffusers' UNet2DConditionModel takes the second time as `class_labels` (class_embed_type="timestep"), so no fork is
 needed. The two times make four uses of one network: joint synthesis (t_x = t_m), mask first and then image, image for
 a given mask (t_m = 0), and mask from image (t_x = 0), in the manner of UniDiffuser (2303.06555).
+
+Images are denoised on a canvas: pixels here, the latents of an autoencoder in cdiff.generator.latent. Masks always have
+the crop's own resolution R. Times lie in [0, 1]; 0 is clean, 1 pure noise.
 """
 
 from __future__ import annotations
@@ -15,10 +18,57 @@ from cdiff.config import GeneratorConfig, SafeConfig
 from cdiff.generator.codec import PixelCodec
 
 TIME_SCALE = 1000.0  # the sinusoidal embedding expects times of this range
+_SMALL_TIME = 0.25  # below it the weight 1 / t^2 grows no further: almost clean inputs teach little
 
 
-class JointDenoiser(nn.Module):
-    """Predicts the clean image and the clean mask.
+class Denoiser(nn.Module):
+    """What sampler and objective ask of a backbone. As it stands, the canvas is the image itself, [B, 3, R, R]."""
+
+    def canvas(self, image_B3RR: torch.Tensor) -> torch.Tensor:
+        """What of an image is denoised, [B, C, S, S]; images in [-1, 1]."""
+        return image_B3RR
+
+    def image(self, canvas_BCSS: torch.Tensor) -> torch.Tensor:
+        """The image [B, 3, R, R] of a canvas; differentiable."""
+        return canvas_BCSS
+
+    def bounded(self, canvas_BCSS: torch.Tensor) -> torch.Tensor:
+        """An expected canvas without values that no image has."""
+        return canvas_BCSS.clamp(-1, 1)
+
+    def known(self, image_B3RR: torch.Tensor, region_B1RR: torch.Tensor) -> torch.Tensor:
+        """What the network is shown of a photo: what lies in the region, 1 where may be painted, is hidden."""
+        return image_B3RR * (1 - region_B1RR)
+
+    def place(self, region_B1RR: torch.Tensor) -> torch.Tensor:
+        """The region on the canvas, [B, 1, S, S] in {0, 1}: all that has a pixel in it."""
+        return region_B1RR
+
+    def weight(self, time_B: torch.Tensor) -> torch.Tensor:
+        """By which the squared error of an expected canvas counts in training, from the time of its noise."""
+        return time_B.clamp_min(_SMALL_TIME).square().reciprocal()
+
+    def forward(
+        self,
+        canvas_BCSS: torch.Tensor,
+        mask_B1RR: torch.Tensor,
+        time_image_B: torch.Tensor,
+        time_mask_B: torch.Tensor,
+        known_BKSS: torch.Tensor,
+        region_B1RR: torch.Tensor,
+        tokens_BND: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The clean canvas and the clean mask [B, 1, R, R] that are behind noisy ones.
+
+        Args:
+            known_BKSS, region_B1RR: the surroundings, as `known` gives them, and where may be painted.
+            tokens_BND: SAFE tokens.
+        """
+        raise NotImplementedError
+
+
+class PixelDenoiser(Denoiser):
+    """A network of its own on pixels, for CPUs: predicts the clean image and the clean mask.
 
     Clean ones, not velocities: a small network in pixel space that is short of training then errs by being smooth, not
     by leaving noise (Li and He, 2511.13720).
@@ -48,26 +98,16 @@ class JointDenoiser(nn.Module):
 
     def forward(
         self,
-        image_B3RR: torch.Tensor,
+        canvas_BCSS: torch.Tensor,
         mask_B1RR: torch.Tensor,
         time_image_B: torch.Tensor,
         time_mask_B: torch.Tensor,
-        background_B3RR: torch.Tensor,
+        known_BKSS: torch.Tensor,
         region_B1RR: torch.Tensor,
         tokens_BND: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The clean image [B, 3, R, R] and mask [B, 1, R, R] that are behind the noisy ones.
-
-        Args:
-            image_B3RR, mask_B1RR: noisy image and mask.
-            time_image_B, time_mask_B: their times in [0, 1]; 0 is clean, 1 pure noise.
-            background_B3RR: the photo in [-1, 1]; what lies inside the region is hidden here.
-            region_B1RR: 1 where the generator may paint, else 0.
-            tokens_BND: SAFE tokens.
-        """
         encode = self.codec.encode
-        known = background_B3RR * (1 - region_B1RR)
-        codes = torch.cat([encode(part) for part in (image_B3RR, mask_B1RR, known, region_B1RR)], dim=1)
+        codes = torch.cat([encode(part) for part in (canvas_BCSS, mask_B1RR, known_BKSS, region_B1RR)], dim=1)
         clean = self.unet(  # type: ignore[operator]  # a torch module that its stubs hide
             codes,
             time_image_B * TIME_SCALE,

@@ -14,29 +14,61 @@ from torch import nn
 
 from cdiff.config import GeneratorConfig, SafeConfig
 from cdiff.data.dataset import Dataset
+from cdiff.data.run import cache_folder
+from cdiff.data.weights import local_weights, weights_sum
 from cdiff.errors import RunError
-from cdiff.generator.denoiser import JointDenoiser
+from cdiff.generator.denoiser import Denoiser, PixelDenoiser
 from cdiff.generator.paste import cut, shift_inside, square_around, to_resolution
+from cdiff.safe.cache import FeatureCache
 from cdiff.safe.features import masked_mean
 from cdiff.safe.tokens import Safe, TokenBank
 from cdiff.types import Box, Target, content_hash
 
 
 class Generator(nn.Module):
-    """SAFE tokens and the denoiser that they condition; one for all types and domains of a data set."""
+    """SAFE tokens and the denoiser that they condition; one for all types and domains of a data set.
+
+    What is pretrained is read from where the configuration says, and stays there: a checkpoint holds what was learned.
+
+    Raises:
+        ConfigError: weights that are named and cannot be used.
+        RunError: weights that cannot be fetched.
+    """
 
     def __init__(self, config: GeneratorConfig, safe: SafeConfig) -> None:
         super().__init__()
         self.config = config
         self.safe_config = safe
-        self.safe = Safe(safe)
-        self.denoiser = JointDenoiser(config, safe)
+        encoder = local_weights(safe.weights) if safe.features != "conv" else None
+        backbone = local_weights(config.weights) if config.backbone == "latent" else None
+        self.safe = Safe(safe, encoder)
+        self.denoiser = _denoiser(config, safe, backbone)
         self.revision = ""
+        self._learned = [name for name, p in self.named_parameters() if p.requires_grad]
+        # of what is pretrained, so that other weights under the same name are noticed
+        self.pretrained = {
+            name: weights_sum(folder)
+            for name, folder in (("generator", backbone), ("safe", encoder))
+            if folder is not None
+        }
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """The parameters that training changes, by name; all of them where nothing is pretrained."""
+        parameters = dict(self.named_parameters())
+        return {name: parameters[name] for name in self._learned}
+
+    def feature_cache(self) -> FeatureCache | None:
+        """Of pooled features, on this machine; None where the encoder is trained."""
+        if not self.safe.frozen:
+            return None
+        looks = content_hash([self.pretrained["safe"], self.safe_config.model_dump()])
+        return FeatureCache(cache_folder() / "features" / looks)
 
     def save(self, checkpoints: Path) -> str:
-        """Write weights and configuration to checkpoints/REVISION; returns the revision (hash of the weights)."""
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        revision = "generator-" + weights_hash(state)
+        """Write what was learned and the configuration to checkpoints/REVISION; returns the revision (hash of the weights)."""
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.learned().items()}
+        hashed = weights_hash(state)
+        revision = "generator-" + (content_hash([hashed, self.pretrained]) if self.pretrained else hashed)
         folder = checkpoints / revision
         temporary = checkpoints / f".{revision}.{os.getpid()}"
         if not folder.exists():
@@ -45,6 +77,7 @@ class Generator(nn.Module):
             settings = {
                 "generator": self.config.model_dump(mode="json"),
                 "safe": self.safe_config.model_dump(mode="json"),
+                "pretrained": self.pretrained,
             }
             (temporary / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
             temporary.rename(folder)
@@ -56,7 +89,7 @@ class Generator(nn.Module):
         """Read a folder that `save` wrote.
 
         Raises:
-            RunError: the folder is missing or incomplete.
+            RunError: the folder is missing or incomplete, or what it adapted is not there as it was.
         """
         try:
             settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -65,29 +98,49 @@ class Generator(nn.Module):
             raise RunError(f"{folder} holds no generator: {error}. Train one by running the loop.") from None
         config = GeneratorConfig.model_validate(settings["generator"])
         generator = cls(config, SafeConfig.model_validate(settings["safe"]))
-        generator.load_state_dict(state)
+        for name, known in settings.get("pretrained", {}).items():
+            if generator.pretrained.get(name) != known:
+                source = config.weights if name == "generator" else generator.safe_config.weights
+                raise RunError(
+                    f"{folder} changes the weights {known}, but {source} holds {generator.pretrained.get(name)} now. Put the former back, or "
+                    "train anew."
+                )
+        unknown = generator.load_state_dict(state, strict=False).unexpected_keys
+        if unknown or set(state) != set(generator.learned()):
+            raise RunError(
+                f"{folder}/model.safetensors does not fit its config.json. Train a generator anew."
+            )
         generator.revision = folder.name
         return generator.to(device).eval()
 
     @torch.inference_mode()
     def pooled(self, image_3RR: torch.Tensor, mask_1RR: torch.Tensor) -> torch.Tensor:
         """Plain features [F] of one target: its encoder's levels, each pooled over the mask. SAFE without its learned half."""
-        device = next(self.parameters()).device
+        device = self.safe.idle.device
         levels = self.safe.encoder(image_3RR[None].to(device))
         return torch.cat([masked_mean(level, mask_1RR[None].to(device)) for level in levels], dim=1)[0].cpu()
 
     @torch.inference_mode()
     def bank(self, dataset: Dataset, targets: list[Target]) -> TokenBank:
         """The SAFE tokens of real targets, each from its own crop."""
-        margin = sum(self.config.margin) / 2
+        margin, device, cache = sum(self.config.margin) / 2, self.safe.idle.device, self.feature_cache()
         tokens = {}
         for target in targets:
             image, mask = target_crop(dataset, target, margin, self.config)
-            device = next(self.parameters()).device
-            kinds = [f"{target.category}/{target.type}"]
-            found = self.safe(image[None].to(device), mask[None].to(device), kinds)
+            pooled = self.safe.remembered(image[None].to(device), mask[None].to(device), cache)
+            found = self.safe.words(pooled, [f"{target.category}/{target.type}"])
             tokens[target.target_id] = found[0].cpu().contiguous()
+        if cache is not None:
+            cache.flush()
         return TokenBank(tokens, "bank-" + content_hash([self.revision, sorted(tokens)]))
+
+
+def _denoiser(config: GeneratorConfig, safe: SafeConfig, folder: Path | None) -> Denoiser:
+    if folder is None:
+        return PixelDenoiser(config, safe)
+    from cdiff.generator.latent import LatentDenoiser  # here: who works on pixels does without its libraries
+
+    return LatentDenoiser(config, safe, folder)
 
 
 def target_crop(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from cdiff.config import GeneratorConfig
 from cdiff.data.dataset import Dataset
 from cdiff.generator.paste import cut, square_around, to_resolution
-from cdiff.types import Target
+from cdiff.types import WHOLE, Part, Target
 
 _PATCH = 2  # patch side in generator resolutions
 _COVER = 1.5  # patch side in largest crop sides: room for shifts and turns
@@ -72,10 +72,12 @@ def balanced(kinds: list[str]) -> np.ndarray:
 
 
 def augmented(
-    patches: Patches, index: np.ndarray, resolution: int, rng: np.random.Generator
+    patches: Patches, index: np.ndarray, resolution: int, rng: np.random.Generator, part: Part = WHOLE
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One augmented crop of each indexed patch: turned, mirrored, shifted, and a little brighter or darker.
 
+    Args:
+        part: that is made of the indexed ones; what is drawn for the others is drawn all the same.
     Returns:
         Images [B, 3, R, R] in [-1, 1] and masks [B, 1, R, R] in [0, 1].
     """
@@ -91,25 +93,33 @@ def augmented(
     theta = np.stack(
         [np.stack([cos * flip, -sin, shift[0]], -1), np.stack([sin * flip, cos, shift[1]], -1)], 1
     )
+    gain = torch.from_numpy(part.cut(rng.uniform(0.9, 1.1, (count, 1, 1, 1))).astype(np.float32))
+    bias = torch.from_numpy(part.cut(rng.uniform(-0.08, 0.08, (count, 1, 1, 1))).astype(np.float32))
+    index, theta = part.cut(index), part.cut(theta)
     grid = F.affine_grid(
-        torch.from_numpy(theta.astype(np.float32)), [count, 3, resolution, resolution], align_corners=False
+        torch.from_numpy(theta.astype(np.float32)),
+        [len(index), 3, resolution, resolution],
+        align_corners=False,
     )
     stack = torch.cat([patches.images[index], patches.masks[index]], dim=1).float()
     crops = F.grid_sample(stack, grid, padding_mode="reflection", align_corners=False)
-    gain = torch.from_numpy(rng.uniform(0.9, 1.1, (count, 1, 1, 1)).astype(np.float32))
-    bias = torch.from_numpy(rng.uniform(-0.08, 0.08, (count, 1, 1, 1)).astype(np.float32))
     images = ((crops[:, :3] / 127.5 - 1) * gain + bias).clamp(-1, 1)
     return images, crops[:, 3:] / 255
 
 
-def regions(masks_B1RR: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Where the generator may paint: the mask dilated by a random reach, sometimes its box; {0, 1} floats."""
+def regions(masks_B1RR: torch.Tensor, rng: np.random.Generator, part: Part = WHOLE) -> torch.Tensor:
+    """Where the generator may paint: the mask dilated by a random reach, sometimes its box; {0, 1} floats.
+
+    Args:
+        part: of a batch, that the masks are.
+    """
     out = []
     resolution = masks_B1RR.shape[-1]
-    for mask in (masks_B1RR > 0.25).float():
-        reach = int(rng.integers(max(2, resolution // 24), max(4, resolution // 6)))
+    low, high = max(2, resolution // 24), max(4, resolution // 6)
+    drawn = [(int(rng.integers(low, high)), rng.random()) for _ in range(len(masks_B1RR) * part.of_parts)]
+    for mask, (reach, chance) in zip((masks_B1RR > 0.25).float(), part.cut(drawn), strict=True):
         region = F.max_pool2d(mask[None], 2 * reach + 1, stride=1, padding=reach)[0]
-        if rng.random() < 0.2 and bool(mask.any()):
+        if chance < 0.2 and bool(mask.any()):
             rows, columns = region[0].any(dim=1).nonzero(), region[0].any(dim=0).nonzero()
             region = torch.zeros_like(region)
             region[:, int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1] = 1

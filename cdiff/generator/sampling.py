@@ -1,18 +1,32 @@
 """Guided few-step sampling: joint, mask first, given mask, and mask from image, from noise or from a pasted target.
 
-A state holds one candidate; states are denoised in fixed micro-batches, padded when short, in float32, each with
-noise from its own generator: what a candidate becomes does not depend on its neighbours.
+A state holds one candidate; states are denoised in fixed micro-batches, padded when short, each with noise from its own
+generator: what a candidate becomes does not depend on its neighbours. On CPUs this is done in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
 
-from cdiff.generator.denoiser import JointDenoiser
+from cdiff.generator.denoiser import Denoiser
 from cdiff.generator.objective import noised
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a denoiser works on of one task's images: canvases (cdiff.generator.denoiser), each encoded once."""
+
+    background_CSS: torch.Tensor
+    start_CSS: torch.Tensor
+    known_KSS: torch.Tensor
+    region_1SS: torch.Tensor
+    lost_3RR: (
+        torch.Tensor | None
+    )  # what encoding and decoding lose of the background's texture; None: nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,27 +38,53 @@ class Condition:
     tokens_ND: torch.Tensor
     start_image_3RR: torch.Tensor  # the background with the real target pasted in: where tau < 1 starts from
     start_mask_1RR: torch.Tensor
+    scene: Scene
     guidance: float  # safe_strength
     tau: float  # start_strength
-    guided: tuple[float, float] = (
-        0.0,
-        1.0,
-    )  # part of the path from tau to 0 on which there is guidance, as shares of tau
+    guided: tuple[float, float]  # part of the path from tau to 0 on which there is guidance, as shares of tau
+
+    @classmethod
+    @torch.no_grad()  # and not in inference mode: miners learn from conditions
+    def of(
+        cls,
+        denoiser: Denoiser,
+        background_3RR: torch.Tensor,
+        region_1RR: torch.Tensor,
+        tokens_ND: torch.Tensor,
+        start_image_3RR: torch.Tensor,
+        start_mask_1RR: torch.Tensor,
+        guidance: float = 1.0,
+        tau: float = 1.0,
+        guided: tuple[float, float] = (0.0, 1.0),
+    ) -> Condition:
+        """A condition with its images encoded for a denoiser, one by one: what comes of a task depends on no other."""
+        background, region = background_3RR[None], region_1RR[None]
+        canvas = denoiser.canvas(background)
+        back = denoiser.image(canvas)
+        scene = Scene(
+            canvas[0],
+            denoiser.canvas(start_image_3RR[None])[0],
+            denoiser.known(background, region)[0],
+            denoiser.place(region)[0],
+            None if back is background else (background - back)[0],
+        )
+        images = background_3RR, region_1RR, tokens_ND, start_image_3RR, start_mask_1RR
+        return cls(*images, scene, guidance, tau, guided)
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A candidate on its way: noisy image and mask at their times; time 0 is finished."""
+    """A candidate on its way: noisy canvas and mask at their times; time 0 is finished."""
 
     condition: Condition
-    image_3RR: torch.Tensor
+    canvas_CSS: torch.Tensor
     mask_1RR: torch.Tensor
     time_image: float
     time_mask: float
-    noise_3RR: torch.Tensor  # of the image: the known surroundings are noised with it at every step
+    noise_CSS: torch.Tensor  # of the canvas: the known surroundings are noised with it at every step
 
 
-# Maps states and their expected images [B, 3, R, R] to moved ones.
+# Maps states and their expected canvases [B, C, S, S] to moved ones.
 Guide = Callable[[Sequence[State], torch.Tensor], torch.Tensor]
 
 
@@ -52,19 +92,33 @@ class Sampler:
     """Euler steps on the straight path, with classifier-free guidance on the SAFE tokens (2207.12598), on a part of the
     path if wanted (2404.07724)."""
 
-    def __init__(self, denoiser: JointDenoiser, null_ND: torch.Tensor, steps: int, micro_batch: int) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        null_ND: torch.Tensor,
+        steps: int,
+        micro_batch: int,
+        dtype: str = "float32",
+    ) -> None:
         self.denoiser = denoiser
         self.null_ND = null_ND
         self.steps = steps
         self.micro_batch = micro_batch
+        self.dtype: torch.dtype = getattr(torch, dtype)
+
+    def of_steps(self, steps: int) -> Sampler:
+        """The same with another number of steps."""
+        out = copy(self)
+        out.steps = steps
+        return out
 
     def start_joint(self, condition: Condition, generator: torch.Generator) -> State:
         """Image and mask start together at tau."""
         noise, noise_mask = self._noise(condition, generator)
         tau = condition.tau
-        image = (1 - tau) * condition.start_image_3RR + tau * noise
+        canvas = (1 - tau) * condition.scene.start_CSS + tau * noise
         mask = (1 - tau) * condition.start_mask_1RR + tau * noise_mask
-        return State(condition, image, mask, tau, tau, noise)
+        return State(condition, canvas, mask, tau, tau, noise)
 
     def start_mask(self, condition: Condition, generator: torch.Generator) -> State:
         """The mask alone, from tau, while the image is pure noise: the first half of mask first."""
@@ -77,18 +131,20 @@ class Sampler:
         return self.start_image_from(condition, mask_1RR, self._noise(condition, generator)[0])
 
     def start_image_from(
-        self, condition: Condition, mask_1RR: torch.Tensor, noise_3RR: torch.Tensor
+        self, condition: Condition, mask_1RR: torch.Tensor, noise_CSS: torch.Tensor
     ) -> State:
         """The image for a given clean mask, from tau, with a given noise."""
-        image = (1 - condition.tau) * condition.start_image_3RR + condition.tau * noise_3RR
-        return State(condition, image, mask_1RR, condition.tau, 0.0, noise_3RR)
+        canvas = (1 - condition.tau) * condition.scene.start_CSS + condition.tau * noise_CSS
+        return State(condition, canvas, mask_1RR, condition.tau, 0.0, noise_CSS)
 
     def start_mask_from_image(
         self, condition: Condition, image_3RR: torch.Tensor, generator: torch.Generator
     ) -> State:
         """The mask for a clean image, from pure noise: the label check."""
         _, noise_mask = self._noise(condition, generator)
-        return State(condition, image_3RR, noise_mask, 0.0, 1.0, image_3RR)
+        with torch.inference_mode():
+            canvas = self.denoiser.canvas(image_3RR[None])[0]
+        return State(condition, canvas, noise_mask, 0.0, 1.0, canvas)
 
     def run(
         self,
@@ -102,7 +158,7 @@ class Sampler:
         Args:
             share: in (0, 1]; 1 finishes.
             move_image: False keeps the image's time (the mask is drawn first, or from the image).
-            guide: moves the expected images of every step.
+            guide: moves the expected canvases of every step.
         """
         out: list[State] = []
         for first in range(0, len(states), self.micro_batch):
@@ -111,17 +167,25 @@ class Sampler:
             out += self._run_chunk(padded, share, move_image, guide)[: len(chunk)]
         return out
 
-    def expected_images(self, states: Sequence[State]) -> list[torch.Tensor]:
-        """x0-hat [3, R, R] of each state: the image that it is heading for, for early judging."""
+    def expected(self, states: Sequence[State]) -> list[torch.Tensor]:
+        """x0-hat [C, S, S] of each state: the canvas that it is heading for."""
         out: list[torch.Tensor] = []
         for first in range(0, len(states), self.micro_batch):
             chunk = list(states[first : first + self.micro_batch])
-            images, _ = self._clean(chunk + [chunk[-1]] * (self.micro_batch - len(chunk)))
-            heading = zip(chunk, images, strict=False)
-            out += [
-                image.clamp(-1, 1) if state.time_image > 0 else state.image_3RR for state, image in heading
-            ]
+            canvases, _ = self._clean(chunk + [chunk[-1]] * (self.micro_batch - len(chunk)))
+            heading = zip(chunk, self.denoiser.bounded(canvases), strict=False)
+            out += [canvas if state.time_image > 0 else state.canvas_CSS for state, canvas in heading]
         return out
+
+    def expected_images(self, states: Sequence[State]) -> list[torch.Tensor]:
+        """The images [3, R, R] of `expected`, for early judging."""
+        heading = zip(states, self.expected(states), strict=True)
+        return [self.image(state.condition, canvas) for state, canvas in heading]
+
+    @torch.inference_mode()
+    def image(self, condition: Condition, canvas_CSS: torch.Tensor) -> torch.Tensor:
+        """The image [3, R, R] of a clean canvas, by itself: it does not depend on others."""
+        return shown(self.denoiser, [condition], canvas_CSS[None])[0]
 
     @torch.inference_mode()
     def _run_chunk(
@@ -140,44 +204,57 @@ class Sampler:
                 left = 1 - share * step / counts[i]
                 to_image = begin[i][0] * left if move_image else state.time_image
                 to_mask = begin[i][1] * left
-                image = _step(state.image_3RR, clean_image[i], state.time_image, to_image)
+                canvas = _step(state.canvas_CSS, clean_image[i], state.time_image, to_image)
                 mask = _step(state.mask_1RR, clean_mask[i], state.time_mask, to_mask)
                 if move_image:
-                    image = _keep_surroundings(image, state, to_image)
+                    canvas = _keep_surroundings(canvas, state, to_image)
                 states[i] = replace(
-                    state, image_3RR=image, mask_1RR=mask, time_image=to_image, time_mask=to_mask
+                    state, canvas_CSS=canvas, mask_1RR=mask, time_image=to_image, time_mask=to_mask
                 )
         return states
 
     @torch.inference_mode()
     def _clean(self, states: Sequence[State]) -> tuple[torch.Tensor, torch.Tensor]:
-        image = torch.stack([s.image_3RR for s in states])
+        canvas = torch.stack([s.canvas_CSS for s in states])
         mask = torch.stack([s.mask_1RR for s in states])
-        time_image = torch.tensor([s.time_image for s in states], device=image.device)
-        time_mask = torch.tensor([s.time_mask for s in states], device=image.device)
-        background = torch.stack([s.condition.background_3RR for s in states])
+        time_image = torch.tensor([s.time_image for s in states], device=canvas.device)
+        time_mask = torch.tensor([s.time_mask for s in states], device=canvas.device)
+        known = torch.stack([s.condition.scene.known_KSS for s in states])
         region = torch.stack([s.condition.region_1RR for s in states])
         tokens = torch.stack([s.condition.tokens_ND for s in states])
         scales = [_guidance(state) for state in states]
-        scale = torch.tensor(scales, device=image.device).view(-1, 1, 1, 1)
-        inputs = (image, mask, time_image, time_mask, background, region)
-        with_image, with_mask = self.denoiser(*inputs, tokens)
+        scale = torch.tensor(scales, device=canvas.device).view(-1, 1, 1, 1)
+        inputs = (canvas, mask, time_image, time_mask, known, region)
+        with_image, with_mask = self._denoised(*inputs, tokens)
         if all(one == 1.0 for one in scales):
             return with_image, with_mask
-        null_image, null_mask = self.denoiser(*inputs, self.null_ND.expand_as(tokens))
+        null_image, null_mask = self._denoised(*inputs, self.null_ND.expand_as(tokens))
         # without guidance a state has the plain prediction, bit by bit, whatever its neighbours want
         return (
             torch.where(scale == 1, with_image, null_image + scale * (with_image - null_image)),
             torch.where(scale == 1, with_mask, null_mask + scale * (with_mask - null_mask)),
         )
 
+    def _denoised(self, canvas: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast(canvas.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            clean_canvas, clean_mask = self.denoiser(canvas, *others)
+        return clean_canvas.float(), clean_mask.float()
+
     @staticmethod
     def _noise(condition: Condition, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        image, mask = condition.start_image_3RR, condition.start_mask_1RR
+        canvas, mask = condition.scene.start_CSS, condition.start_mask_1RR
         return (
-            torch.randn(image.shape, generator=generator).to(image.device),
+            torch.randn(canvas.shape, generator=generator).to(canvas.device),
             torch.randn(mask.shape, generator=generator).to(mask.device),
         )
+
+
+def shown(denoiser: Denoiser, conditions: Sequence[Condition], canvases_BCSS: torch.Tensor) -> torch.Tensor:
+    """The images [B, 3, R, R] of clean canvases, with the texture of their backgrounds that the canvas cannot hold; differentiable."""
+    images = denoiser.image(canvases_BCSS)
+    if conditions[0].scene.lost_3RR is None:
+        return images
+    return images + torch.stack([c.scene.lost_3RR for c in conditions if c.scene.lost_3RR is not None])
 
 
 def _guidance(state: State) -> float:
@@ -194,10 +271,8 @@ def _step(noisy: torch.Tensor, clean: torch.Tensor, time: float, to: float) -> t
     return (to / time) * noisy + (1 - to / time) * clean
 
 
-def _keep_surroundings(image_3RR: torch.Tensor, state: State, time: float) -> torch.Tensor:
+def _keep_surroundings(canvas_CSS: torch.Tensor, state: State, time: float) -> torch.Tensor:
     """Outside the region the path is known: blending it in keeps brightness continuous over the border."""
-    known = noised(state.condition.background_3RR[None], state.noise_3RR[None], image_3RR.new_tensor([time]))[
-        0
-    ]
-    region = state.condition.region_1RR
-    return region * image_3RR + (1 - region) * known
+    scene = state.condition.scene
+    known = noised(scene.background_CSS[None], state.noise_CSS[None], canvas_CSS.new_tensor([time]))[0]
+    return scene.region_1SS * canvas_CSS + (1 - scene.region_1SS) * known

@@ -1,26 +1,35 @@
-"""Train SAFE and the joint denoiser together; resumable, with averaged weights for sampling."""
+"""Train SAFE and the joint denoiser together; resumable, with averaged weights for sampling, by one process or by several.
+
+Batches, noise and times are drawn for the whole batch from (seed, step) and cut among the workers, whose gradients are averaged: with equal
+batches the losses are the same however many there are, and a training that lost some goes on with fewer.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
-from cdiff.errors import DataError
+from cdiff.errors import ConfigError, DataError
 from cdiff.generator.model import Generator
 from cdiff.generator.objective import flow_loss
-from cdiff.generator.patches import Patches, augmented, balanced, cut_patches, regions
+from cdiff.generator.patches import cut_patches
+from cdiff.generator.views import FreshViews, KeptViews, Views
 from cdiff.safe.tokens import scene_contrast
-from cdiff.types import Target
+from cdiff.types import Part, Target
+from cdiff.workers import ALONE, Workers
 
 TRAINING_STATE = "training-generator.safetensors"  # what a training that was cut off goes on from
 Progress = Callable[[int, int, float], None]  # step, steps, loss
@@ -43,6 +52,7 @@ def train_generator(
     progress: Progress | None = None,
     device: str = "cpu",
     stored: Callable[[str], None] | None = None,
+    workers: Workers = ALONE,
 ) -> Trained:
     """Train on the given real targets; a run that was cut off goes on from its last checkpoint.
 
@@ -52,86 +62,110 @@ def train_generator(
         checkpoints: folder of revisions; the resumable state lies beside them as TRAINING_STATE.
         stored: called with the name under `checkpoints` of whatever was written there: the state, again and again, and in the end the
             revision; only then the state goes.
+        workers: that train together; the first writes and tells.
     Raises:
         DataError: there is no target to learn from.
+        ConfigError: the batch cannot be cut among the workers.
     """
     if not targets:
         raise DataError(
             "no target to train the generator on. Check that the training split has photos with masks."
         )
     settings = config.generator
+    if settings.batch % (settings.accumulate * workers.count):
+        raise ConfigError(
+            f"generator.batch={settings.batch} cannot be cut into {settings.accumulate} parts (generator.accumulate) for {workers.count} workers "
+            "(train.workers): choose a multiple of both."
+        )
     torch.manual_seed(settings.seed)
     generator = Generator(settings, config.safe).to(device)
-    average = Generator(settings, config.safe).to(device).requires_grad_(False)
-    average.load_state_dict(generator.state_dict())
-    optimiser = torch.optim.AdamW(generator.parameters(), lr=settings.lr, weight_decay=0.01)
+    learned = generator.learned()
+    average = {name: tensor.detach().clone() for name, tensor in learned.items()}
+    optimiser = torch.optim.AdamW(learned.values(), lr=settings.lr, weight_decay=0.01)
     state = checkpoints / TRAINING_STATE
     tell = stored or (lambda name: None)
-    done, losses = _resume(state, generator, average, optimiser)
-    patches = cut_patches(dataset, targets, photos, settings, np.random.default_rng([settings.seed, 1]))
+    done, losses = _resume(state, learned, average, optimiser)
+    objective = _Objective(generator, _views(generator, dataset, targets, photos, config), config, workers)
+    unused = config.safe.tokens == "label"  # the ablation leaves most of SAFE out
+    together = workers.together(objective, unused)
     for step in range(done, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.lr * _schedule(step, settings.steps)
-        loss = _train_step(generator, patches, config, step, device)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
+        losses.append(_gradients(together, step, settings.accumulate, workers))
+        torch.nn.utils.clip_grad_norm_(learned.values(), 1.0)
         optimiser.step()
-        _average(average, generator, min(settings.ema, (1 + step) / (10 + step)))
-        losses.append(loss.item())
+        _average(average, learned, min(settings.ema, (1 + step) / (10 + step)))
         if progress:
             progress(step + 1, settings.steps, losses[-1])
-        if (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps:
-            _checkpoint(state, step + 1, losses, generator, average, optimiser)
+        if workers.first and (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps:
+            _checkpoint(state, step + 1, losses, learned, average, optimiser)
             tell(TRAINING_STATE)
-    revision = average.eval().save(checkpoints)
-    tell(revision)
-    state.unlink(missing_ok=True)
+    with torch.no_grad():
+        for name, tensor in learned.items():
+            tensor.copy_(average[name])
+    revision = generator.eval().save(checkpoints) if workers.first else ""
+    if workers.first:
+        tell(revision)
+        state.unlink(missing_ok=True)
     return Trained(
         revision, tuple(float(np.mean(part)) for part in np.array_split(losses, min(10, len(losses))))
     )
 
 
-def _train_step(
-    generator: Generator, patches: Patches, config: Config, step: int, device: str
-) -> torch.Tensor:
-    """Loss of one batch. Everything random comes from (seed, step): a resumed run draws the same batches."""
+def _views(
+    generator: Generator, dataset: Dataset, targets: list[Target], photos: list[str], config: Config
+) -> Views:
     settings = config.generator
-    rng = np.random.default_rng([settings.seed, 2, step])
-    noise = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-    index = rng.choice(len(patches.kinds), settings.batch, p=balanced(patches.kinds))
-    image, mask = (part.to(device) for part in augmented(patches, index, settings.resolution, rng))
-    # The reference is another augmentation of the same target: the network cannot copy pixels.
-    reference, reference_mask = (
-        part.to(device) for part in augmented(patches, index, settings.resolution, rng)
-    )
-    region = regions(mask, rng)
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=settings.bfloat16):
-        kinds = [patches.kinds[i] for i in index]
-        tokens = generator.safe(reference, reference_mask, kinds)
-        loss = flow_loss(
-            generator.denoiser,
-            image,
-            mask * 2 - 1,
-            region,
-            generator.safe.fused(generator.safe.dropped(tokens, config.safe.dropout, noise)),
-            settings,
-            noise,
-        )
-        if config.safe.contrast_weight and config.safe.tokens == "safe" and len(patches.empty):
-            empty = patches.empty[rng.integers(len(patches.empty), size=settings.batch)].to(device)
-            elsewhere = generator.safe(empty * (1 - mask) + image * mask, mask, kinds)
-            nothing = generator.safe(empty, mask, kinds)
-            describe = generator.safe.describe
+    patches = cut_patches(dataset, targets, photos, settings, np.random.default_rng([settings.seed, 1]))
+    if settings.views:
+        return KeptViews(generator, patches, config, generator.feature_cache())
+    return FreshViews(generator, patches, config)
+
+
+class _Objective(nn.Module):
+    """The loss of a part of a step's batch."""
+
+    def __init__(self, generator: Generator, views: Views, config: Config, workers: Workers) -> None:
+        super().__init__()
+        self.generator, self.views, self.config, self.workers = generator, views, config, workers
+
+    def forward(self, step: int, turn: int) -> torch.Tensor:
+        """Of the turn-th of the parts that a batch is cut into; this worker has its share of that."""
+        settings, workers, safe = self.config.generator, self.workers, self.generator.safe
+        turns = settings.accumulate
+        part = Part(turn + turns * workers.own.number, turns * workers.count)
+        noise = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        with torch.autocast(safe.idle.device.type, dtype=torch.bfloat16, enabled=settings.bfloat16):
+            batch = self.views.draw(step, part)
+            dropped = safe.dropped(batch.tokens_BND, self.config.safe.dropout, noise, part)
+            tokens = safe.fused(dropped)
+            loss = flow_loss(self.generator.denoiser, batch.clean, tokens, settings, noise, part)
+            if batch.elsewhere_BND is None or batch.empty_BND is None:
+                return loss
+            described = (batch.tokens_BND, batch.elsewhere_BND, batch.empty_BND)
+            here, elsewhere, empty = (safe.describe(tokens).float() for tokens in described)
             contrast = scene_contrast(
-                describe(tokens).float(),
-                describe(elsewhere).float(),
-                describe(nothing).float(),
-                kinds,
-                config.safe.temperature,
+                here,
+                workers.gathered(elsewhere),
+                workers.gathered(empty),
+                batch.kinds[turn::turns],
+                self.config.safe.temperature,
+                workers.own,
             )
-            loss = loss + config.safe.contrast_weight * contrast
-    return loss
+        return loss + self.config.safe.contrast_weight * contrast
+
+
+def _gradients(together: nn.Module, step: int, turns: int, workers: Workers) -> float:
+    """Leave the gradients of a whole step, the workers' mean; returns its loss, likewise."""
+    total = 0.0
+    for turn in range(turns):
+        more = isinstance(together, nn.parallel.DistributedDataParallel) and turn + 1 < turns
+        with together.no_sync() if more else contextlib.nullcontext():  # type: ignore[operator]  # DDP's
+            loss = together(step, turn) / turns
+            loss.backward()
+        total += loss.item()
+    return workers.mean(total, next(together.parameters()).device)
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -140,21 +174,21 @@ def _schedule(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def _average(average: Generator, generator: Generator, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 - decay)
+def _average(average: dict[str, torch.Tensor], learned: dict[str, torch.Tensor], decay: float) -> None:
+    torch._foreach_lerp_(list(average.values()), list(learned.values()), 1 - decay)
 
 
 def _checkpoint(
     path: Path,
     step: int,
     losses: list[float],
-    generator: Generator,
-    average: Generator,
+    learned: dict[str, torch.Tensor],
+    average: dict[str, torch.Tensor],
     optimiser: torch.optim.AdamW,
 ) -> None:
     """Weights, averages and moments as one file, which is there whole or as it was before."""
-    tensors = {f"model.{k}": v.cpu() for k, v in generator.state_dict().items()}
-    tensors |= {f"average.{k}": v.cpu() for k, v in average.state_dict().items()}
+    tensors = {f"model.{k}": v.detach().cpu() for k, v in learned.items()}
+    tensors |= {f"average.{k}": v.cpu() for k, v in average.items()}
     for number, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{k}": v.cpu().contiguous() for k, v in moments.items()}
     temporary = path.with_name(f".{path.name}")
@@ -164,16 +198,21 @@ def _checkpoint(
     temporary.rename(path)
 
 
+@torch.no_grad()
 def _resume(
-    path: Path, generator: Generator, average: Generator, optimiser: torch.optim.AdamW
+    path: Path,
+    learned: dict[str, torch.Tensor],
+    average: dict[str, torch.Tensor],
+    optimiser: torch.optim.AdamW,
 ) -> tuple[int, list[float]]:
     if not path.exists():
         return 0, []
     with safe_open(path, "pt") as file:
         note, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    generator.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    average.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("average.")})
-    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for name in learned:
+        learned[name].copy_(tensors[f"model.{name}"])
+        average[name].copy_(tensors[f"average.{name}"])
+    moments: dict[int, dict[str, Any]] = {}
     for key, value in tensors.items():
         if key.startswith("optimiser."):
             _, number, name = key.split(".")

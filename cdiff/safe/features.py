@@ -15,6 +15,7 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
+        self.widths = tuple(channels)
         widths = [3, *channels]
         self.levels = nn.ModuleList(
             nn.Sequential(

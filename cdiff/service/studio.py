@@ -189,17 +189,17 @@ class Studio:
             dim=0
         )
         fused = self.generator.safe.fused(tokens[None].to(device))[0].detach()
-        condition = Condition(
+        condition = Condition.of(
+            self.generator.denoiser,
             image.to(device),
             (covered > 0.25).float().to(device),
             fused,
             image.to(device),
             covered.to(device),
-            1.0,
-            1.0,
         )
         null = self.generator.safe.fused(self.generator.safe.null)[0].detach()
-        sampler = Sampler(self.generator.denoiser, null, READ_STEPS, self.config.sampling.micro_batch)
+        sampling = self.config.sampling
+        sampler = Sampler(self.generator.denoiser, null, READ_STEPS, sampling.micro_batch, sampling.dtype)
         start = sampler.start_mask_from_image(condition, image.to(device), noise_of(request.seed, 2))
         (state,) = sampler.run([start], move_image=False)
         found = np.zeros(shape, bool)

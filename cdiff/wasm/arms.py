@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from cdiff.config import Config
-from cdiff.generator.sampling import Sampler, State
+from cdiff.generator.sampling import Sampler, State, shown
 from cdiff.wasm.layout import Layout, composite, noise_of
 from cdiff.wasm.noise import NoiseMiner
 from cdiff.wasm.view import Job, View, difficulty, seen_by
@@ -72,7 +72,7 @@ class MinedNoise:
 
     def finish(self, sampler: Sampler, jobs: Sequence[Job]) -> list[State]:
         starts = [_start(sampler, job) for job in jobs]
-        mined = [self.miner.moved(s.condition, s.mask_1RR, s.noise_3RR) for s in starts]
+        mined = [self.miner.moved(s.condition, s.mask_1RR, s.noise_CSS) for s in starts]
         return sampler.run(
             [sampler.start_image_from(j.condition, j.mask_1RR, n) for j, n in zip(jobs, mined, strict=True)]
         )
@@ -82,7 +82,7 @@ class MinedNoise:
 class Gradient:
     """B4: in every step, the expected image climbs the segmenter's loss. For comparison; it is published to harm dense prediction.
 
-    x_0-hat <- x_0-hat + gradient_strength * g / rms(g),    g = d min(kappa, loss) / d x_0-hat, inside the region
+    x_0-hat <- x_0-hat + gradient_strength * g / rms(g),    g = d min(kappa, loss) / d x_0-hat, inside the region, on the canvas
     Source: universal guidance (Bansal et al., 2302.07121), forward part; the verdict is that of Native Adversariality Mining.
     """
 
@@ -93,31 +93,33 @@ class Gradient:
         self.segmenter.to(jobs[0].condition.background_3RR.device)
         views = {id(job.condition): (job, seen_by(job, self.config)) for job in jobs}
 
-        def guide(states: Sequence[State], clean_B3RR: torch.Tensor) -> torch.Tensor:
+        def guide(states: Sequence[State], clean_BCSS: torch.Tensor) -> torch.Tensor:
             mine = [views[id(state.condition)] for state in states]
             strengths = [job.layout.task.strengths.gradient_strength for job, _ in mine]
-            return self._climbed(states, clean_B3RR, [view for _, view in mine], strengths)
+            return self._climbed(sampler, states, clean_BCSS, [view for _, view in mine], strengths)
 
         return sampler.run([_start(sampler, job) for job in jobs], guide=guide)
 
     def _climbed(
         self,
+        sampler: Sampler,
         states: Sequence[State],
-        clean_B3RR: torch.Tensor,
+        clean_BCSS: torch.Tensor,
         views: Sequence[View],
         strengths: Sequence[float],
     ) -> torch.Tensor:
         with torch.inference_mode(False), torch.enable_grad():
-            images = clean_B3RR.clone().clamp(-1, 1).requires_grad_()
+            canvases = sampler.denoiser.bounded(clean_BCSS.clone()).requires_grad_()
+            images = shown(sampler.denoiser, [state.condition for state in states], canvases)
             loss = difficulty(self.segmenter, views, images, self.config.wasm.kappa)
-            (slope,) = torch.autograd.grad(loss.sum(), images)
-        region = torch.stack([s.condition.region_1RR for s in states])
+            (slope,) = torch.autograd.grad(loss.sum(), canvases)
+        region = torch.stack([s.condition.scene.region_1SS for s in states])
         slope = slope * region
         size = slope.square().sum(dim=(1, 2, 3), keepdim=True) / region.sum(
             dim=(1, 2, 3), keepdim=True
         ).clamp_min(1)
-        step = clean_B3RR.new_tensor(list(strengths)).view(-1, 1, 1, 1) * slope / size.sqrt().clamp_min(1e-8)
-        return clean_B3RR + step
+        step = clean_BCSS.new_tensor(list(strengths)).view(-1, 1, 1, 1) * slope / size.sqrt().clamp_min(1e-8)
+        return clean_BCSS + step
 
 
 def _start(sampler: Sampler, job: Job, candidate: int = 0) -> State:

@@ -224,7 +224,7 @@ def recipe_of(config: Config) -> Recipe:
         fraction=config.wasm.fraction if best_of_k else 1.0,
         steps=config.sampling.steps,
         sampler="euler",
-        dtype="float32",
+        dtype=config.sampling.dtype,
         micro_batch=config.sampling.micro_batch,
         threads=config.resources.threads,
         guided_from=config.sampling.guidance_interval[0],

@@ -49,7 +49,7 @@ def mask_agreement(
     Args:
         kept: where the photo shows targets of its own, coverage [1, R, R]: those are read as targets, too, and not compared.
     """
-    reader = Sampler(sampler.denoiser, sampler.null_ND, READ_STEPS, sampler.micro_batch)
+    reader = sampler.of_steps(READ_STEPS)
     plain = [replace(condition, guidance=1.0) for condition in conditions]
     starts = [
         reader.start_mask_from_image(c, image.to(c.background_3RR.device), noise_of(seed, 2))

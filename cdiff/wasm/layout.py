@@ -79,7 +79,8 @@ def condition_of(layout: Layout, generator: Generator, tokens_ND: torch.Tensor) 
     canvas, resolution = layout.canvas, generator.config.resolution
     region = to_resolution(canvas.region, resolution) > 0.25
     device = next(generator.parameters()).device
-    return Condition(
+    return Condition.of(
+        generator.denoiser,
         background_3RR=(to_resolution(canvas.background, resolution) / 127.5 - 1).to(device),
         region_1RR=region.float().to(device),
         tokens_ND=tokens_ND.to(device),

@@ -100,7 +100,7 @@ def make_pairs(
     else:
         jobs = settle_masks(sampler, layouts, conditions, recipe.mode)
         finished = arm_of(recipe, miners, config).finish(sampler, jobs)
-    pasted = [composite(layout, s.image_3RR, s.mask_1RR) for layout, s in zip(layouts, finished, strict=True)]
+    pasted = [_pasted(sampler, layout, state) for layout, state in zip(layouts, finished, strict=True)]
     agreement = label_check(sampler, layouts, conditions, pasted, generator.config.resolution)
     own = [s.mask_1RR is c.start_mask_1RR for s, c in zip(finished, conditions, strict=True)]
     looked = (
@@ -120,12 +120,16 @@ def _looked_over(
     """Each photo again after its crop was noised a little and denoised: what only fools the segmenter is gone then."""
     starts = []
     for layout, state in zip(layouts, finished, strict=True):
-        condition = replace(state.condition, start_image_3RR=state.image_3RR, tau=_LOOK)
+        scene = replace(state.condition.scene, start_CSS=state.canvas_CSS)
+        condition = replace(state.condition, scene=scene, tau=_LOOK)
         starts.append(sampler.start_image(condition, state.mask_1RR, noise_of(layout.task.seed, 4)))
     again = sampler.run(starts)
-    return [
-        (composite(layout, s.image_3RR, s.mask_1RR)[0],) for layout, s in zip(layouts, again, strict=True)
-    ]
+    return [(_pasted(sampler, layout, state)[0],) for layout, state in zip(layouts, again, strict=True)]
+
+
+def _pasted(sampler: Sampler, layout: Layout, state: State) -> tuple[np.ndarray, np.ndarray]:
+    """Photo and mask of a finished state, as `composite` gives them."""
+    return composite(layout, sampler.image(state.condition, state.canvas_CSS), state.mask_1RR)
 
 
 def arm_of(recipe: Recipe, miners: Miners, config: Config) -> MiningArm:
@@ -170,9 +174,8 @@ def _device(generator: Generator) -> torch.device:
 def sampler_for(generator: Generator, recipe: Recipe, config: Config) -> Sampler:
     """The sampler that a recipe names; with smaller micro-batches where the configuration asks for them, memory being short."""
     null = generator.safe.fused(generator.safe.null)[0].detach()
-    return Sampler(
-        generator.denoiser, null, recipe.steps, min(recipe.micro_batch, config.sampling.micro_batch)
-    )
+    batch = min(recipe.micro_batch, config.sampling.micro_batch)
+    return Sampler(generator.denoiser, null, recipe.steps, batch, recipe.dtype)
 
 
 def settle_masks(

@@ -23,7 +23,7 @@ from torch import nn
 
 from cdiff.config import Config
 from cdiff.generator.model import weights_hash
-from cdiff.generator.sampling import Condition, Sampler
+from cdiff.generator.sampling import Condition, Sampler, shown
 from cdiff.wasm.layout import noise_of
 from cdiff.wasm.view import Job, difficulty, seen_by
 
@@ -32,27 +32,31 @@ _SPREAD = 0.95  # bounds sigma to [0.05, 1.95]
 
 
 class NoiseMiner(nn.Module):
-    """Mean and spread of the first noise for a paste; starts as the standard normal one."""
+    """Mean and spread of the first noise for a paste; starts as the standard normal one.
 
-    def __init__(self) -> None:
+    Args:
+        channels: C of the denoiser's canvas.
+    """
+
+    def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        self.into = nn.Conv2d(8, _WIDTH, 3, stride=2, padding=1)
+        self.into = nn.Conv2d(2 * channels + 2, _WIDTH, 3, stride=2, padding=1)
         self.down = nn.Conv2d(_WIDTH, 2 * _WIDTH, 3, stride=2, padding=1)
         self.deep = nn.Conv2d(2 * _WIDTH, 2 * _WIDTH, 3, padding=1)
         self.up = nn.Conv2d(3 * _WIDTH, _WIDTH, 3, padding=1)
-        self.out = nn.Conv2d(_WIDTH, 6, 3, padding=1)
+        self.out = nn.Conv2d(_WIDTH, 2 * channels, 3, padding=1)
         self.norms = nn.ModuleList(nn.GroupNorm(8, n * _WIDTH) for n in (1, 2, 2, 1))
         nn.init.zeros_(self.out.weight)
         self.out.bias.data.zero_()  # type: ignore[union-attr]  # it has one
         self.revision = ""
 
-    def forward(self, inputs_B8RR: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of the noise, [B, 3, R, R] each.
+    def forward(self, inputs_BNSS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of the noise, [B, C, S, S] each.
 
         Args:
-            inputs_B8RR: start image, mask, region and background, as `inputs_of` stacks them.
+            inputs_BNSS: start, mask, region and background, as `inputs_of` stacks them.
         """
-        first = F.silu(self.norms[0](self.into(inputs_B8RR)))
+        first = F.silu(self.norms[0](self.into(inputs_BNSS)))
         second = F.silu(self.norms[1](self.down(first)))
         second = F.silu(self.norms[2](self.deep(second)))
         wide = F.interpolate(second, scale_factor=2.0)
@@ -61,11 +65,11 @@ class NoiseMiner(nn.Module):
         return mean, 1 + _SPREAD * torch.tanh(spread)
 
     @torch.inference_mode()
-    def moved(self, condition: Condition, mask_1RR: torch.Tensor, noise_3RR: torch.Tensor) -> torch.Tensor:
-        """A draw of q that a standard normal draw [3, R, R] becomes."""
+    def moved(self, condition: Condition, mask_1RR: torch.Tensor, noise_CSS: torch.Tensor) -> torch.Tensor:
+        """A draw of q that a standard normal draw [C, S, S] becomes."""
         self.to(condition.background_3RR.device)
         mean, spread = self(inputs_of([condition], [mask_1RR]))
-        return mean[0] + spread[0] * noise_3RR
+        return mean[0] + spread[0] * noise_CSS
 
     def save(self, checkpoints: Path) -> str:
         """Write to checkpoints/REVISION.safetensors; returns the revision."""
@@ -78,18 +82,19 @@ class NoiseMiner(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> NoiseMiner:
-        miner = cls()
-        miner.load_state_dict(load_file(path))
+        state = load_file(path)
+        miner = cls(state["out.weight"].shape[0] // 2)
+        miner.load_state_dict(state)
         miner.revision = path.stem
         return miner.eval()
 
 
 def inputs_of(conditions: Sequence[Condition], masks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """What the miner looks at, [B, 8, R, R]."""
-    rows = [
-        torch.cat([c.start_image_3RR, mask, c.region_1RR, c.background_3RR])
-        for c, mask in zip(conditions, masks, strict=True)
-    ]
+    """What the miner looks at, [B, 2 C + 2, S, S]: masks as coverage of the canvas's cells."""
+    rows = []
+    for scene, mask in zip((c.scene for c in conditions), masks, strict=True):
+        here = F.adaptive_avg_pool2d(mask, scene.start_CSS.shape[-1])
+        rows.append(torch.cat([scene.start_CSS, here, scene.region_1SS, scene.background_CSS]))
     return torch.stack(rows)
 
 
@@ -112,7 +117,7 @@ def train_noise_miner(
     settings, rng = config.wasm, np.random.default_rng([seed, 41])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        miner = NoiseMiner()
+        miner = NoiseMiner(len(jobs[0].condition.scene.start_CSS))
     device = jobs[0].condition.background_3RR.device
     miner.to(device)
     optimiser = torch.optim.AdamW(miner.parameters(), lr=settings.miner_lr)
@@ -142,11 +147,12 @@ def _loss(miner, sampler, segmenter, jobs, views, config, step):  # type: ignore
         sampler.start_image_from(c, mask, n)
         for c, mask, n in zip(conditions, masks, noise.detach(), strict=True)
     ]
-    expected = torch.stack(sampler.expected_images(starts)).clone()
+    expected = torch.stack(sampler.expected(starts)).clone()
     tau = expected.new_tensor([c.tau for c in conditions]).view(-1, 1, 1, 1)
-    images = expected + tau * (noise - noise.detach())  # straight through
+    canvases = expected + tau * (noise - noise.detach())  # straight through
+    images = shown(sampler.denoiser, conditions, canvases)
     hardness = difficulty(segmenter, views, images, config.wasm.kappa)
-    regions = torch.stack([c.region_1RR for c in conditions])
+    regions = torch.stack([c.scene.region_1SS for c in conditions])
     divergence = 0.5 * (spread.square() + mean.square() - 1 - 2 * spread.log())
     per_job = (divergence.mean(dim=1, keepdim=True) * regions).sum(dim=(1, 2, 3)) / regions.sum(dim=(1, 2, 3))
     return (config.wasm.miner_beta * per_job - hardness).mean()

@@ -25,7 +25,7 @@ from torch import nn
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.generator.model import Generator, weights_hash
-from cdiff.generator.objective import flow_loss
+from cdiff.generator.objective import Clean, flow_loss
 from cdiff.generator.patches import augmented, balanced, cut_patches, regions
 from cdiff.types import Outcome
 
@@ -154,7 +154,8 @@ def _loss(generator, token, patches, index, features, rng, step):  # type: ignor
     with torch.no_grad():
         safe = generator.safe(reference, reference_mask, [patches.kinds[i] for i in index])
     tokens = generator.safe.fused(safe, token(features))
-    loss = flow_loss(generator.denoiser, image, mask * 2 - 1, regions(mask, rng), tokens, settings, noise)
+    clean = Clean.of(generator.denoiser, image, mask, regions(mask, rng))
+    loss = flow_loss(generator.denoiser, clean, tokens, settings, noise)
     return loss + _CONTRAST * _apart(token.mlp(features), features[:, 1] > _MISSED)
 
 

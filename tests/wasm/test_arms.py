@@ -33,7 +33,7 @@ class Darkness(nn.Module):
 def config(tiny_config):
     """No cap on difficulty: an untrained generator is hard everywhere."""
     wasm = tiny_config.wasm.model_copy(
-        update={"kappa": 50.0, "miner_steps": 25, "miner_beta": 0.02, "token_steps": 8}
+        update={"kappa": 50.0, "miner_steps": 60, "miner_lr": 0.01, "miner_beta": 0.02, "token_steps": 8}
     )
     return tiny_config.model_copy(update={"wasm": wasm})
 
@@ -82,7 +82,7 @@ def hardness(states, jobs, config):
     """As the segmenter sees the pasted photos, not the views that the arms climb on."""
     out = []
     for state, job in zip(states, jobs, strict=True):
-        image, target = composite(job.layout, state.image_3RR, state.mask_1RR)
+        image, target = composite(job.layout, state.canvas_CSS, state.mask_1RR)
         out.append(local_loss(Darkness(), image, target | job.layout.kept, target, config))
     return np.array(out)
 
@@ -123,7 +123,7 @@ def test_a_view_is_as_hard_as_the_photo_that_is_pasted(tasks, photos, bank, tiny
     """Views leave out the bands of detail that pasting takes from the real target; the order must survive."""
     states, jobs = finished(tasks, "B0", photos, bank, tiny_generator, config, Miners())
     views = [seen_by(job, config) for job in jobs]
-    images = torch.stack([state.image_3RR for state in states])
+    images = torch.stack([state.canvas_CSS for state in states])
     seen = difficulty(Darkness(), views, images, 50.0).detach().numpy()
     pasted = hardness(states, jobs, config)
     assert seen == pytest.approx(pasted, rel=0.35)

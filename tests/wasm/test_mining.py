@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cdiff.generator.denoiser import Denoiser
 from cdiff.generator.paste import cut, to_resolution
 from cdiff.generator.placement import draw_pose, frame_of
 from cdiff.generator.sampling import Condition, Sampler
@@ -194,7 +195,7 @@ def test_a_grey_photo_stays_grey(tasks, bank, photos, tiny_config, tiny_generato
     assert tint(pair) < 0.5 * tint(coloured)
 
 
-class Heading(torch.nn.Module):
+class Heading(Denoiser):
     """A denoiser that is sure of one mask, whatever it is shown, and leaves the image as it is."""
 
     def __init__(self, mask_1RR: torch.Tensor) -> None:
@@ -239,8 +240,8 @@ def test_a_thin_mask_agrees_with_itself_and_not_with_another_place() -> None:
     thin[:, 10, 4:28] = 0.4  # a scratch of less than half a pixel
     haze = torch.where(thin > 0, thin, 0.05)  # what networks leave where there is nothing
     image, region, tokens = torch.zeros(3, 32, 32), torch.zeros(1, 32, 32), torch.zeros(2, 8)
-    condition = Condition(image, region, tokens, image, thin, guidance=1.0, tau=1.0)
-    reader: Any = Heading(haze * 2 - 1)
+    reader = Heading(haze * 2 - 1)
+    condition = Condition.of(reader, image, region, tokens, image, thin)
     sampler = Sampler(reader, tokens, steps=4, micro_batch=2)
 
     def agreement(mask: torch.Tensor) -> float:
@@ -258,8 +259,8 @@ def test_where_the_photo_shows_a_target_of_its_own_masks_are_not_compared() -> N
     own[:, 4:16, 4:16], new[:, 12:24, 12:24] = 1.0, 1.0
     both = torch.maximum(own, new)
     image, region, tokens = torch.zeros(3, 32, 32), torch.zeros(1, 32, 32), torch.zeros(2, 8)
-    condition = Condition(image, region, tokens, image, new, guidance=1.0, tau=1.0)
-    reader: Any = Heading(both * 2 - 1)
+    reader = Heading(both * 2 - 1)
+    condition = Condition.of(reader, image, region, tokens, image, new)
     sampler = Sampler(reader, tokens, steps=4, micro_batch=2)
 
     def agreement(mask: torch.Tensor, *kept: torch.Tensor) -> float:

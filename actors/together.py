@@ -1,0 +1,175 @@
+"""Training by several workers: Ray Train places them, joins them, and starts them again from the last checkpoint.
+
+    driver: train_together(...) -> TorchTrainer -> on every worker: work(run, config, photos, workers, device, progress) -> the first's result
+
+The checkpoints are the run's own (cdiff.generator.training), where any worker finds them; Ray's are not used. Batches are cut among however many
+workers there are, so that a training that lost nodes goes on with fewer, to the same losses.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from actors.group import POLL_SECONDS, Steps, Watch
+from actors.resources import SILENT, photos_of, preflight_workers, set_threads
+from cdiff.config import Config
+from cdiff.data.dataset import Dataset
+from cdiff.data.run import Run
+from cdiff.errors import ActorError, CdiffError, LoopStalled
+from cdiff.types import Part
+from cdiff.workers import Workers, usable
+
+log = logging.getLogger(__name__)
+
+# What a worker does: the run, its configuration, the photos, the workers, the device, and whom to tell of steps; the first's result counts.
+Training = Callable[[Run, Config, Dataset, Workers, str, Callable[[int, int, float], None]], Any]
+_TOLD = 1.0  # seconds between two words of progress
+
+
+@ray.remote(num_cpus=0)
+class _Told:
+    """What the first worker says; the driver asks."""
+
+    def __init__(self) -> None:
+        self._steps: Steps = (0, 0)
+        self._ended: tuple[str, Any] | None = None
+
+    def step(self, done: int, total: int) -> None:
+        self._steps = (done, total)
+
+    def end(self, how: str, what: Any) -> None:
+        self._ended = (how, what)
+
+    def ask(self) -> tuple[Steps, tuple[str, Any] | None]:
+        return self._steps, self._ended
+
+
+def train_together(
+    run: Run, config: Config, shared: Any, batch: int, work: Training, watch: Watch, local: bool
+) -> Any:
+    """Have `train.workers` workers do one training; returns what the first's `work` returned.
+
+    Args:
+        shared: reference to the photos. batch: what is cut among the workers. local: nobody else can free a place.
+    Raises:
+        ResourceError: the cluster has no place for them.
+        ActorError: it failed more often than `train.failures`, with the first cause.
+        LoopStalled: no step in `resources.stall_timeout_s`.
+    """
+    from ray.train import (  # here: one worker alone needs nothing of it
+        FailureConfig,
+        RunConfig,
+        ScalingConfig,
+    )
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    settings = config.train
+    preflight_workers(config, wait=not local)
+    told = _Told.remote()  # type: ignore[attr-defined]
+    scaling: dict[str, Any] = {
+        "num_workers": settings.workers,
+        "use_gpu": settings.gpus > 0,
+        "resources_per_worker": {"CPU": settings.cpus} | ({"GPU": settings.gpus} if settings.gpus else {}),
+    }
+    if settings.least_workers < settings.workers:
+        scaling["num_workers"] = (settings.least_workers, settings.workers)
+    about: dict[str, Any] = {
+        "name": f"{run.name}-{time.time_ns()}",
+        "storage_path": str(
+            Path(tempfile.gettempdir()) / "cdiff-train"
+        ),  # of Ray's notes; nothing of ours is there
+        "failure_config": FailureConfig(max_failures=settings.failures),
+        "worker_runtime_env": {"env_vars": SILENT | {"OMP_WAIT_POLICY": "PASSIVE"}},
+    }
+    trainer = TorchTrainer(
+        _loop,
+        train_loop_config={"told": told, "about": (run, config, [shared], batch, work)},
+        scaling_config=ScalingConfig(**scaling),
+        torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo"),
+        run_config=RunConfig(**about),
+    )
+    return _followed(trainer, told, config, watch)
+
+
+def _followed(trainer: Any, told: Any, config: Config, watch: Watch) -> Any:
+    """Run a trainer beside, and look what its first worker says."""
+    failed: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # noqa: BLE001  # whatever it is, the driver tells it
+            failed.append(error)
+
+    thread = threading.Thread(target=fit, name="trainer", daemon=True)
+    thread.start()
+    moved, last = time.monotonic(), (0, 0)
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        steps, _ = ray.get(told.ask.remote())
+        if steps != last:
+            moved, last = time.monotonic(), steps
+        watch([steps])
+        if time.monotonic() - moved > config.resources.stall_timeout_s:
+            raise LoopStalled(
+                f"the workers did no step for {config.resources.stall_timeout_s:.0f} s, at {last[0]} of {last[1]}. The same command goes on."
+            )
+    _, ended = ray.get(told.ask.remote())
+    if ended is not None and ended[0] == "done":
+        return ended[1]
+    if ended is not None:  # the user's to mend
+        raise ended[1]
+    cause = " ".join(str(failed[0] if failed else "they ended without a word").split())
+    raise ActorError(
+        f"training by {config.train.workers} workers failed {config.train.failures + 1} times, last: {cause[:2000]}"
+    ) from (failed[0] if failed else None)
+
+
+def _loop(config: dict[str, Any]) -> None:
+    """What Ray Train runs on every worker."""
+    import ray.train
+    import torch
+
+    told, (run, settings, shared, batch, work) = config["told"], config["about"]
+    set_threads(settings.resources.threads)
+    context = ray.train.get_context()
+    number, count = context.get_world_rank(), usable(batch, context.get_world_size())
+    group = torch.distributed.new_group(list(range(count)))  # all take part in making it
+    if number >= count:
+        log.warning(
+            "worker=%d of %d is idle: a batch of %d is cut among %d",
+            number,
+            context.get_world_size(),
+            batch,
+            count,
+        )
+        return
+    last = 0.0
+
+    def progress(done: int, total: int, _: float = 0.0) -> None:
+        nonlocal last
+        if number == 0 and (done == total or time.monotonic() - last > _TOLD):
+            last = time.monotonic()
+            told.step.remote(done, total)
+
+    device = "cuda" if settings.train.gpus else "cpu"
+    try:
+        result = work(run, settings, photos_of(shared), Workers(Part(number, count), group), device, progress)
+    except CdiffError as error:
+        ray.get(told.end.remote("refused", error))  # it would be refused again
+        return
+    if number == 0:
+        try:
+            ray.get(told.end.remote("done", result))
+        except RayError:
+            log.exception("the driver is gone")
+            raise

@@ -1,0 +1,91 @@
+"""Pretrained weights by name: a folder of this machine, a repository of the Hugging Face hub at a pinned commit, or a folder on S3.
+
+    /models/stable-diffusion-v1-5                                   as it lies there
+    stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe1...         from the hub's cache; fetched where HF_HUB_OFFLINE=0
+    s3://BUCKET/models/stable-diffusion-v1-5                        brought to CDIFF_CACHE, checked by SHA-256
+
+Weights are safetensors: nothing is unpickled, no code comes with them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from cdiff.data.origin import origin_of
+from cdiff.errors import ConfigError, DataError, RunError
+
+_HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>.+)")
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # settings, weights, and the words of a tokeniser
+
+
+def local_weights(source: str) -> Path:
+    """The folder of this machine that holds what a user named; fetched first where it lies elsewhere.
+
+    Raises:
+        ConfigError: nothing is named, the folder is not there, or a hub id is not pinned to a commit.
+        RunError: it cannot be fetched.
+    """
+    if not source:
+        raise ConfigError(
+            "no weights are named: give a folder, hub-owner/name@commit, or s3://BUCKET/FOLDER."
+        )
+    if "://" in source:
+        try:
+            return origin_of(source).folder
+        except DataError as error:
+            raise RunError(f"weights {source}: {error}") from None
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    found = _HUB.fullmatch(source)
+    if found is None:
+        raise ConfigError(
+            f"weights {source!r}: no such folder. Give one, hub-owner/name@commit with all 40 digits, or s3://BUCKET/FOLDER."
+        )
+    if not re.fullmatch("[0-9a-f]{40}", found["revision"]):
+        raise ConfigError(
+            f"weights {source!r}: {found['revision']!r} is no commit. Branches and tags move; pin all 40 digits of a commit."
+        )
+    return _from_hub(found["name"], found["revision"])
+
+
+def _from_hub(name: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download  # here: who has folders alone need not import it
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        offline = (
+            os.environ.get("HF_HUB_OFFLINE", "1") != "0"
+        )  # nothing is fetched unless the environment says so
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=_WANTED, local_files_only=offline)
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise RunError(
+            f"weights {name}@{revision} are not in this machine's hub cache, and cannot be fetched: {error}\n"
+            f"Fetch them once (HF_HUB_OFFLINE=0 hf download {name} --revision {revision}), or allow it with HF_HUB_OFFLINE=0."
+        ) from None
+
+
+@functools.cache
+def weights_sum(folder: Path) -> str:
+    """16 hex digits over names and bytes of all weights and settings in a folder; read once per process.
+
+    Raises:
+        ConfigError: the folder holds no safetensors.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.is_file())
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise ConfigError(
+            f"{folder} holds no safetensors. Other formats can run code when they are read: convert them first."
+        )
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,85 @@
+"""Training by several workers under Ray Train: the losses of one worker, and a worker that dies costs only its last steps."""
+
+import os
+import signal
+from functools import partial
+
+import pytest
+import ray
+
+from actors.generator import trained
+from actors.together import train_together
+from cdiff.config_file import load_config
+from cdiff.data.run import Run
+from cdiff.errors import ConfigError, ResourceError
+from cdiff.generator.model import Generator
+from cdiff.types import Part
+from cdiff.workers import ALONE
+
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(400)]
+
+
+@pytest.fixture
+def told(local_ray, photos, tiny_overrides, tmp_path):
+    more = [
+        "generator.batch=8",
+        "generator.bfloat16=false",
+        "generator.steps=12",
+        "generator.checkpoint_every=2",
+    ]
+    config = load_config(None, [*tiny_overrides, *more, "train.workers=2", "resources.wait_seconds=5"])
+    ids = [sample.sample_id for sample in photos.samples]
+    targets = [target.target_id for target in photos.all_targets(ids)]
+    normals = [sample.sample_id for sample in photos.samples if sample.is_normal]
+    work = partial(trained, target_ids=targets, photo_ids=normals)
+    return Run(tmp_path / "run"), config, work
+
+
+def once_killed(work, mark, run, config, dataset, workers, device, progress):
+    """A training whose second worker dies once, in its seventh step."""
+
+    def step(done, total, loss):
+        progress(done, total, loss)
+        if done == 7 and workers.own == Part(1, 2) and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return work(run, config, dataset, workers, device, step)
+
+
+def test_a_worker_that_dies_is_replaced_and_the_losses_are_those_of_one(told, photos, tmp_path) -> None:
+    run, config, work = told
+    alone = work(Run(tmp_path / "alone"), config, photos, ALONE, "cpu", lambda *_: None)
+    seen: list[tuple[int, int]] = []
+    mark = tmp_path / "killed"
+    result = train_together(
+        run,
+        config,
+        ray.put(photos),
+        config.generator.batch,
+        partial(once_killed, work, mark),
+        lambda steps: seen.extend(steps),
+        local=True,
+    )
+    assert mark.exists(), "the blow has to hit"
+    assert result.losses == pytest.approx(alone.losses, rel=2e-3)
+    assert seen[-1] == (12, 12)
+    assert Generator.load(run.checkpoints / result.revision).config == config.generator
+    assert [path.name for path in run.checkpoints.iterdir()] == [result.revision]
+
+
+def refused(*_):
+    raise ConfigError("generator.batch=3: no such batch.")
+
+
+def test_what_the_user_must_mend_is_told_at_once(told, photos) -> None:
+    run, config, _ = told
+    with pytest.raises(ConfigError, match="no such batch"):
+        train_together(run, config, ray.put(photos), 8, refused, lambda _: None, local=True)
+
+
+def test_workers_that_find_no_place_are_told_before_anything_waits(told, photos) -> None:
+    run, config, work = told
+    large = config.model_copy(update={"train": config.train.model_copy(update={"cpus": 40.0})})
+    with pytest.raises(ResourceError, match=r"40 CPU each, and the cluster has 4 CPU"):
+        train_together(run, large, ray.put(photos), 8, work, lambda _: None, local=True)
