@@ -119,8 +119,8 @@ def examine(found: Iterable[Node], gpus: bool, seconds: float) -> dict[Node, Nod
     return _everywhere({node: (_report, (gpus or node.gpus > 0,)) for node in found}, seconds)
 
 
-def shared_home(found: Iterable[Node], home: str, mark: str, seconds: float) -> dict[str, str]:
-    """What keeps a node from writing and reading under the home what others read and write; empty when nothing does.
+def shared_home(found: Iterable[Node], home: str, mark: str, seconds: float) -> list[str]:
+    """What keeps nodes from writing and reading under the home what others read and write, with their names; empty when nothing does.
 
     Every node writes a file, the driver reads all of them; the driver writes one, every node reads it; then they are removed.
 
@@ -143,7 +143,7 @@ def shared_home(found: Iterable[Node], home: str, mark: str, seconds: float) -> 
     finally:
         storage.delete(mark)
         _everywhere({node: (_remove, (home, key)) for node, key in keys.items()}, seconds)
-    return {node.host: str(answer) for node, answer in answers.items() if answer}
+    return [f"{node.host}: {answer}" for node, answer in answers.items() if answer]
 
 
 def judge_versions(reports: Mapping[Node, NodeReport], mine: NodeReport) -> Finding:
@@ -218,10 +218,10 @@ def judge_room(reports: Mapping[Node, NodeReport]) -> Finding:
     )
 
 
-def judge_tokens(tokens: Mapping[str, Token], local: bool) -> Finding:
+def judge_tokens(tokens: Iterable[tuple[str, Token]], local: bool) -> Finding:
     """Ray asks for a token, everybody has it, and nobody else can read it. Where Ray is local, that is advice."""
     odd = []
-    for host, its in tokens.items():
+    for host, its in tokens:
         if its.mode.lower() != "token":
             odd.append(f"{host}: RAY_AUTH_MODE is {its.mode or 'not set'}")
         elif its.source != "environment" and its.permissions is None:
@@ -252,8 +252,13 @@ def _everywhere(calls: Mapping[Node, tuple[Any, tuple[Any, ...]]], seconds: floa
     return answers
 
 
-# max_calls: a process that has looked at GPUs keeps memory on them until it ends
-@ray.remote(num_cpus=0, max_retries=0, max_calls=1)
+# max_calls: a process that has looked at GPUs keeps memory on them until it ends. The variable: older Rays hide GPUs from what reserves none.
+@ray.remote(
+    num_cpus=0,
+    max_retries=0,
+    max_calls=1,
+    runtime_env={"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
+)
 def _report(gpus: bool) -> NodeReport:
     return report(gpus)
 

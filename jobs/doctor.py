@@ -76,7 +76,7 @@ def findings(args: argparse.Namespace) -> Iterator[Finding]:
     """
     config = load_config(args.config or (None if args.data else DEMO), args.overrides, args.overlay)
     place = home_of(args.home)
-    yield tracking(tracking_uri(home_folder(place), config, args.tracking_uri))
+    yield tracking(tracking_uri(home_folder(place), config, args.tracking_uri), place)
     try:
         cluster = connect()
     except CdiffError as error:
@@ -114,8 +114,8 @@ def of_nodes(found: list[Node], config: Config, local: bool) -> Iterator[Finding
         yield judge_versions(reports, report(gpus=False))
         yield judge_gpus(reports, config.resources.device)
         yield judge_room(reports)
-    tokens = {node.host: its.token for node, its in reports.items()}
-    yield judge_tokens({"driver": token(os.environ)} | tokens, local)
+    tokens = [(node.host, its.token) for node, its in reports.items()]
+    yield judge_tokens([("driver", token(os.environ)), *tokens], local)
 
 
 def enough(config: Config, cluster: Cluster) -> Finding:
@@ -135,9 +135,8 @@ def home(found: list[Node], place: str) -> Finding:
     except (CdiffError, OSError) as error:
         return _failed("home", error)
     if apart:
-        told = "; ".join(f"{host}: {reason}" for host, reason in apart.items())
         remedy = "give --home a path that all nodes share, or s3://BUCKET/PREFIX with credentials in every node's environment"
-        return Finding("home", "FAIL", f"{place}: {told}", remedy)
+        return Finding("home", "FAIL", f"{place}: {'; '.join(apart)}", remedy)
     return Finding("home", "ok", f"{place}: written, read and deleted from {len(found)} node(s)")
 
 
@@ -154,13 +153,18 @@ def photos(args: argparse.Namespace, config: Config) -> Finding:
     return Finding("data", "ok", f"{len(dataset.samples)} photos, read from every node")
 
 
-def tracking(uri: str) -> Finding:
-    """MLflow answers; it is asked by the driver alone, as in a run."""
+def tracking(uri: str, place: str) -> Finding:
+    """MLflow answers; it is asked by the driver alone, as in a run. A database beside a home on S3 goes with the driver's machine."""
     try:
         demand_store(uri)
     except CdiffError as error:
         return _failed(
             "mlflow", error, "start the server, or name another: --tracking-uri or MLFLOW_TRACKING_URI"
+        )
+    if uri.startswith("sqlite:") and "://" in place:
+        remedy = "name a server: --tracking-uri or MLFLOW_TRACKING_URI"
+        return Finding(
+            "mlflow", "warning", f"{uri} lies on this machine alone, and not under {place}", remedy
         )
     return Finding("mlflow", "ok", shown_uri(uri))
 
@@ -200,7 +204,7 @@ def _failed(check: str, error: Exception, remedy: str = "") -> Finding:
     first, *rest = shown_uri(str(error)).splitlines()
     if remedy or not rest:
         return Finding(check, "FAIL", first, remedy)
-    return Finding(check, "FAIL", "; ".join([first, *(line.strip() for line in rest[:-1])]), rest[-1])
+    return Finding(check, "FAIL", " ".join([first, *(line.strip() for line in rest[:-1])]), rest[-1])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -50,7 +50,7 @@ def test_a_home_that_nobody_can_write_is_named(tmp_path: Path) -> None:
 def test_a_home_that_is_another_folder_on_each_node_is_found_out(tmp_path: Path, monkeypatch) -> None:
     """Each process goes to its own folder behind the same relative path, as nodes do that share no disk."""
     monkeypatch.chdir(tmp_path)
-    (apart,) = shared_home(nodes(), "home", "doctor-test", 60).values()
+    (apart,) = shared_home(nodes(), "home", "doctor-test", 60)
     assert "not the same folder" in apart
     assert not list((tmp_path / "home").iterdir())
 

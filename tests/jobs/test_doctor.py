@@ -80,24 +80,24 @@ def test_little_room_is_told_before_it_is_filled(shm: float, disk: float, state:
 def test_a_token_that_is_missing_or_open_to_others_fails_on_a_cluster(tmp_path: Path) -> None:
     file = tmp_path / "token"
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file)}
-    assert "no token at" in judge_tokens({"driver": token(variables)}, local=False).text
+    assert "no token at" in judge_tokens([("driver", token(variables))], local=False).text
     file.write_text("x" * 64)
     file.chmod(0o644)
-    found = judge_tokens({"driver": token(variables)}, local=False)
+    found = judge_tokens([("driver", token(variables))], local=False)
     assert (found.state, "mode 0644" in found.text, "chmod 600" in found.remedy) == ("FAIL", True, True)
-    assert judge_tokens({"driver": token(variables)}, local=True).state == "warning"
+    assert judge_tokens([("driver", token(variables))], local=True).state == "warning"
     file.chmod(0o600)
-    assert judge_tokens({"driver": token(variables)}, local=False).state == "ok"
-    assert judge_tokens({"driver": token(variables | {"RAY_AUTH_MODE": ""})}, local=False).state == "FAIL"
+    assert judge_tokens([("driver", token(variables))], local=False).state == "ok"
+    assert judge_tokens([("driver", token(variables | {"RAY_AUTH_MODE": ""}))], local=False).state == "FAIL"
     assert (
-        judge_tokens({"pod": token({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret"})}, False).state
+        judge_tokens([("pod", token({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret"}))], False).state
         == "ok"
     )
 
 
 def test_no_finding_shows_a_token() -> None:
     its = token({"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": "do-not-show-me"})
-    assert "do-not-show-me" not in f"{its}{judge_tokens({'driver': its}, local=False)}"
+    assert "do-not-show-me" not in f"{its}{judge_tokens([('driver', its)], local=False)}"
 
 
 def test_the_package_is_what_ray_would_upload_and_its_largest_files_are_named(tmp_path: Path) -> None:
@@ -134,14 +134,16 @@ def test_an_mlflow_that_does_not_answer_fails_soon_and_without_its_password(
     tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    found = tracking(f"http://me:secret@127.0.0.1:{_closed_port()}")
+    home = str(tmp_path)
+    found = tracking(f"http://me:secret@127.0.0.1:{_closed_port()}", home)
     assert found.state == "FAIL"
     assert "secret" not in str(found)
     assert "--tracking-uri" in found.remedy
-    assert tracking(f"sqlite:///{tmp_path}/mlflow.db").state == "ok"
+    assert tracking(f"sqlite:///{tmp_path}/mlflow.db", home).state == "ok"
+    assert tracking(f"sqlite:///{tmp_path}/mlflow.db", "s3://BUCKET/HOME").state == "warning"
     assert not list(tmp_path.iterdir()), "a look makes no database"
     (tmp_path / "file").touch()
-    assert tracking(f"sqlite:///{tmp_path}/file/mlflow.db").state == "FAIL"
+    assert tracking(f"sqlite:///{tmp_path}/file/mlflow.db", home).state == "FAIL"
 
 
 def test_a_cluster_that_is_not_there_is_one_finding_among_others(monkeypatch, tmp_path: Path, capsys) -> None:
