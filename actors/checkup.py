@@ -197,7 +197,8 @@ def judge_gpus(reports: Mapping[Node, NodeReport], device: str) -> Finding:
 
 def judge_room(reports: Mapping[Node, NodeReport]) -> Finding:
     """Disk for Ray's sessions and the mirror of what lies on S3; shared memory for Ray's objects."""
-    lacking, scarce = [], []
+    lacking: list[str] = []
+    scarce: list[str] = []
     for node, its in reports.items():
         for place, free in its.room:
             least, wanted = (0.05, 1.0) if place == str(SHM) else (1.0, 5.0)
