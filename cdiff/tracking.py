@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -124,8 +125,7 @@ class Tracker(Log):
     """
 
     def __init__(self, run: Run, config: Config, uri: str | None = None, resume: str | None = None) -> None:
-        default = f"sqlite:///{run.home / 'mlflow.db'}"
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or config.tracking.uri or default
+        self.uri = tracking_uri(run.home, config, uri)
         client = _connect(self.uri)
         with _explained(f"MLflow at {self.uri}"):
             self.experiment_id = _experiment(client, config.tracking.experiment, self.uri, run.home)
@@ -225,6 +225,45 @@ def legal_name(name: str) -> str:
     parts = [safe_name(part) for part in name.split("/")]
     legal = "/".join(parts)
     return legal if len(legal) <= MAX_NAME else safe_name(name)
+
+
+def tracking_uri(home: Path, config: Config, flag: str | None = None) -> str:
+    """Where runs are tracked: the flag, else MLFLOW_TRACKING_URI, else `tracking.uri`, else a SQLite file under the home."""
+    default = f"sqlite:///{home / 'mlflow.db'}"
+    return flag or os.environ.get("MLFLOW_TRACKING_URI") or config.tracking.uri or default
+
+
+def demand_store(uri: str, seconds: float = 30.0) -> None:
+    """Return once the tracking store of a URI has answered; nothing is written. A SQLite file need not be there yet, only be possible.
+
+    Raises:
+        CdiffError: it does not answer within the time, refuses, or lies where nothing can be written.
+    """
+    if uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///")).absolute()
+        folder = next(place for place in path.parents if place.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise CdiffError(f"MLflow's database {path} cannot be written: {folder} is no folder of yours.")
+        return
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    told: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            with _explained(f"MLflow at {uri}"):
+                _connect(uri).search_experiments(max_results=1)
+        except Exception as error:  # noqa: BLE001  # raised below, by whoever waits
+            told.append(error)
+
+    asking = threading.Thread(
+        target=ask, daemon=True
+    )  # a driver of a database may wait for minutes, and cannot be told not to
+    asking.start()
+    asking.join(seconds)
+    if asking.is_alive():
+        raise CdiffError(f"MLflow at {shown_uri(uri)} gave no answer within {seconds:.0f} s.")
+    if told:
+        raise told[0]
 
 
 def _connect(uri: str) -> MlflowClient:

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import ray
 
+from actors.checkup import Node, examine, nodes, shared_home
 from actors.resources import (
     SILENT,
+    Cluster,
     actor_options,
     code_hash,
     demand_data,
@@ -25,6 +27,7 @@ from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset
 from cdiff.errors import ConfigError, ResourceError
+from jobs import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -201,3 +204,67 @@ def test_a_node_that_cannot_read_the_photos_is_named_before_anything_starts(
     moved = [replace(sample, image=str(tmp_path / "elsewhere.png")) for sample in photos.samples]
     with pytest.raises(ResourceError, match=r"1 of 1 nodes cannot read the photos:\n  .*: .*elsewhere\.png"):
         demand_data(Dataset(moved, tiny_config.data))
+
+
+# The doctor's questions, here because they need a Ray, which takes seconds to start.
+ALONE = Cluster(local=True, nodes=1, cpus=4, gpus=0)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_good_cluster_is_told_check_by_check(tmp_path: Path, photos) -> None:
+    folder = Path(photos.samples[0].image).parent
+    args = doctor.parser().parse_args(["--home", str(tmp_path / "home"), "--data", str(folder)])
+    found = {finding.check: finding for finding in doctor.of_cluster(args, _config(), ALONE)}
+    assert set(found) == {"resources", "ray", "versions", "gpus", "room", "token", "home", "data"}
+    bad = [finding for finding in found.values() if finding.state == "FAIL"]
+    assert not bad, "\n".join(map(str, bad))
+    assert not list((tmp_path / "home").iterdir()), "nothing is left behind"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_actors_for_which_there_is_no_gpu_are_refused() -> None:
+    found = doctor.enough(_config(device="cuda", gpus=0.5, wait_seconds=1), ALONE)
+    assert found.state == "FAIL"
+    assert "GPU" in found.text
+    assert "resources.gpus" in found.remedy
+    assert doctor.enough(_config(), ALONE).state == "ok"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_home_that_nobody_can_write_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = doctor.home(nodes(), str(tmp_path / "file" / "home"))
+    assert found.state == "FAIL"
+    assert str(tmp_path / "file") in found.text
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_home_that_is_another_folder_on_each_node_is_found_out(tmp_path: Path, monkeypatch) -> None:
+    """A relative path leads driver and node to folders of their own, as an absolute one does where nodes share no disk."""
+    of_node, name = Path.cwd() / f"home-{os.getpid()}", f"home-{os.getpid()}"
+    monkeypatch.chdir(tmp_path)
+    (apart,) = shared_home(nodes(), name, "doctor-test", 60)
+    assert "not the same folder" in apart
+    for folder in (of_node, tmp_path / name):
+        folder.rmdir()  # which refuses where something was left in it
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_photos_that_are_not_there_are_named(tmp_path: Path) -> None:
+    found = doctor.photos(doctor.parser().parse_args(["--data", str(tmp_path / "nowhere")]), _config())
+    assert found.state == "FAIL"
+    assert "nowhere" in found.text
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_node_that_does_not_answer_is_a_finding_and_not_a_wait() -> None:
+    gone = Node("a" * 56, "gone", 0.0)
+    (answer,) = examine([gone], gpus=False, seconds=5).values()
+    assert isinstance(answer, str)
+    assert answer

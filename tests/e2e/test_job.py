@@ -79,7 +79,7 @@ def head(tmp_path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _submit(
-    address: str, environment: dict[str, str], home: Path, *arguments: str
+    address: str, environment: dict[str, str], home: Path, *arguments: str, program: str = "jobs/loop.py"
 ) -> subprocess.CompletedProcess[str]:
     variables = f'{{"env_vars": {{"CDIFF_HOME": "{home}"}}}}'
     command = [
@@ -93,7 +93,7 @@ def _submit(
         variables,
     ]
     return subprocess.run(
-        [*command, "--", "python", "jobs/loop.py", *arguments],
+        [*command, "--", "python", program, *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -125,10 +125,13 @@ def test_the_loop_runs_as_a_job_with_the_token_and_not_without(head, tiny_loop, 
     refused = _submit(address, stranger, home, "--dry-run")
     assert refused.returncode != 0
     for _ in range(30):  # the node's agent, which starts jobs, comes up after the job server
-        told = _submit(address, environment, home, "--run", "job", *tiny_loop, "rounds=1")
+        told = _submit(address, environment, home, program="jobs/doctor.py")
         if "No available agent" not in told.stdout + told.stderr:
             break
         time.sleep(2)
+    assert told.returncode == 0, (told.stdout + told.stderr)[-3000:]
+    assert "ok       token      Ray asks for it, and it is kept to its owner" in told.stdout
+    told = _submit(address, environment, home, "--run", "job", *tiny_loop, "rounds=1")
     assert told.returncode == 0, (told.stdout + told.stderr)[-3000:]
     ledger = Ledger(open_run(home / "runs" / "job"))
     assert len(ledger.rounds()) == 1
