@@ -142,11 +142,13 @@ def preflight(config: Config, *, wait: bool = True, actors: Mapping[Role, int] |
         ResourceError: there is not enough, with what is wanted, what there is, and the remedy.
         ConfigError: the device is cuda and no GPU is asked for.
     """
-    if config.resources.device == "cuda" and not config.resources.gpus:
-        raise ConfigError(
-            "resources.device=cuda reserves no GPU: set resources.gpus, as 0.3 for actors that share one card, or device=cpu."
-        )
     counts = actors if actors is not None else roles(config)
+    without = [role for role in counts if role != "coordinator" and not _needs(config, role).get("GPU")]
+    if config.resources.device == "cuda" and without:
+        raise ConfigError(
+            f"resources.device=cuda reserves no GPU for {' and '.join(without)}: set resources.gpus, as 0.25 for actors that share one card, or "
+            "device=cpu."
+        )
     bundles = [need for role, count in counts.items() for need in [_needs(config, role)] * count if need]
     if not bundles:
         return
@@ -247,7 +249,9 @@ def refuse_other_code(expected: str) -> None:
 
 
 def _needs(config: Config, role: Role) -> Resources:
-    wanted = {"CPU": config.resources.cpus, "GPU": config.resources.gpus}
+    settings = config.resources
+    own = {"generator": settings.generator_gpus, "downstream": settings.downstream_gpus}.get(role)
+    wanted = {"CPU": settings.cpus, "GPU": settings.gpus if own is None else own}
     # the coordinator only sorts and draws numbers
     return {kind: amount for kind, amount in wanted.items() if amount and role != "coordinator"}
 
@@ -286,10 +290,11 @@ def _shortage(config: Config, counts: Mapping[Role, int], bundles: list[Resource
         remedy = "Other jobs hold the rest: wait for them, raise resources.wait_seconds, or lower resources.generators."
     else:
         remedy = "Enough in sum, but no node has room for some actor: lower resources.cpus or resources.gpus per actor."
-    each = _words(_needs(config, "generator"))
+    each = [
+        f"{count} {role} ({_words(_needs(config, role)) or 'nothing'} each)" for role, count in counts.items()
+    ]
     return (
-        f"the run wants {', '.join(f'{count} {role}' for role, count in counts.items())} actors alive at once, "
-        f"{each} each without the coordinator: {_words(wanted)} in all.\n"
+        f"the run wants actors alive at once: {', '.join(each)}; {_words(wanted)} in all.\n"
         f"The cluster has {len(nodes)} node(s) with {_words({kind: total.get(kind, 0.0) for kind in wanted})} in all, "
         f"free {_words({kind: free.get(kind, 0.0) for kind in wanted})}, at most {_words(largest)} on one node"
         f"{f'; waited {waited:.0f} s' if waited else ''}.\n{remedy}"

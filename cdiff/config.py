@@ -400,6 +400,10 @@ class ResourceConfig(Settings):
         description="CPUs reserved per generator, extractor and downstream actor; 0.4: five fit two cores.",
     )
     gpus: float = Field(0.0, ge=0, description="GPUs reserved per such actor; fractions share a card.")
+    generator_gpus: float | None = Field(
+        None, ge=0, description="Of a generator actor, where it wants another share than `gpus`."
+    )
+    downstream_gpus: float | None = Field(None, ge=0, description="Of a downstream actor, likewise.")
     threads: int = Field(
         1, ge=1, description="Torch threads per actor: two actors of one thread do more than one of two."
     )

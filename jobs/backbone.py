@@ -28,6 +28,23 @@ from cdiff.generator.objective import Clean, flow_loss
 from cdiff.generator.sampling import Condition, Sampler, State
 
 _GB = 1e9
+# Of Stable Diffusion 1.5, as its configuration files have them.
+UNET = {
+    "sample_size": 64,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+}
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+}
 _TOKENS = 10  # SAFE tokens of a target at the defaults, with the place of a weakness token
 _GUIDED = (0.25, 0.75)
 _CANDIDATES, _FRACTION = 4, 0.25  # of best-of-K, judged after this share of the steps
@@ -44,6 +61,9 @@ def add_options(out: argparse.ArgumentParser) -> None:
     out.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     out.add_argument("--attention", default="auto", choices=["auto", "flash", "efficient", "math", "sliced"])
     out.add_argument("--gradient-checkpointing", action="store_true")
+    out.add_argument(
+        "--quick", action="store_true", help="memory and one batch alone: nothing is repeated or compared"
+    )
     out.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -82,13 +102,14 @@ def run(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         found["sampling"] = _sampling(denoiser.eval(), args, found["matrix_tflops"])
         found["training"] = _training(denoiser.train(), config, args)
         del denoiser
+        peaks = (found[name]["peak_gb"] for name in ("sampling", "training"))
+        line = "at most {:.1f} GB in sampling, {:.1f} GB in training".format(*peaks)
+        if args.quick:
+            return found, line
         found["inpainting_pipeline"] = _pipeline(folder, args)
     ratio = found["sampling"]["pairs_per_second"] / found["inpainting_pipeline"]["images_per_second"]
     found["pairs_to_pipeline_images"] = ratio
-    return (
-        found,
-        f"{found['sampling']['pairs_per_second']:.4f} pairs per second, {ratio:.2f} of the pipeline's images",
-    )
+    return found, f"{line}; {ratio:.2f} pairs for each image of the pipeline"
 
 
 def weights_by_role(denoiser: LatentDenoiser) -> dict[str, float]:
@@ -121,7 +142,8 @@ def _sampling(denoiser: LatentDenoiser, args: argparse.Namespace, rate: float) -
             out += [draw.image(s.condition, s.canvas_CSS) for s in done]
         return out
 
-    base, seconds, peak = _timed(lambda: pairs(args.pairs), lambda: pairs(args.batch), args.device)
+    warm = None if args.quick else lambda: pairs(args.batch)
+    base, seconds, peak = _timed(lambda: pairs(args.pairs), warm, args.device)
     assert all(bool(torch.isfinite(image).all()) for image in base)
     flops = _flops(denoiser, args)
     whole = 2 * args.steps  # evaluations per pair, with guidance all along
@@ -132,6 +154,8 @@ def _sampling(denoiser: LatentDenoiser, args: argparse.Namespace, rate: float) -
         "tflop_per_evaluation": flops / 1e12,
         "share_of_matrix_rate": flops * whole * args.pairs / seconds / 1e12 / rate,
     }
+    if args.quick:
+        return out
     _, guided, _ = _timed(lambda: pairs(args.pairs, _GUIDED), None, args.device)
     _, early, _ = _timed(lambda: pairs(args.pairs, candidates=_CANDIDATES), None, args.device)
     later = seconds * _CANDIDATES  # if all of them were finished before they are judged
@@ -272,13 +296,24 @@ def _timed(work: Callable[[], Any], warm: Callable[[], Any] | None, device: str)
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):  # where the kernel lets a process forget its peak
+            Path("/proc/self/clear_refs").write_text("5")
     began = time.perf_counter()
     out = work()
     if device == "cuda":
         torch.cuda.synchronize()
         return out, time.perf_counter() - began, torch.cuda.max_memory_allocated() / _GB
     seconds = time.perf_counter() - began
-    return out, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GB
+    return out, seconds, _peak()
+
+
+def _peak() -> float:
+    """Most memory that this process held, gigabytes; since it was told to forget, where the kernel can."""
+    status = Path("/proc/self/status").read_text() if Path("/proc/self/status").exists() else ""
+    told = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
+    most = int(told[0]) if told else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * 1024 / _GB
 
 
 @contextlib.contextmanager
@@ -286,28 +321,12 @@ def _random_checkpoint() -> Iterator[Path]:
     """The shapes of Stable Diffusion 1.5 with random weights, as a diffusers folder."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-    down = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        unet: Any = UNet2DConditionModel(
-            sample_size=64,
-            cross_attention_dim=768,
-            attention_head_dim=8,
-            block_out_channels=(320, 640, 1280, 1280),
-            down_block_types=down,
-            up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
-        )
-        unet.save_pretrained(folder / "unet")
-        del unet
-        vae: Any = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=512,
-        )
-        vae.save_pretrained(folder / "vae")
+        for name, kind, shapes in (("unet", UNet2DConditionModel, UNET), ("vae", AutoencoderKL, VAE)):
+            network: Any = kind.from_config(shapes)
+            network.save_pretrained(folder / name)
+            del network
         noise: Any = DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
         )

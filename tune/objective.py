@@ -26,7 +26,7 @@ from cdiff.config import Config
 from cdiff.config_file import overridden
 from cdiff.data.dataset import Dataset
 from cdiff.data.manifest import Manifest
-from cdiff.data.run import Run
+from cdiff.data.run import FREE, Run
 from cdiff.errors import ConfigError
 from cdiff.types import Assignment, Attempt, Knowledge, Pair, Revisions, content_hash
 from cdiff.wasm.quality import INVALID, STOPPED
@@ -65,7 +65,7 @@ class Bench:
 
     def key(self, point: Point) -> str:
         """Name of a point's measurements: equal where everything that decides them is."""
-        decides = self.config.model_dump(mode="json", exclude={"rounds", "resources", "tracking"})
+        decides = self.config.model_dump(mode="json", exclude=set(FREE))
         told = [self.revisions, self.base, self.seed, self.photos, self.rungs, self.known.weaknesses]
         return content_hash([decides, told, sorted(point.items())])
 

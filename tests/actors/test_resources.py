@@ -61,7 +61,10 @@ def test_an_impossible_wish_fails_within_the_bound_and_says_what_is_lacking() ->
         preflight(_config(generators=50, cpus=1, wait_seconds=2))
     assert time.monotonic() - began < 5
     message = str(caught.value)
-    assert "50 generator, 1 extractor, 1 downstream, 1 coordinator" in message
+    assert (
+        "50 generator (1 CPU each), 1 extractor (1 CPU each), 1 downstream (1 CPU each), 1 coordinator (nothing each)"
+        in message
+    )
     assert "52 CPU in all" in message
     assert "1 node(s) with 4 CPU in all" in message
     assert "waited 2 s" in message
@@ -135,6 +138,9 @@ def test_gpus_are_reserved_as_configured_and_never_by_the_coordinator() -> None:
     assert "CUDA_VISIBLE_DEVICES" not in options["runtime_env"]["env_vars"], (
         "Ray shows the reserved card alone"
     )
+    apart = _config(device="cuda", gpus=0.25, generator_gpus=1.0, downstream_gpus=0.5)
+    shares = {role: actor_options(apart, role)["num_gpus"] for role in roles(apart)}
+    assert shares == {"generator": 1.0, "extractor": 0.25, "downstream": 0.5, "coordinator": 0}
     options = actor_options(config, "coordinator")
     assert (options["num_cpus"], options["num_gpus"]) == (0, 0)
     assert options["runtime_env"]["env_vars"]["CUDA_VISIBLE_DEVICES"] == ""
