@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -111,6 +113,36 @@ def _gains_in_mlflow(home: Path) -> list[list[float]]:
     (experiment,) = (e for e in client.search_experiments() if e.name == "cdiff")
     runs = [run for run in client.search_runs([experiment.experiment_id]) if "cdiff.trial" in run.data.tags]
     return [[m.value for m in client.get_metric_history(run.info.run_id, "gain")] for run in runs]
+
+
+def _generators(home: Path) -> list[psutil.Process]:
+    """Processes of this sweep's generators that make pairs right now."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            told = " ".join(process.cmdline())
+            if told.startswith("ray::GeneratorActor.generate") and process.environ().get("CDIFF_HOME") == str(
+                home
+            ):
+                found.append(process)
+    return found
+
+
+@pytest.mark.long
+def test_a_generator_that_dies_within_a_trial_costs_the_sweep_nothing(tmp_path, settings) -> None:
+    sweep = _start(tmp_path, "--trials", "3", "--confirm", "0", *SIZE, "--random", *settings)
+    end, killed = time.monotonic() + 300, 0
+    while not killed and sweep.poll() is None and time.monotonic() < end:
+        if list(tmp_path.glob("runs/sweep-*/trials/*")):  # trials have begun: lent actors work
+            for process in _generators(tmp_path)[:1]:
+                process.kill()
+                killed += 1
+        time.sleep(0.02)
+    _done(sweep)
+    assert killed, "the blow has to hit"
+    (run,) = tmp_path.glob("runs/sweep-*")
+    trials = stored(open_run(run))
+    assert len(trials) == 3 and all(trial["ended"] for trial in trials)
 
 
 @pytest.mark.long
