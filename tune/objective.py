@@ -214,7 +214,7 @@ class Trial:
 
 
 def stored(run: Run) -> list[dict[str, Any]]:
-    """All that trials of a run measured: {"key", "point", "at", "node", "last", "ended", "rungs": [measured, ...]}, in the order of their first rung."""
+    """All that trials of a run measured: {"key", "point", "at", "node", "last", "ended", "rungs": [measured, ...], "spans": [(from, to), ...]}, in the order of their first rung."""
     found: dict[str, dict[str, Any]] = {}
     ended = set[str]()
     for path in sorted(run.storage.keys(f"{TRIALS}/")):
@@ -226,8 +226,16 @@ def stored(run: Run) -> list[dict[str, Any]]:
         if told is not None:
             trial = found.setdefault(
                 key,
-                {"key": key, "point": told["point"], "at": told["at"], "node": told.get("node"), "rungs": []},
+                {
+                    "key": key,
+                    "point": told["point"],
+                    "at": told["at"],
+                    "node": told.get("node"),
+                    "rungs": [],
+                    "spans": [],
+                },
             )
+            trial["spans"].append((told["at"] - float(told["measured"]["seconds"]), told["at"]))
             trial["rungs"].append(told["measured"])
             trial["last"] = told["at"]
     told_all = [trial | {"ended": key in ended} for key, trial in found.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,9 +49,12 @@ class Swept:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the trials."""
-        begun = min(trial["at"] - float(trial["rungs"][0]["seconds"]) for trial in self.trials)
-        return float(max(trial["last"] for trial in self.trials) - begun)
+        """Wall time in which trials were at work: without the pauses of a sweep that was stopped."""
+        total, until = 0.0, -math.inf
+        for begun, ended in sorted(span for trial in self.trials for span in trial["spans"]):
+            total += max(0.0, ended - max(begun, until))
+            until = max(until, ended)
+        return total
 
     def replayed(self) -> Replay | None:
         """What stopping early would have cost; None where trials were stopped."""

@@ -1,8 +1,11 @@
 """Stopping early, replayed."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
+from tune.outcome import Swept
 from tune.replay import replay
 
 
@@ -29,3 +32,10 @@ def test_a_trial_alone_goes_to_its_end_and_unequal_ones_are_refused() -> None:
     assert replay([[0.1, 0.2]], [[1, 1]], factor=2).finished == 1
     with pytest.raises(ValueError, match="last rung"):
         replay([[0.1, 0.2], [0.1]], [[1, 1], [1]], factor=2)
+
+
+def test_pauses_of_a_sweep_are_not_its_time() -> None:
+    """Two trials side by side, then a night, then a third."""
+    spans: Any = [[(0.0, 10.0), (10.0, 30.0)], [(5.0, 35.0)], [(90_000.0, 90_007.0)]]
+    swept = Swept(None, (), tuple({"spans": own} for own in spans))  # type: ignore[arg-type]
+    assert swept.seconds == 42
