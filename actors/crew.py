@@ -341,7 +341,7 @@ class Crew:
     ) -> Fit:
         request = FitRequest(tuple(self.train), steps, self._seed(), start, tuple(pairs), base=base, mix=mix)
         with self._bar(f"fitting {name}") as watch:
-            if self.config.train.workers > 1:
+            if self.config.train.workers > 1 and self.config.train.segmenters:
                 crops = crops_of(self.config.downstream, base)
                 return self._together(math.gcd(*crops), partial(fitted, request=request), watch)
             return self.downstream.call("fit", request, watch=watch)
@@ -350,6 +350,7 @@ class Crew:
         """A training by several workers, which meanwhile have the places of the actors."""
         self.rest()
         result = train_together(self.run, self.config, self.shared, batch, work, watch, self._local)
+        preflight(self.config, wait=not self._local)
         self.wake()
         return result
 

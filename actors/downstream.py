@@ -92,7 +92,8 @@ class Downstream:
             config = config.model_copy(update=beside)
         if request.mix:
             config = config.model_copy(update={"synthetic_mix": request.mix})
-        known = taken_fit(self.run, key)
+        # workers may stand before different shelves: whether a fit is there is not theirs to say
+        known = taken_fit(self.run, key) if workers.count == 1 else None
         if known is not None:
             return from_json(Fit, known)
         start, seed = request.start, request.seed
@@ -118,7 +119,8 @@ class Downstream:
         self.run.publish(f"checkpoints/{revision}")
         parts = np.array_split(history["loss"], min(10, len(history["loss"])))
         fitted = Fit(revision, tuple(float(part.mean()) for part in parts), time.perf_counter() - began)
-        shelve_fit(self.run, key, fitted)
+        if workers.count == 1:
+            shelve_fit(self.run, key, fitted)
         return fitted
 
     def fold(self, request: FitRequest, base: int, held: list[str], fold: int) -> list[Outcome]:

@@ -43,7 +43,8 @@ class ExtractorActor:
     def bank(self, revision: str, target_ids: list[str]) -> str:
         """Build and store the token bank of real training targets; returns its revision."""
         generator = Generator.load(self.run.checkpoint(revision), self.config.resources.device)
-        bank = generator.bank(self.dataset, [self.dataset.target(target_id) for target_id in target_ids])
+        targets = [self.dataset.target(target_id) for target_id in target_ids]
+        bank = generator.bank(self.dataset, targets, generator.feature_cache())
         bank.save(self.run.checkpoint(bank.revision).with_suffix(".safetensors"))
         self.run.publish(f"checkpoints/{bank.revision}.safetensors")
         return bank.revision

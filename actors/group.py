@@ -70,6 +70,7 @@ class _Member:
     )  # object reference -> item, in order of submission
     asked: Any = None  # a question for progress without an answer yet
     steps: Steps | None = None  # the last answer
+    starting: Any = None  # of one that stands in for a dead one: answers once it has found a place
 
 
 class ActorGroup:
@@ -172,7 +173,7 @@ class ActorGroup:
 
     def _fill(self, method: str, source: Iterator[Work], waiting: deque[_Item], seen: set[str]) -> bool:
         """Hand out items while there is room; whether anything is in flight."""
-        while roomy := [m for m in self._members if self._has_room(m)]:
+        while roomy := self._roomy():
             item = waiting.popleft() if waiting else self._next(source, seen)
             if item is None:
                 break
@@ -186,6 +187,15 @@ class ActorGroup:
             reference = getattr(member.handle, method).remote(*item.arguments)
             member.pending[reference] = item
         return any(member.pending for member in self._members)
+
+    def _roomy(self) -> list[_Member]:
+        """Who can be given something: with a node that is lost, a successor may find no place, and nothing should wait for it in vain."""
+        for member in self._members:
+            if member.starting is not None and ray.wait([member.starting], timeout=0)[0]:
+                member.starting = None  # ready or dead: its next call says which
+        free = [m for m in self._members if self._has_room(m)]
+        placed = [m for m in free if m.starting is None]
+        return placed if placed or any(m.pending for m in self._members) else free
 
     def _has_room(self, member: _Member) -> bool:
         suspect = any(item.deaths for item in member.pending.values())
@@ -275,7 +285,9 @@ class ActorGroup:
                 self._failed(method, item, member, error, waiting, said)
         waiting.extendleft(reversed(requeued))
         ray.kill(member.handle, no_restart=True)  # it may be alive behind a broken connection
-        self._members[member.index] = _Member(member.index, self._make(member.index))
+        successor = _Member(member.index, self._make(member.index))
+        successor.starting = successor.handle.__ray_ready__.remote()
+        self._members[member.index] = successor
         return results
 
     def _failed(

@@ -87,7 +87,7 @@ def actor_options(config: Config, role: Role) -> dict[str, Any]:
     Ray's restarts and retries stay off: `actors.group` replaces actors and retries items, once.
     """
     resources = _needs(config, role)
-    variables = {name: os.environ.get(name, value) for name, value in SILENT.items()}
+    variables = silent()
     if role != "coordinator":
         # Ray sets 1 for actors without a whole CPU, and libraries read it when they are imported
         variables["OMP_NUM_THREADS"] = str(config.resources.threads)
@@ -102,6 +102,11 @@ def actor_options(config: Config, role: Role) -> dict[str, Any]:
         "max_task_retries": 0,
         "runtime_env": {"env_vars": variables},
     }
+
+
+def silent() -> dict[str, str]:
+    """Variables under which nothing is fetched or told, as far as the environment does not say otherwise."""
+    return {name: os.environ.get(name, value) for name, value in SILENT.items()}
 
 
 def photos_of(given: Dataset | list[Any]) -> Dataset:
@@ -164,23 +169,37 @@ def preflight(config: Config, *, wait: bool = True, actors: Mapping[Role, int] |
         remove_placement_group(group)
 
 
-def preflight_workers(config: Config, *, wait: bool = True) -> None:
-    """As `preflight`, for the workers of a training; with fewer than `train.workers`, but `train.least_workers`, it may begin."""
+def preflight_workers(config: Config, *, wait: bool = True) -> int:
+    """As `preflight`, for the workers of a training; returns how many there is room for, `train.least_workers` to `train.workers`.
+
+    Raises:
+        ResourceError: not even for the least. ConfigError: GPUs that no worker would have, or shares of one.
+    """
     settings = config.train
+    if config.resources.device == "cuda" and not settings.gpus:
+        raise ConfigError(
+            "resources.device=cuda, and train.workers would train on CPUs: set train.gpus=1, or train.workers=1."
+        )
+    if settings.gpus != int(settings.gpus):
+        raise ConfigError(
+            f"train.gpus={settings.gpus:g}: workers of a training cannot share a card. Give each a whole one, or fewer workers."
+        )
     need = {kind: amount for kind, amount in (("CPU", settings.cpus), ("GPU", settings.gpus)) if amount}
-    bundles = [need] * settings.least_workers
     seconds = config.resources.wait_seconds if wait else min(config.resources.wait_seconds, 10.0)
-    group = placement_group(bundles, strategy="PACK")
-    try:
-        if not group.wait(timeout_seconds=seconds):
-            total = ray.cluster_resources()
-            raise ResourceError(
-                f"training wants {settings.least_workers} workers at least (train.least_workers) of {_words(need)} each, and the cluster has "
-                f"{_words({kind: total.get(kind, 0.0) for kind in need})} in all; waited {seconds:.0f} s.\n"
-                "Lower train.workers, train.least_workers or train.cpus, or add nodes."
-            )
-    finally:
-        remove_placement_group(group)
+    for count in range(settings.workers, settings.least_workers - 1, -1):
+        last = count == settings.least_workers
+        group = placement_group([need] * count, strategy="PACK")
+        try:
+            if group.wait(timeout_seconds=seconds if last else min(seconds, 5.0)):
+                return count
+        finally:
+            remove_placement_group(group)
+    total = ray.cluster_resources()
+    raise ResourceError(
+        f"training wants {settings.least_workers} workers at least (train.least_workers) of {_words(need)} each, and the cluster has "
+        f"{_words({kind: total.get(kind, 0.0) for kind in need})} in all; waited {seconds:.0f} s.\n"
+        "Lower train.workers, train.least_workers or train.cpus, or add nodes."
+    )
 
 
 def demand_data(dataset: Dataset, seconds: float = 300.0) -> None:

@@ -26,6 +26,7 @@ from actors.resources import code_hash
 from cdiff.config import Config, DownstreamConfig
 from cdiff.data.dataset import Dataset
 from cdiff.data.store import Run, copy_shard, shard_committed
+from cdiff.generator.model import pretrained_sums
 from cdiff.types import Assignment, Sample, content_hash
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ def generator_key(
 ) -> str:
     """Name of a trained generator on the shelf."""
     settings = config.generator.model_dump(), config.safe.model_dump()
-    about = [data_key(dataset, train), list(targets), list(photos), *settings]
+    about: list[Any] = [data_key(dataset, train), list(targets), list(photos), *settings]
+    about += [sums] if (sums := pretrained_sums(config.generator, config.safe)) else []
+    about += [config.train.workers, config.train.gpus] if config.train.workers > 1 else []
     made_of = content_hash([*about, *_made_by(config)[1:]])
     return f"{made_of}-{code_hash('cdiff/generator', 'cdiff/safe')}"
 

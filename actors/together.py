@@ -9,6 +9,7 @@ workers there are, so that a training that lost nodes goes on with fewer, to the
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -18,9 +19,10 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.group import POLL_SECONDS, Steps, Watch
-from actors.resources import SILENT, photos_of, preflight_workers, set_threads
+from actors.resources import photos_of, preflight_workers, set_threads, silent
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.run import Run
@@ -73,22 +75,25 @@ def train_together(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     settings = config.train
-    preflight_workers(config, wait=not local)
-    told = _Told.remote()  # type: ignore[attr-defined]
+    most = preflight_workers(config, wait=not local)
+    # beside the driver: elsewhere it would be lost with a node
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    told = _Told.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     scaling: dict[str, Any] = {
-        "num_workers": settings.workers,
+        "num_workers": most,
         "use_gpu": settings.gpus > 0,
         "resources_per_worker": {"CPU": settings.cpus} | ({"GPU": settings.gpus} if settings.gpus else {}),
     }
-    if settings.least_workers < settings.workers:
-        scaling["num_workers"] = (settings.least_workers, settings.workers)
+    if settings.least_workers < most:
+        scaling["num_workers"] = (settings.least_workers, most)
+    # the controller's own failures, as workers that do not come up, count like the workers'
+    limits: dict[str, Any] = dict.fromkeys(("max_failures", "controller_failure_limit"), settings.failures)
     about: dict[str, Any] = {
         "name": f"{run.name}-{time.time_ns()}",
-        "storage_path": str(
-            Path(tempfile.gettempdir()) / "cdiff-train"
-        ),  # of Ray's notes; nothing of ours is there
-        "failure_config": FailureConfig(max_failures=settings.failures),
-        "worker_runtime_env": {"env_vars": SILENT | {"OMP_WAIT_POLICY": "PASSIVE"}},
+        # of Ray's notes; nothing of ours is there
+        "storage_path": str(Path(tempfile.gettempdir()) / f"cdiff-train-{os.getuid()}"),
+        "failure_config": FailureConfig(**limits),
+        "worker_runtime_env": {"env_vars": silent() | {"OMP_WAIT_POLICY": "PASSIVE"}},
     }
     trainer = TorchTrainer(
         _loop,
@@ -112,10 +117,10 @@ def _followed(trainer: Any, told: Any, config: Config, watch: Watch) -> Any:
 
     thread = threading.Thread(target=fit, name="trainer", daemon=True)
     thread.start()
-    moved, last = time.monotonic(), (0, 0)
-    while thread.is_alive():
+    moved, last, ended = time.monotonic(), (0, 0), None
+    while thread.is_alive() and ended is None:  # others may wait in vain for a worker that has ended
         thread.join(POLL_SECONDS)
-        steps, _ = ray.get(told.ask.remote())
+        steps, ended = ray.get(told.ask.remote())
         if steps != last:
             moved, last = time.monotonic(), steps
         watch([steps])
@@ -140,6 +145,8 @@ def _loop(config: dict[str, Any]) -> None:
     import torch
 
     told, (run, settings, shared, batch, work) = config["told"], config["about"]
+    if ray.get(told.ask.remote())[1] is not None:
+        return  # started again after the end: nobody waits for it any more
     set_threads(settings.resources.threads)
     context = ray.train.get_context()
     number, count = context.get_world_rank(), usable(batch, context.get_world_size())

@@ -135,7 +135,9 @@ class GeneratorConfig(Settings):
         description="Augmented crops per target that are encoded once and kept, latents and SAFE features alike; 0: new ones in every step.",
     )
     accumulate: int = Field(
-        1, ge=1, description="Parts that a batch is cut into, one after the other, where memory is short."
+        1,
+        ge=1,
+        description="Parts that a batch is cut into, one after the other, where memory is short; a part contrasts with itself alone.",
     )
     resolution: int = Field(
         64, multiple_of=16, ge=32, le=1024, description="Side of the crop that is denoised, pixels."
@@ -436,6 +438,10 @@ class TrainConfig(Settings):
         ge=1,
         description="With fewer nodes left, training goes on with as few as this; the losses stay the same.",
     )
+    segmenters: bool = Field(
+        False,
+        description="Also fits of segmenters, each by all workers; worth it for large networks of your own.",
+    )
     cpus: float = Field(1.0, gt=0, description="CPUs reserved per worker.")
     gpus: float = Field(0.0, ge=0, description="GPUs reserved per worker.")
     failures: int = Field(3, ge=0, description="Times that a training starts again from its last checkpoint.")
@@ -484,8 +490,14 @@ class Config(Settings):
             raise ValueError(
                 "safe.weights names the encoder of safe.features=clip or dinov2: give both or none"
             )
-        if generator.prompt and generator.backbone != "latent":
-            raise ValueError("generator.prompt: only generator.backbone=latent reads text")
+        latent_alone = ("prompt", "weights_dtype", "lora_rank", "gradient_checkpointing", "attention")
+        for name in latent_alone:
+            if generator.backbone != "latent" and getattr(generator, name) != getattr(
+                GeneratorConfig(), name
+            ):
+                raise ValueError(f"generator.{name}: only generator.backbone=latent has it")
+        if generator.batch % generator.accumulate:
+            raise ValueError("generator.accumulate: generator.batch must be a multiple of it")
         if generator.views and safe.features == "conv":
             raise ValueError(
                 "generator.views keeps features: take a frozen encoder, safe.features=clip or dinov2"

@@ -3,8 +3,9 @@
 Runs where Ray and MLflow are not installed, as `python -m jobs.backbone --out FILE`; elsewhere it is `jobs/benchmark.py backbone`. Without --checkpoint
 the networks have the shapes of Stable Diffusion 1.5 and random weights: what is measured does not depend on them.
 
-Equal terms: both sides have the same device, dtype, attention kernel, batch, resolution and number of evaluations of the network. A pair is one image with
-its mask; the pipeline makes no mask. Gains that are not the sampler's own (guidance on a part of the path, rejecting candidates early) are apart.
+Equal terms: both sides have the same device, dtype, attention kernel, batch, resolution and number of evaluations of the network. Two things differ, both to our
+cost: a pair is an image with its mask, and our autoencoder works in float32, one image after the other, where the pipeline's has its dtype and batch.
+Gains that are not the sampler's own (guidance on a part of the path, rejecting candidates early) are apart.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cdiff.config import Config, GeneratorConfig, SamplingConfig
 from cdiff.generator.latent import LatentDenoiser
 from cdiff.generator.objective import Clean, flow_loss
+from cdiff.generator.pretrained import attend_by
 from cdiff.generator.sampling import Condition, Sampler, State
 
 _GB = 1e9
@@ -218,6 +220,7 @@ def _pipeline(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     ).to(args.device)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
+    attend_by(pipeline.unet, args.attention)
     words = torch.randn(
         args.batch, _TOKENS, pipeline.unet.config.cross_attention_dim, device=args.device, dtype=kind
     )
@@ -275,7 +278,11 @@ def _flops(denoiser: LatentDenoiser, args: argparse.Namespace) -> float:
     time = torch.tensor([0.5], device=args.device)
     scene = condition.scene
     inputs = scene.start_CSS[None], condition.start_mask_1RR[None], time, time, scene.known_KSS[None]
-    with FlopCounterMode(display=False) as counter:
+    kind = getattr(torch, args.dtype)
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.autocast(args.device, dtype=kind, enabled=kind != torch.float32),
+    ):
         denoiser(*inputs, condition.region_1RR[None], condition.tokens_ND[None])
     return float(counter.get_total_flops())
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import yaml
 
 from cdiff import __version__
+from cdiff.config import Config
 from cdiff.data.storage import Storage, checked, storage_at
 from cdiff.errors import RunError, StorageError
 from cdiff.types import content_hash
@@ -267,7 +268,10 @@ def safe_name(text: str) -> str:
 
 def _demand_equal(run: Run, config: str, splits: Splits) -> None:
     try:
-        stored = flat(yaml.safe_load(run.storage.read("config.yaml")))
+        # what its version did not know yet has the value under which nothing changes
+        stored = flat(Config().model_dump(mode="json")) | flat(
+            yaml.safe_load(run.storage.read("config.yaml"))
+        )
         split_hash = json.loads(run.storage.read("run.json"))["split_hash"]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"the run {run.url} is damaged ({error}). Choose another run name.") from None

@@ -19,6 +19,7 @@ from cdiff.data.origin import origin_of
 from cdiff.errors import ConfigError, DataError, RunError
 
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>.+)")
+_READ = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors|[\w.]+\.(json|txt)")
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # settings, weights, and the words of a tokeniser
 
 
@@ -72,13 +73,16 @@ def _from_hub(name: str, revision: str) -> Path:
 
 
 @functools.cache
-def weights_sum(folder: Path) -> str:
-    """16 hex digits over names and bytes of all weights and settings in a folder; read once per process.
+def weights_sum(folder: Path, parts: tuple[str, ...] = ("",)) -> str:
+    """16 hex digits over names and bytes of what is read of a folder; computed once per process.
 
+    Args:
+        parts: folders below it that count, "" for itself; of each the settings and the plain weights, not other precisions beside them.
     Raises:
-        ConfigError: the folder holds no safetensors.
+        ConfigError: there are no safetensors.
     """
-    files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.is_file())
+    found = (path for part in parts for path in (folder / part).glob("*") if _READ.fullmatch(path.name))
+    files = sorted(path for path in found if path.is_file())
     if not any(path.suffix == ".safetensors" for path in files):
         raise ConfigError(
             f"{folder} holds no safetensors. Other formats can run code when they are read: convert them first."

@@ -39,30 +39,30 @@ class Generator(nn.Module):
         super().__init__()
         self.config = config
         self.safe_config = safe
-        encoder = local_weights(safe.weights) if safe.features != "conv" else None
-        backbone = local_weights(config.weights) if config.backbone == "latent" else None
-        self.safe = Safe(safe, encoder)
-        self.denoiser = _denoiser(config, safe, backbone)
+        named = pretrained(config, safe)
+        self.safe = Safe(safe, named.get("safe"))
+        self.denoiser = _denoiser(config, safe, named.get("generator"))
         self.revision = ""
         self._learned = [name for name, p in self.named_parameters() if p.requires_grad]
         # of what is pretrained, so that other weights under the same name are noticed
-        self.pretrained = {
-            name: weights_sum(folder)
-            for name, folder in (("generator", backbone), ("safe", encoder))
-            if folder is not None
-        }
+        self.pretrained = pretrained_sums(config, safe)
 
     def learned(self) -> dict[str, torch.Tensor]:
         """The parameters that training changes, by name; all of them where nothing is pretrained."""
         parameters = dict(self.named_parameters())
         return {name: parameters[name] for name in self._learned}
 
-    def feature_cache(self) -> FeatureCache | None:
-        """Of pooled features, on this machine; None where the encoder is trained."""
+    def feature_cache(self, writes: bool = True) -> FeatureCache | None:
+        """Of pooled features, on this machine; None where the encoder is trained.
+
+        Args:
+            writes: of several that look at the same, one keeps it.
+        """
         if not self.safe.frozen:
             return None
-        looks = content_hash([self.pretrained["safe"], self.safe_config.model_dump()])
-        return FeatureCache(cache_folder() / "features" / looks)
+        device = self.safe.idle.device.type  # cards round otherwise
+        looks = content_hash([self.pretrained["safe"], self.safe_config.model_dump(), device])
+        return FeatureCache(cache_folder() / "features" / looks, writes)
 
     def save(self, checkpoints: Path) -> str:
         """Write what was learned and the configuration to checkpoints/REVISION; returns the revision (hash of the weights)."""
@@ -121,9 +121,13 @@ class Generator(nn.Module):
         return torch.cat([masked_mean(level, mask_1RR[None].to(device)) for level in levels], dim=1)[0].cpu()
 
     @torch.inference_mode()
-    def bank(self, dataset: Dataset, targets: list[Target]) -> TokenBank:
-        """The SAFE tokens of real targets, each from its own crop."""
-        margin, device, cache = sum(self.config.margin) / 2, self.safe.idle.device, self.feature_cache()
+    def bank(self, dataset: Dataset, targets: list[Target], cache: FeatureCache | None = None) -> TokenBank:
+        """The SAFE tokens of real targets, each from its own crop.
+
+        Args:
+            cache: where features are looked up and kept; None: they are pooled anew.
+        """
+        margin, device = sum(self.config.margin) / 2, self.safe.idle.device
         tokens = {}
         for target in targets:
             image, mask = target_crop(dataset, target, margin, self.config)
@@ -133,6 +137,25 @@ class Generator(nn.Module):
         if cache is not None:
             cache.flush()
         return TokenBank(tokens, "bank-" + content_hash([self.revision, sorted(tokens)]))
+
+
+def pretrained(config: GeneratorConfig, safe: SafeConfig) -> dict[str, Path]:
+    """Folders of the weights that a configuration names: "generator" and "safe", as far as it does.
+
+    Raises:
+        ConfigError, RunError: as `cdiff.data.weights.local_weights`.
+    """
+    named = {"generator": config.weights if config.backbone == "latent" else "", "safe": safe.weights}
+    return {name: local_weights(source) for name, source in named.items() if source}
+
+
+def pretrained_sums(config: GeneratorConfig, safe: SafeConfig) -> dict[str, str]:
+    """Checksums of the same, of the parts that are read."""
+    parts = {
+        "generator": ("unet", "vae", "scheduler", *(("text_encoder", "tokenizer") if config.prompt else ())),
+        "safe": ("",),
+    }
+    return {name: weights_sum(folder, parts[name]) for name, folder in pretrained(config, safe).items()}
 
 
 def _denoiser(config: GeneratorConfig, safe: SafeConfig, folder: Path | None) -> Denoiser:

@@ -130,7 +130,7 @@ class _Attention(AttnProcessor2_0):
             if "No available kernel" not in str(error) and "No viable backend" not in str(error):
                 raise
             raise ConfigError(
-                f"generator.attention={self.name}: this device has no such kernel for these numbers. Take auto, or sampling.dtype=bfloat16."
+                f"generator.attention={self.name}: this device has no such kernel for these numbers. Take auto; flash also wants sampling.dtype=bfloat16."
             ) from None
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
-from cdiff.errors import ConfigError, DataError
+from cdiff.errors import ConfigError, DataError, RunError
 from cdiff.generator.model import Generator
 from cdiff.generator.objective import flow_loss
 from cdiff.generator.patches import cut_patches
@@ -84,9 +84,11 @@ def train_generator(
     optimiser = torch.optim.AdamW(learned.values(), lr=settings.lr, weight_decay=0.01)
     state = checkpoints / TRAINING_STATE
     tell = stored or (lambda name: None)
-    done, losses = _resume(state, learned, average, optimiser)
-    objective = _Objective(generator, _views(generator, dataset, targets, photos, config), config, workers)
-    unused = config.safe.tokens == "label"  # the ablation leaves most of SAFE out
+    base = json.dumps(generator.pretrained, sort_keys=True)
+    done, losses = _resume(state, learned, average, optimiser, base)
+    views = _views(generator, dataset, targets, photos, config, workers, progress)
+    objective = _Objective(generator, views, config, workers)
+    unused = config.safe.tokens == "label" or not config.safe.spatial  # parts of SAFE that say nothing
     together = workers.together(objective, unused)
     for step in range(done, settings.steps):
         for group in optimiser.param_groups:
@@ -99,7 +101,7 @@ def train_generator(
         if progress:
             progress(step + 1, settings.steps, losses[-1])
         if workers.first and (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps:
-            _checkpoint(state, step + 1, losses, learned, average, optimiser)
+            _checkpoint(state, step + 1, losses, learned, average, optimiser, base)
             tell(TRAINING_STATE)
     with torch.no_grad():
         for name, tensor in learned.items():
@@ -114,12 +116,19 @@ def train_generator(
 
 
 def _views(
-    generator: Generator, dataset: Dataset, targets: list[Target], photos: list[str], config: Config
+    generator: Generator,
+    dataset: Dataset,
+    targets: list[Target],
+    photos: list[str],
+    config: Config,
+    workers: Workers,
+    progress: Progress | None,
 ) -> Views:
     settings = config.generator
     patches = cut_patches(dataset, targets, photos, settings, np.random.default_rng([settings.seed, 1]))
     if settings.views:
-        return KeptViews(generator, patches, config, generator.feature_cache())
+        encoded = (lambda done, total: progress(done, total, 0.0)) if progress else None
+        return KeptViews(generator, patches, config, generator.feature_cache(workers.first), encoded)
     return FreshViews(generator, patches, config)
 
 
@@ -185,6 +194,7 @@ def _checkpoint(
     learned: dict[str, torch.Tensor],
     average: dict[str, torch.Tensor],
     optimiser: torch.optim.AdamW,
+    base: str,
 ) -> None:
     """Weights, averages and moments as one file, which is there whole or as it was before."""
     tensors = {f"model.{k}": v.detach().cpu() for k, v in learned.items()}
@@ -192,7 +202,7 @@ def _checkpoint(
     for number, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{k}": v.cpu().contiguous() for k, v in moments.items()}
     temporary = path.with_name(f".{path.name}")
-    note = {"step": str(step), "losses": json.dumps(losses)}
+    note = {"step": str(step), "losses": json.dumps(losses), "pretrained": base}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous().clone() for k, v in tensors.items()}, temporary, metadata=note)
     temporary.rename(path)
@@ -204,11 +214,16 @@ def _resume(
     learned: dict[str, torch.Tensor],
     average: dict[str, torch.Tensor],
     optimiser: torch.optim.AdamW,
+    base: str,
 ) -> tuple[int, list[float]]:
     if not path.exists():
         return 0, []
     with safe_open(path, "pt") as file:
         note, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if note.get("pretrained", base) != base:
+        raise RunError(
+            f"{path} is of a training that changes other weights than those that are named now. Put the former back, or remove it to train anew."
+        )
     for name in learned:
         learned[name].copy_(tensors[f"model.{name}"])
         average[name].copy_(tensors[f"average.{name}"])

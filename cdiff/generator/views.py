@@ -89,19 +89,25 @@ class KeptViews:
             raise ValueError("features of an encoder that is trained cannot be kept")
         self.generator, self.config, self.kinds = generator, config, patches.kinds
         self.views, self._contrasts = config.generator.views, contrasts(config, patches)
-        parts: list[tuple[torch.Tensor, ...]] = []
+        self.kept: list[torch.Tensor] = []
         total = self.views * len(patches.kinds)
         for view in range(self.views):
             rng = np.random.default_rng([config.generator.seed, 5, view])
             for first in range(0, len(patches.kinds), _AT_ONCE):
                 index = np.arange(first, min(first + _AT_ONCE, len(patches.kinds)))
-                parts.append(self._encoded(patches, index, rng, cache))
+                place = view * len(patches.kinds) + first
+                self._keep(place, total, self._encoded(patches, index, rng, cache))
                 if progress:
-                    progress(view * len(patches.kinds) + int(index[-1]) + 1, total)
+                    progress(place + len(index), total)
         if cache is not None:
             cache.flush()
-        # canvas, known, mask, region, and rows of features: the target, pasted elsewhere, and that place without it
-        self.kept = [torch.cat(column) for column in zip(*parts, strict=True)]
+
+    def _keep(self, place: int, total: int, rows: tuple[torch.Tensor, ...]) -> None:
+        """Columns: canvas, known, mask, region, and features of the target, of it pasted elsewhere, and of that place without it."""
+        if not self.kept:  # filled in place: thousands of crops would not bear being copied
+            self.kept = [torch.empty((total, *part.shape[1:]), dtype=part.dtype) for part in rows]
+        for column, part in zip(self.kept, rows, strict=True):
+            column[place : place + len(part)] = part
 
     @torch.no_grad()
     def _encoded(
@@ -116,7 +122,13 @@ class KeptViews:
             empty = patches.empty[rng.integers(len(patches.empty), size=len(index))].to(device)
             pasted = empty * (1 - mask) + image * mask
             rows += [safe.remembered(scene, mask, cache).flat() for scene in (pasted, empty)]
-        whole = (clean.canvas_BCSS, clean.known_BKSS, clean.mask_B1RR.half(), clean.region_B1RR.bool(), *rows)
+        whole = (
+            clean.canvas_BCSS,
+            clean.known_BKSS,
+            _bytes(clean.mask_B1RR),
+            clean.region_B1RR.bool(),
+            *rows,
+        )
         return tuple(part.cpu() for part in whole)
 
     def draw(self, step: int, part: Part) -> Batch:
@@ -133,7 +145,7 @@ class KeptViews:
         def tokens(column: int, rows: torch.Tensor) -> torch.Tensor:
             return safe.words(safe.unflat(self.kept[column][rows].to(device)), part.cut(kinds))
 
-        clean = Clean(canvas, mask.float(), known, region.float())
+        clean = Clean(canvas, mask.float() / 127.5 - 1, known, region.float())
         if not self._contrasts:
             return Batch(clean, kinds, tokens(4, there))
         return Batch(clean, kinds, tokens(4, there), tokens(5, here), tokens(6, here))
@@ -142,3 +154,8 @@ class KeptViews:
 def contrasts(config: Config, patches: Patches) -> bool:
     """Whether training has the term that makes SAFE scene agnostic."""
     return bool(config.safe.contrast_weight) and config.safe.tokens == "safe" and len(patches.empty) > 0
+
+
+def _bytes(mask_B1RR: torch.Tensor) -> torch.Tensor:
+    """A mask in [-1, 1] in a quarter of its size."""
+    return ((mask_B1RR + 1) * 127.5).round().to(torch.uint8)

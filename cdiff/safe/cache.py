@@ -27,10 +27,11 @@ class FeatureCache:
 
     Args:
         folder: made when the first part is written; a part that cannot be read is passed over.
+        writes: False where another process keeps the same.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
         self._known: dict[str, np.ndarray] = {}
         self._new: dict[str, np.ndarray] = {}
         for part in sorted(folder.glob("*.parquet")):
@@ -52,7 +53,9 @@ class FeatureCache:
         return None if found is None else torch.from_numpy(found.copy())
 
     def put(self, key: str, vector: torch.Tensor) -> None:
-        self._known[key] = self._new[key] = vector.detach().cpu().float().numpy()
+        self._known[key] = vector.detach().cpu().float().numpy()
+        if self.writes:
+            self._new[key] = self._known[key]
         if len(self._new) >= _PART:
             self.flush()
 

@@ -60,6 +60,11 @@ class FrozenEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, image_B3HW: torch.Tensor) -> list[torch.Tensor]:
         """Of crops in [-1, 1]."""
+        # in float32 also where training computes in less: what is kept, and what a bank holds, must be the same
+        with torch.autocast(image_B3HW.device.type, enabled=False):
+            return self._maps(image_B3HW)
+
+    def _maps(self, image_B3HW: torch.Tensor) -> list[torch.Tensor]:
         image = F.interpolate(
             image_B3HW.float(), (self.side, self.side), mode="bilinear", antialias=True, align_corners=False
         )

@@ -305,7 +305,8 @@ class Studio:
         revision, chosen = Ledger(self.run).best_segmenter()  # a loop may be going on
         if self._segmenter[0] != revision:
             folder = self.run.checkpoint(revision)
-            self._segmenter = revision, load_segmenter(folder), segmenter_config(folder)
+            network = load_segmenter(folder).to(self.generator.safe.idle.device)
+            self._segmenter = revision, network, segmenter_config(folder)
         photo = upload_of(request.image, None, _OWN, "", self._limits)
         scores = score_photo(self._segmenter[1], photo.image, self._segmenter[2])
         return scores, request.threshold or chosen, image_score(scores)

@@ -32,7 +32,9 @@ class Models:
         """What the tasks' arm needs, as far as their revisions name it."""
         known: dict[str, Any] = {}
         if revisions.segmenter:
-            known["segmenter"] = self._load(revisions.segmenter, load_segmenter)
+            known["segmenter"] = self._load(
+                revisions.segmenter, lambda path: load_segmenter(path).to(self._device)
+            )
         if revisions.miner:
             known["noise"] = self._load(revisions.miner, lambda path: NoiseMiner.load(_file(path)))
         if revisions.token:

@@ -27,7 +27,7 @@ from cdiff.data.dataset import Dataset
 from cdiff.generator.model import Generator, weights_hash
 from cdiff.generator.objective import Clean, flow_loss
 from cdiff.generator.patches import augmented, balanced, cut_patches, regions
-from cdiff.types import Outcome
+from cdiff.types import Outcome, Part
 
 # Of an outcome; the first is the rank of its loss within the type, and is what sampling replaces.
 FEATURES = ("rank", "missed", "false_area", "confidence", "boundary_error", "soft_dice")
@@ -134,28 +134,35 @@ def train_weakness_token(
     for step in range(config.wasm.token_steps):
         rng = np.random.default_rng([seed, 44, step])
         index = rng.choice(len(targets), settings.batch, p=balanced(patches.kinds))
-        loss = _loss(generator, token, patches, index, features[index], rng, step)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        drawn = rng.bit_generator.state
+        for turn in range(settings.accumulate):
+            rng.bit_generator.state = drawn
+            part = Part(turn, settings.accumulate)
+            loss = _loss(generator, token, patches, index, features[index], rng, step, part)
+            (loss / settings.accumulate).backward()
         optimiser.step()
         if progress:
             progress(step + 1, config.wasm.token_steps)
     return token.eval()
 
 
-def _loss(generator, token, patches, index, features, rng, step):  # type: ignore[no-untyped-def]
+def _loss(generator, token, patches, index, features, rng, step, part):  # type: ignore[no-untyped-def]
     settings, noise = generator.config, torch.Generator().manual_seed(7_000_003 + step)
     device = generator.safe.idle.device
-    image, mask = (part.to(device) for part in augmented(patches, index, settings.resolution, rng))
+    image, mask = (t.to(device) for t in augmented(patches, index, settings.resolution, rng, part))
     reference, reference_mask = (
-        part.to(device) for part in augmented(patches, index, settings.resolution, rng)
+        t.to(device) for t in augmented(patches, index, settings.resolution, rng, part)
     )
-    features = features.to(device)
+    features, kinds = features.to(device), part.cut([patches.kinds[i] for i in index])
     with torch.no_grad():
-        safe = generator.safe(reference, reference_mask, [patches.kinds[i] for i in index])
-    tokens = generator.safe.fused(safe, token(features))
-    clean = Clean.of(generator.denoiser, image, mask, regions(mask, rng))
-    loss = flow_loss(generator.denoiser, clean, tokens, settings, noise)
+        safe = generator.safe(reference, reference_mask, kinds)
+    tokens = generator.safe.fused(safe, token(part.cut(features)))
+    clean = Clean.of(generator.denoiser, image, mask, regions(mask, rng, part))
+    # weights that are kept in bfloat16 cannot compute in anything else
+    narrow = settings.weights_dtype == "bfloat16"
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=narrow):
+        loss = flow_loss(generator.denoiser, clean, tokens, settings, noise, part)
     return loss + _CONTRAST * _apart(token.mlp(features), features[:, 1] > _MISSED)
 
 

@@ -171,6 +171,24 @@ def test_a_poison_item_ends_with_an_error_that_names_it_and_spares_its_neighbour
     assert group.call("die", False) == 0, "the group lives on"
 
 
+def test_a_successor_that_finds_no_place_holds_nobody_up(journal: Path, tmp_path: Path) -> None:
+    """As after the loss of a node: the others do its work, and what is queued does not wait for it."""
+    made: list[int] = []
+
+    def actor(index: int) -> Any:
+        made.append(index)
+        place = {} if len(made) <= 2 else {"num_cpus": 40}
+        return Worker.options(**place).remote(index, str(journal))  # type: ignore[attr-defined]
+
+    with ActorGroup("test", actor, 2, ResourceConfig(in_flight=2, stall_timeout_s=30.0)) as group:
+        _ready(group)
+        marker = str(tmp_path / "marker")
+        assert group.run("die_once", [(str(n), (marker,)) for n in range(6)]) == ["alive again"] * 6
+        assert len(made) == 3
+        alive = 1 - made[2]
+        assert group.run("square", [(str(n), (n,)) for n in range(6)]) == [(n * n, alive) for n in range(6)]
+
+
 def test_what_is_harmless_in_a_poison_item_is_done_and_the_rest_is_left_out(
     make_group: Make, journal: Path
 ) -> None:

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import time
 from functools import partial
 
 import pytest
 import ray
+import torch
 
 from actors.generator import trained
 from actors.together import train_together
@@ -68,14 +70,36 @@ def test_a_worker_that_dies_is_replaced_and_the_losses_are_those_of_one(told, ph
     assert [path.name for path in run.checkpoints.iterdir()] == [result.revision]
 
 
-def refused(*_):
-    raise ConfigError("generator.batch=3: no such batch.")
+def refused(_, __, ___, workers, *____):
+    """By one worker alone, as where a node lacks the weights: the other waits for it in a collective."""
+    if workers.first:
+        workers.sum(torch.zeros(1))
+    raise ConfigError("weights /models/sd: no such folder.")
 
 
 def test_what_the_user_must_mend_is_told_at_once(told, photos) -> None:
     run, config, _ = told
-    with pytest.raises(ConfigError, match="no such batch"):
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match="no such folder"):
         train_together(run, config, ray.put(photos), 8, refused, lambda _: None, local=True)
+    assert time.monotonic() - began < 200, "not after the half hour that a collective waits"
+
+
+def told_of(run, config, dataset, workers, device, progress):
+    return workers.count, float(workers.sum(torch.ones(1)))
+
+
+def test_a_worker_too_many_for_the_batch_is_idle(told, photos) -> None:
+    run, config, _ = told
+    three = config.model_copy(update={"train": config.train.model_copy(update={"workers": 3})})
+    assert train_together(run, three, ray.put(photos), 8, told_of, lambda _: None, local=True) == (2, 2.0)
+
+
+def test_cards_that_no_worker_would_have_are_refused(told, photos) -> None:
+    run, config, work = told
+    cuda = config.model_copy(update={"resources": config.resources.model_copy(update={"device": "cuda"})})
+    with pytest.raises(ConfigError, match=r"would train on CPUs: set train\.gpus=1"):
+        train_together(run, cuda, ray.put(photos), 8, work, lambda _: None, local=True)
 
 
 def test_workers_that_find_no_place_are_told_before_anything_waits(told, photos) -> None:

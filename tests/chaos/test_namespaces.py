@@ -144,10 +144,10 @@ def test_a_job_uses_two_machines_and_outlives_one(machines, tiny_loop, tmp_path)
     variables = f'{{"env_vars": {{"CDIFF_HOME": "{home}"}}}}'
     settings = [
         *tiny_loop,
-        "resources.cpus=0.6",
+        "resources.cpus=0.5",
         "wasm.pairs=24",
-        "resources.generators=3",
-        "resources.downstreams=2",
+        "resources.generators=2",
+        "resources.downstreams=1",
     ]
     told = None
     for _ in range(60):  # the agent, which starts jobs, comes up after the job server

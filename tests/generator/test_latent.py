@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from cdiff.generator.model import Generator
 from cdiff.generator.objective import Clean
 from cdiff.generator.sampling import Condition, Sampler
 from cdiff.generator.training import train_generator
-from cdiff.types import GenerationTask, Pose, Revisions, Strengths
+from cdiff.types import GenerationTask, Outcome, Pose, Revisions, Strengths
+from cdiff.wasm.adaptation import adapt
 from cdiff.wasm.budget import recipe_of
 from cdiff.wasm.mining import Miners, make_pairs
 from cdiff.wasm.noise import NoiseMiner
@@ -190,10 +192,24 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path, trained, checkp
         Generator.load(tmp_path / revision)
 
 
+def _third_level(folder) -> None:
+    """A UNet that halves four times."""
+    unet: Any = UNet2DConditionModel.from_config(
+        UNet2DConditionModel.load_config(folder, subfolder="unet")
+        | {
+            "block_out_channels": (32,) * 5,
+            "down_block_types": ("CrossAttnDownBlock2D",) + ("DownBlock2D",) * 4,
+            "up_block_types": ("UpBlock2D",) * 4 + ("CrossAttnUpBlock2D",),
+        }
+    )
+    unet.save_pretrained(folder / "unet")
+
+
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
         (lambda f: shutil.rmtree(f / "scheduler"), "holds no DDPMScheduler in scheduler/"),
+        (lambda f: _third_level(f), r"resolution=64: this checkpoint takes multiples of 128"),
         (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").rename(f / "unet" / "x.bin"), "unet"),
     ],
 )
@@ -209,15 +225,15 @@ def test_a_folder_that_is_no_checkpoint_is_refused_by_name(
 
 def test_what_cannot_work_is_refused_before_anything_is_loaded(tiny_overrides, checkpoint) -> None:
     for more, says in (
-        ("generator.resolution=72", "multiple"),
+        ("generator.accumulate=3", "must be a multiple"),
         ("generator.backbone=pixel", "give both or none"),
         ("generator.views=2", "frozen encoder"),
         ("generator.weights_dtype=bfloat16", "sampling.dtype=bfloat16"),
     ):
         with pytest.raises(ConfigError, match=says):
             settings(tiny_overrides, checkpoint, more)
-    config = settings(tiny_overrides, checkpoint, "generator.resolution=48")
-    Generator(config.generator, config.safe)
+    with pytest.raises(ConfigError, match=r"only generator\.backbone=latent has it"):
+        load_config(None, [*tiny_overrides, "generator.attention=math"])
     with pytest.raises(ConfigError, match="no commit"):
         local_weights("owner/name@main")
     with pytest.raises(ConfigError, match="no such folder"):
@@ -235,7 +251,8 @@ def test_weights_are_brought_from_a_bucket(bucket, checkpoint, tmp_path, monkeyp
         if path.is_file():
             storage.send(path.relative_to(checkpoint).as_posix(), path)
     found = local_weights(f"{bucket}/models/sd")
-    assert found.is_relative_to(tmp_path) and weights_sum(found) == weights_sum(checkpoint)
+    parts = ("unet", "vae", "scheduler", "tokenizer")
+    assert found.is_relative_to(tmp_path) and weights_sum(found, parts) == weights_sum(checkpoint, parts)
     with pytest.raises(RunError, match="nothing lies under"):
         local_weights(f"{bucket}/models/none")
 
@@ -289,19 +306,62 @@ def test_pairs_are_made_by_every_arm_and_the_background_stays(trained, photos, m
         assert changed.any() and not (changed & ~region).any()
 
 
+def test_what_mining_learns_is_learned_on_latents(photos, tiny_overrides, checkpoint, tmp_path) -> None:
+    """The difficulty token (B3) with weights in bfloat16 and a batch in parts; the noise miner (B2) through the autoencoder."""
+    narrow = ["generator.weights_dtype=bfloat16", "sampling.dtype=bfloat16", "generator.accumulate=2"]
+    config = settings(
+        tiny_overrides, checkpoint, *narrow, "wasm.token_steps=3", "wasm.miner_steps=2", "wasm.arm=B3+B2"
+    )
+    generator = Generator(config.generator, config.safe).eval()
+    targets = photos.all_targets([sample.sample_id for sample in photos.samples])
+    rows = [
+        Outcome(
+            t.target_id,
+            t.sample_id,
+            t.category,
+            t.type,
+            t.group,
+            0,
+            0.1 + n,
+            0.5,
+            0.2,
+            0.1,
+            0.5,
+            0.1,
+            0.1,
+            0.2,
+        )
+        for n, t in enumerate(targets)
+    ]
+    bank = generator.bank(photos, targets)
+    miners = Miners(segmenter=torch.nn.Conv2d(3, 1, 3, padding=1))
+    tasks = _tasks(photos, config, "mask_first", "B3+B2", 0.6)
+    revisions = adapt(generator, bank, miners, tasks, rows, photos, config, tmp_path, 0)
+    miner = NoiseMiner.load(tmp_path / f"{revisions.miner}.safetensors")
+    assert miner.out.weight.shape[0] == 8, "mean and spread of four latent channels"
+    assert float(miner.out.weight.detach().abs().sum()) > 0, "a gradient came through the autoencoder"
+    assert (tmp_path / f"{revisions.token}.safetensors").exists()
+
+
 def test_memory_is_saved_without_another_result(tiny_overrides, checkpoint) -> None:
     """Activations computed again give the same gradients; the frozen weights take half in bfloat16."""
     plain = settings(tiny_overrides, checkpoint)
     frugal = settings(
         tiny_overrides, checkpoint, "generator.gradient_checkpointing=true", "generator.attention=math"
     )
-    slopes = []
+    slopes, counts = [], []
     for config in (plain, frugal):
         one = denoiser(config).train()
         image, mask, region, latents, tokens = scene()
         time = torch.tensor([0.4, 0.8])
+        passes: list[int] = []
+        one.unet.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_, seen=passes: seen.append(1))
         one(latents, mask, time, time, latents, region, tokens)[0].square().mean().backward()
         slopes.append(one.unet.conv_in.weight.grad)
+        counts.append(len(passes))
+    assert counts == [1, 2], "once, and again in the backward pass"
+    kinds = {type(processor).__name__ for processor in one.unet.attn_processors.values()}
+    assert kinds == {"_Attention"}
     assert slopes[0] is not None and torch.allclose(slopes[0], slopes[1], atol=1e-5)
     half = settings(tiny_overrides, checkpoint, "generator.weights_dtype=bfloat16", "sampling.dtype=bfloat16")
 

@@ -45,8 +45,9 @@ def test_memory_speed_and_the_rival_are_told_on_equal_terms(checkpoint) -> None:
     assert sampling["guidance_interval"]["times_faster"] > 0 and found["training"]["peak_gb"] > 0
 
 
-def test_a_quick_look_compares_nothing(checkpoint) -> None:
-    found = measured(checkpoint, "--quick", "--gradient-checkpointing")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_quick_look_compares_nothing(checkpoint, dtype) -> None:
+    found = measured(checkpoint, "--quick", "--gradient-checkpointing", "--dtype", dtype)
     assert "inpainting_pipeline" not in found and "guidance_interval" not in found["sampling"]
 
 
