@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# MLflow's page of an experiment opens on what it takes it for: without this, on traces of chats.
+_OPENS_ON_RUNS = {"mlflow.experimentKind": "custom_model_development"}
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 MAX_NAME, MAX_PARAM, MAX_TAG = 250, 6000, 8000  # characters that MLflow stores
 BATCH = 100  # parameters or tags per request
@@ -293,9 +296,8 @@ def _experiment(client: MlflowClient, name: str, uri: str, home: Path) -> str:
     if found is None:
         # A server knows where artefacts go; a bare database would put them into the working directory.
         remote = uri.startswith(("http:", "https:", "databricks"))
-        return client.create_experiment(
-            name, None if remote else (home / "mlartifacts" / safe_name(name)).as_uri()
-        )
+        place = None if remote else (home / "mlartifacts" / safe_name(name)).as_uri()
+        return client.create_experiment(name, place, tags=_OPENS_ON_RUNS)
     if found.lifecycle_stage == "deleted":
         raise CdiffError(
             f"the MLflow experiment {name!r} was deleted: restore it, or set tracking.experiment=NAME."

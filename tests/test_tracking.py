@@ -86,6 +86,8 @@ def test_a_round_is_a_nested_run_whose_metrics_stand_on_the_parent_by_step(run):
     runs = client(tracker).search_runs(
         [tracker.experiment_id], f"tags.mlflow.parentRunId = '{tracker.run_id}'"
     )
+    kind = client(tracker).get_experiment(tracker.experiment_id).tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development", "its page opens on runs, not on traces"
     assert {found.info.run_name for found in runs} == {"round 1", "round 2"}
     assert {found.info.status for found in runs} == {"FINISHED"}
     history = client(tracker).get_metric_history(tracker.run_id, "validation/pixel_ap")
