@@ -27,8 +27,7 @@ from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.run import Run
 from cdiff.errors import ActorError, CdiffError, LoopStalled
-from cdiff.types import Part
-from cdiff.workers import Workers, usable
+from cdiff.workers import Part, Workers, usable
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,20 @@ import torch
 from torch import nn
 from torch.distributed.nn.functional import all_gather
 
-from cdiff.types import WHOLE, Part
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Every n-th item of a batch, from one on: what one of n workers computes of it."""
+
+    number: int = 0
+    of_parts: int = 1
+
+    def cut(self, items: Any) -> Any:
+        """The part's items of a sequence, array or tensor of the whole."""
+        return items[self.number :: self.of_parts]
+
+
+WHOLE = Part()
 
 
 @dataclass(frozen=True)

@@ -6,61 +6,65 @@ import pickle
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cdiff.config_file import load_config
+from cdiff.downstream.segmenter import build_segmenter
+from cdiff.downstream.training import fit, real_items
 from cdiff.errors import ConfigError
 from cdiff.generator.training import train_generator
-from cdiff.types import Part
-from cdiff.workers import Workers, usable
+from cdiff.workers import ALONE, Part, Workers, usable
 
 # What a process of a training does; its number and how many there are come from the environment.
 PROCESS = """
 import json, os, pathlib, pickle, sys
 import torch
-from cdiff.downstream.segmenter import build_segmenter
-from cdiff.downstream.training import fit, real_items
-from cdiff.generator.training import train_generator
-from cdiff.types import Part
 from cdiff.workers import Workers
+sys.path.insert(0, sys.argv[2])
+from test_workers import learn
 torch.set_num_threads(1)
-folder = pathlib.Path(sys.argv[1])
-photos, config, targets, normals = pickle.loads((folder / "told").read_bytes())
-number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 torch.distributed.init_process_group("gloo")
-workers = Workers(Part(number, count))
-losses = []
-train_generator(
-    photos, targets, normals, config, folder / f"made-{count}", lambda _, __, loss: losses.append(loss), workers=workers
-)
-model = build_segmenter(config.downstream, 0)
-items = real_items(photos, [s.sample_id for s in photos.samples], config.downstream)
-fitted = fit(model, items, items[:2], config.downstream, steps=4, seed=0, workers=workers)["loss"]
+number = int(os.environ["RANK"])
+told = learn(pathlib.Path(sys.argv[1]), Workers(Part(number, int(os.environ["WORLD_SIZE"]))))
 if number == 0:
-    (folder / f"losses-{count}").write_text(json.dumps([losses, fitted]))
+    (pathlib.Path(sys.argv[1]) / "losses").write_text(json.dumps(told))
 torch.distributed.destroy_process_group()
 """
 
 
-def train(folder, count: int) -> list[list[float]]:
+def learn(folder: Path, workers: Workers) -> list[list[float]]:
+    """The losses of a generator and of a segmenter."""
+    photos, config, targets, normals = pickle.loads((folder / "told").read_bytes())  # noqa: S301  # our own
+    losses: list[float] = []
+    made = folder / f"made-{workers.count}"
+    train_generator(photos, targets, normals, config, made, lambda *at: losses.append(at[2]), workers=workers)
+    model = build_segmenter(config.downstream, 0)
+    items = real_items(photos, [sample.sample_id for sample in photos.samples], config.downstream)
+    fitted = fit(model, items, items[:2], config.downstream, steps=4, seed=0, workers=workers)
+    return [losses, fitted["loss"]]
+
+
+def learn_in_two(folder: Path) -> list[list[float]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(folder)],
+            [sys.executable, "-c", PROCESS, str(folder), str(Path(__file__).parent)],
             env=os.environ | place | {"RANK": str(number), "PYTHONPATH": os.pathsep.join(sys.path)},
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in range(count)
+        for number in range(2)
     ]
     for process in running:
         told = process.communicate(timeout=150)[1]
         assert process.returncode == 0, told[-3000:]
-    return json.loads((folder / f"losses-{count}").read_text())
+    found: list[list[float]] = json.loads((folder / "losses").read_text())
+    return found
 
 
 @pytest.mark.slow
@@ -82,7 +86,7 @@ def test_two_processes_learn_what_one_learns(photos, tiny_overrides, tmp_path) -
     ids = [sample.sample_id for sample in photos.samples]
     normals = [sample.sample_id for sample in photos.samples if sample.is_normal]
     (tmp_path / "told").write_bytes(pickle.dumps((photos, config, photos.all_targets(ids), normals)))
-    alone, together = (train(tmp_path, count) for count in (1, 2))
+    alone, together = learn(tmp_path, ALONE), learn_in_two(tmp_path)
     assert together[0] == pytest.approx(alone[0], rel=1e-3), "generator"
     assert together[1][:2] == pytest.approx(alone[1][:2], rel=2e-4), (
         "segmenter, before Adam makes much of rounding"

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from cdiff.config import DownstreamConfig
-from cdiff.types import Box, Part
+from cdiff.types import Box
+from cdiff.workers import Part
 
 SCALE = 1.25  # crops show between 1 / SCALE and SCALE times their side of the photo
 BORDER = 1.5  # what is sliced, in crop sides: room for the turn and the scale

@@ -14,7 +14,7 @@ import torch
 
 from cdiff.config import GeneratorConfig
 from cdiff.generator.denoiser import Denoiser
-from cdiff.types import WHOLE, Part
+from cdiff.workers import WHOLE, Part
 
 # How often each use of the network is practised: joint, independent times, given mask, mask from image, mask first.
 _USES = torch.tensor([0.35, 0.15, 0.25, 0.125, 0.125])

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from cdiff.config import GeneratorConfig
 from cdiff.data.dataset import Dataset
 from cdiff.generator.paste import cut, square_around, to_resolution
-from cdiff.types import WHOLE, Part, Target
+from cdiff.types import Target
+from cdiff.workers import WHOLE, Part
 
 _PATCH = 2  # patch side in generator resolutions
 _COVER = 1.5  # patch side in largest crop sides: room for shifts and turns

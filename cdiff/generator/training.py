@@ -28,8 +28,8 @@ from cdiff.generator.objective import flow_loss
 from cdiff.generator.patches import cut_patches
 from cdiff.generator.views import FreshViews, KeptViews, Views
 from cdiff.safe.tokens import scene_contrast
-from cdiff.types import Part, Target
-from cdiff.workers import ALONE, Workers
+from cdiff.types import Target
+from cdiff.workers import ALONE, Part, Workers
 
 TRAINING_STATE = "training-generator.safetensors"  # what a training that was cut off goes on from
 Progress = Callable[[int, int, float], None]  # step, steps, loss

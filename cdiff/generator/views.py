@@ -18,7 +18,7 @@ from cdiff.generator.model import Generator
 from cdiff.generator.objective import Clean
 from cdiff.generator.patches import Patches, augmented, balanced, regions
 from cdiff.safe.cache import FeatureCache
-from cdiff.types import Part
+from cdiff.workers import Part
 
 _AT_ONCE = 8  # crops that are encoded together
 

@@ -22,7 +22,7 @@ from cdiff.errors import RunError
 from cdiff.safe.cache import FeatureCache, keys_of
 from cdiff.safe.features import ConvEncoder, grid_weights, masked_mean
 from cdiff.safe.frozen import FrozenEncoder
-from cdiff.types import WHOLE, Part
+from cdiff.workers import WHOLE, Part
 
 _LABELS = 4096  # of the ablation without SAFE: types are told apart by a hash of their names
 

@@ -27,7 +27,8 @@ from cdiff.data.dataset import Dataset
 from cdiff.generator.model import Generator, weights_hash
 from cdiff.generator.objective import Clean, flow_loss
 from cdiff.generator.patches import augmented, balanced, cut_patches, regions
-from cdiff.types import Outcome, Part
+from cdiff.types import Outcome
+from cdiff.workers import Part
 
 # Of an outcome; the first is the rank of its loss within the type, and is what sampling replaces.
 FEATURES = ("rank", "missed", "false_area", "confidence", "boundary_error", "soft_dice")

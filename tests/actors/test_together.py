@@ -15,8 +15,7 @@ from cdiff.config_file import load_config
 from cdiff.data.run import Run
 from cdiff.errors import ConfigError, ResourceError
 from cdiff.generator.model import Generator
-from cdiff.types import Part
-from cdiff.workers import ALONE
+from cdiff.workers import ALONE, Part
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(400)]
 

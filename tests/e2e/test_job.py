@@ -117,6 +117,7 @@ def _wait_for(address: str, environment: dict[str, str]) -> None:
     pytest.fail("the head's job server did not come up within a minute")
 
 
+@pytest.mark.long
 def test_the_loop_runs_as_a_job_with_the_token_and_not_without(head, tiny_loop, tmp_path) -> None:
     address, environment = head
     _wait_for(address, environment)

@@ -9,7 +9,7 @@ from cdiff.generator.model import Generator
 from cdiff.generator.patches import cut_patches
 from cdiff.generator.training import train_generator
 from cdiff.generator.views import KeptViews
-from cdiff.types import Part
+from cdiff.workers import Part
 
 
 @pytest.fixture(scope="module")
