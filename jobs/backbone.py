@@ -17,6 +17,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,29 +127,11 @@ def weights_by_role(denoiser: LatentDenoiser) -> dict[str, float]:
 
 
 def _sampling(denoiser: LatentDenoiser, args: argparse.Namespace, rate: float) -> dict[str, Any]:
-    def sampler(steps: int) -> Sampler:
-        null = torch.zeros(_TOKENS, denoiser.words.in_features, device=args.device)
-        return Sampler(denoiser, null, steps, args.batch, args.dtype)
-
-    def pairs(
-        number: int, guided: tuple[float, float] = (0.0, 1.0), candidates: int = 1
-    ) -> list[torch.Tensor]:
-        conditions = [_condition(denoiser, args, guided, seed) for seed in range(number)]
-        draw, out = sampler(args.steps), []
-        for first in range(0, number, args.batch):
-            own = conditions[first : first + args.batch]
-            starts = [_start(draw, c, 97 * k) for c in own for k in range(candidates)]
-            if candidates > 1:  # the judge is not part of what is timed: the first of each is kept
-                starts = draw.run(starts, share=_FRACTION)[::candidates]
-            done = draw.run(starts)
-            out += [draw.image(s.condition, s.canvas_CSS) for s in done]
-        return out
-
-    warm = None if args.quick else lambda: pairs(args.batch)
-    base, seconds, peak = _timed(lambda: pairs(args.pairs), warm, args.device)
+    make = partial(_pairs, denoiser, args, args.pairs)
+    warm = None if args.quick else lambda: _pairs(denoiser, args, args.batch)
+    base, seconds, peak = _timed(make, warm, args.device)
     assert all(bool(torch.isfinite(image).all()) for image in base)
-    flops = _flops(denoiser, args)
-    whole = 2 * args.steps  # evaluations per pair, with guidance all along
+    flops, whole = _flops(denoiser, args), 2 * args.steps  # evaluations per pair, with guidance all along
     out = {
         "pairs_per_second": args.pairs / seconds,
         "evaluations_per_pair": whole,
@@ -158,17 +141,37 @@ def _sampling(denoiser: LatentDenoiser, args: argparse.Namespace, rate: float) -
     }
     if args.quick:
         return out
-    _, guided, _ = _timed(lambda: pairs(args.pairs, _GUIDED), None, args.device)
-    _, early, _ = _timed(lambda: pairs(args.pairs, candidates=_CANDIDATES), None, args.device)
-    later = seconds * _CANDIDATES  # if all of them were finished before they are judged
-    return out | {
-        "guidance_interval": {"guided": list(_GUIDED), "times_faster": seconds / guided},
-        "early_rejection": {
-            "candidates": _CANDIDATES,
-            "judged_after": _FRACTION,
-            "times_faster": later / early,
-        },
-    }
+    _, guided, _ = _timed(partial(make, guided=_GUIDED), None, args.device)
+    late, early = (
+        _timed(partial(make, candidates=_CANDIDATES, judged_after=share), None, args.device)[1]
+        for share in (1.0, _FRACTION)
+    )
+    rejection = {"candidates": _CANDIDATES, "judged_after": _FRACTION, "times_faster": late / early}
+    interval = {"guided": list(_GUIDED), "times_faster": seconds / guided}
+    return out | {"guidance_interval": interval, "early_rejection": rejection}
+
+
+def _pairs(
+    denoiser: LatentDenoiser,
+    args: argparse.Namespace,
+    number: int,
+    guided: tuple[float, float] = (0.0, 1.0),
+    candidates: int = 1,
+    judged_after: float = 1.0,
+) -> list[torch.Tensor]:
+    """Images of so many pairs. Of several candidates all are looked at after a share of the steps, and the first is kept: the judge itself is not timed."""
+    null = torch.zeros(_TOKENS, denoiser.words.in_features, device=args.device)
+    draw, out = Sampler(denoiser, null, args.steps, args.batch, args.dtype), []
+    conditions = [_condition(denoiser, args, guided, seed) for seed in range(number)]
+    for first in range(0, number, args.batch):
+        own = conditions[first : first + args.batch]
+        states = [_start(draw, c, 97 * k) for c in own for k in range(candidates)]
+        if candidates > 1:
+            states = draw.run(states, share=judged_after)
+            draw.expected_images(states)
+            states = states[::candidates]
+        out += [draw.image(s.condition, s.canvas_CSS) for s in draw.run(states)]
+    return out
 
 
 def _training(denoiser: LatentDenoiser, config: Config, args: argparse.Namespace) -> dict[str, Any]:

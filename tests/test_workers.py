@@ -21,7 +21,7 @@ from cdiff.workers import ALONE, Part, Workers, usable
 PROCESS = """
 import json, os, pathlib, pickle, sys
 import torch
-from cdiff.workers import Workers
+from cdiff.workers import Part, Workers
 sys.path.insert(0, sys.argv[2])
 from test_workers import learn
 torch.set_num_threads(1)

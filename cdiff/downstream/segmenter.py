@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.networks.nets import BasicUNet
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_model
 from torch import nn
@@ -36,6 +35,10 @@ def unet(in_channels: int) -> nn.Module:
     held it back on rare targets. Batch norm keeps how strong a response is from photo to photo; group norm rescales each
     photo by itself, which raises faint texture of normals to alarms. Sides are multiples of 16 and at least 32.
     """
+    from monai.networks.nets import (
+        BasicUNet,  # here: it takes seconds, and who makes no network is spared them
+    )
+
     body = BasicUNet(
         spatial_dims=2,
         in_channels=4 * in_channels,

@@ -10,8 +10,9 @@ the crop's own resolution R. Times lie in [0, 1]; 0 is clean, 1 pure noise.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
 
 from cdiff.config import GeneratorConfig, SafeConfig
@@ -76,13 +77,17 @@ class PixelDenoiser(Denoiser):
 
     def __init__(self, config: GeneratorConfig, safe: SafeConfig) -> None:
         super().__init__()
+        from diffusers import (
+            UNet2DConditionModel,  # here: it takes seconds, and who makes no network is spared them
+        )
+
         self.codec = PixelCodec(config.unshuffle)
         levels = len(config.channels)
         plain = levels - min(config.attention_levels, levels)
         down = ["DownBlock2D"] * plain + ["CrossAttnDownBlock2D"] * (levels - plain)
         up = ["CrossAttnUpBlock2D"] * (levels - plain) + ["UpBlock2D"] * plain
         width = self.codec.image_channels + self.codec.mask_channels
-        self.unet = UNet2DConditionModel(
+        self.unet: Any = UNet2DConditionModel(
             sample_size=config.resolution // config.unshuffle,
             in_channels=2 * width,  # noisy image and mask, background and region
             out_channels=width,
@@ -108,7 +113,7 @@ class PixelDenoiser(Denoiser):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         encode = self.codec.encode
         codes = torch.cat([encode(part) for part in (canvas_BCSS, mask_B1RR, known_BKSS, region_B1RR)], dim=1)
-        clean = self.unet(  # type: ignore[operator]  # a torch module that its stubs hide
+        clean = self.unet(
             codes,
             time_image_B * TIME_SCALE,
             encoder_hidden_states=tokens_BND,
