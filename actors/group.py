@@ -82,16 +82,24 @@ class ActorGroup:
         count: actors, >= 1.
         resources: `in_flight` calls per actor, `retries` of an item, `stall_timeout_s` without a step or a result before the
             group gives up.
+        cluster: what waits for calls and takes them back, with the functions of the module `ray`: other futures than Ray's.
     Raises (all calls):
         ActorError: an item failed 1 + retries times, or an actor could not be made.
         LoopStalled: nothing moved any more.
         CdiffError: whatever kind the actor raised: it is the user's to mend, so it is never retried.
     """
 
-    def __init__(self, name: str, make: Callable[[int], Any], count: int, resources: ResourceConfig) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[int], Any],
+        count: int,
+        resources: ResourceConfig,
+        cluster: Any = ray,
+    ) -> None:
         if count < 1:
             raise ValueError(f"a group needs at least one actor, not {count}")
-        self.name, self._make, self._resources = name, make, resources
+        self.name, self._make, self._resources, self._ray = name, make, resources, cluster
         self._members = [_Member(index, make(index)) for index in range(count)]
         self._streaming, self._results = False, 0
         self._parts: Parts | None = None
@@ -167,7 +175,7 @@ class ActorGroup:
     def close(self) -> None:
         """End all actors; the group cannot be used afterwards."""
         for member in self._members:
-            ray.kill(member.handle, no_restart=True)
+            self._ray.kill(member.handle, no_restart=True)
         self._members = []
 
     def _fill(self, method: str, source: Iterator[Work], waiting: deque[_Item], seen: set[str]) -> bool:
@@ -209,7 +217,7 @@ class ActorGroup:
             if reference not in member.pending:
                 continue  # settled with its actor's death a moment ago
             try:
-                value = ray.get(reference)
+                value = self._ray.get(reference)
             except RayTaskError as error:
                 self._failed(method, member.pending.pop(reference), member, error, waiting)
             except DEAD as error:
@@ -224,9 +232,13 @@ class ActorGroup:
         """The references that are ready, at least one; LoopStalled after `stall_timeout_s` in which none was and no step was done."""
         told, moved = self._pulse(), time.monotonic()
         while (left := moved + self._resources.stall_timeout_s - time.monotonic()) > 0:
-            ready, _ = ray.wait(references, num_returns=1, timeout=min(POLL_SECONDS, left), fetch_local=False)
+            ready, _ = self._ray.wait(
+                references, num_returns=1, timeout=min(POLL_SECONDS, left), fetch_local=False
+            )
             if ready:
-                return ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)[0]
+                return self._ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)[
+                    0
+                ]
             if (now := self._pulse()) != told:
                 told, moved = now, time.monotonic()
             if watch:
@@ -235,7 +247,7 @@ class ActorGroup:
         raise LoopStalled(
             f"nothing moved among the {self.name} actors for {self._resources.stall_timeout_s:.0f} s: of {method}, {self._results} results are "
             f"there and {len(keys)} are waited for ({', '.join(keys[:3])}{' and more' if len(keys) > 3 else ''}). The cluster has free: "
-            f"{ray.available_resources()}. If the actors never started, free or add resources; if one step takes so long, raise "
+            f"{self._ray.available_resources()}. If the actors never started, free or add resources; if one step takes so long, raise "
             "resources.stall_timeout_s. What is committed is safe: the same command goes on."
         )
 
@@ -244,9 +256,9 @@ class ActorGroup:
         for member in self._members:
             if not member.pending or not hasattr(member.handle, "progress"):
                 continue
-            if member.asked is not None and ray.wait([member.asked], timeout=0)[0]:
+            if member.asked is not None and self._ray.wait([member.asked], timeout=0)[0]:
                 with suppress(RayError):  # a death is found by the calls that wait for it
-                    member.steps = ray.get(member.asked)
+                    member.steps = self._ray.get(member.asked)
                 member.asked = None
             if member.asked is None:
                 member.asked = member.handle.progress.remote()
@@ -265,7 +277,7 @@ class ActorGroup:
         blamed = False
         pending, member.pending = member.pending, {}  # settled here, once: their errors are still to arrive
         for reference, item in pending.items():
-            value, finished = _finished(reference)
+            value, finished = self._finished(reference)
             if finished:
                 results.append((item.key, value))
             elif blamed:
@@ -274,7 +286,7 @@ class ActorGroup:
                 blamed = True
                 self._failed(method, item, member, error, waiting, said)
         waiting.extendleft(reversed(requeued))
-        ray.kill(member.handle, no_restart=True)  # it may be alive behind a broken connection
+        self._ray.kill(member.handle, no_restart=True)  # it may be alive behind a broken connection
         self._members[member.index] = _Member(member.index, self._make(member.index))
         return results
 
@@ -332,15 +344,14 @@ class ActorGroup:
         """Take back what is queued: an abandoned stream must not hold up the next one."""
         for member in self._members:
             for reference in member.pending:
-                ray.cancel(reference, force=False)
+                self._ray.cancel(reference, force=False)
             member.pending.clear()
 
-
-def _finished(reference: Any) -> tuple[Any, bool]:
-    """(result, True) when the call ended well before its actor died."""
-    if not ray.wait([reference], timeout=0)[0]:
-        return None, False
-    try:
-        return ray.get(reference), True
-    except RayError:
-        return None, False
+    def _finished(self, reference: Any) -> tuple[Any, bool]:
+        """(result, True) when the call ended well before its actor died."""
+        if not self._ray.wait([reference], timeout=0)[0]:
+            return None, False
+        try:
+            return self._ray.get(reference), True
+        except RayError:
+            return None, False
