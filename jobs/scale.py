@@ -1,7 +1,7 @@
 """What pairs cost in metadata, memory and time, and how many calls a driver hands out; called by `jobs/benchmark.py scale`.
 
     pairs       every step of planner, gate, store and ledger at each size (jobs.scale_steps), in a process of its own
-    exponents   slope of log seconds over log pairs: 1 is linear, 2 quadratic
+    exponents   slope of log CPU seconds over log pairs: 1 is linear, 2 quadratic
     dispatch    the actor group with ever more workers (jobs.scale_dispatch)
 
 A step that takes longer than the limit is given up, and the file says so. What is measured is kept beside the file until all is: the same
@@ -108,7 +108,7 @@ def exponents(sizes: Mapping[str, Found]) -> dict[str, float]:
     out = {}
     for step in STEPS:
         points = [
-            (int(n), told[step]["seconds"]) for n, told in sizes.items() if "seconds" in told.get(step, {})
+            (int(n), told[step]["cpu_s"]) for n, told in sizes.items() if "seconds" in told.get(step, {})
         ]
         if len(points) > 1:
             pairs, seconds = np.log(np.maximum(np.array(points, dtype=float), 1e-6)).T

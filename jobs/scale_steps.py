@@ -1,5 +1,5 @@
 """What so many pairs cost at each step that the driver and the coordinator do: time, peak memory, bytes. Called by `jobs/scale.py`, for each
-size in a process of its own.
+size in a process of its own. CPU seconds stand beside those of the clock: other programs on the machine lengthen the latter alone.
 
     plan       the coordinator's plan of one round              hash       task_id of every task
     json       carriers to JSON text and back                   rank       slices of as many outcomes
@@ -111,15 +111,17 @@ class Steps:
         if name not in self.wanted:
             return None
         memory = Memory()
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         try:
             with memory, limited(self.limit):
                 result = work()
         except OverLimit:
-            self.tell(name, {"stopped_after_s": round(time.perf_counter() - began, 1)})
+            spent = {"stopped_after_s": time.perf_counter() - began, "cpu_s": time.process_time() - used}
+            self.tell(name, {key: round(value, 1) for key, value in spent.items()})
             return None
-        taken = time.perf_counter() - began
-        told = {"seconds": round(taken, 4), "us_per_pair": round(1e6 * taken / self.pairs, 2)}
+        taken, used = time.perf_counter() - began, time.process_time() - used
+        told = {"seconds": round(taken, 4), "cpu_s": round(used, 4)}
+        told |= {"us_per_pair": round(1e6 * taken / self.pairs, 2)}
         told |= {"grown_mb": round(memory.grown / 1e6, 1), "peak_rss_mb": round(memory.peak / 1e6, 1)}
         self.tell(name, told | (also(result) if also else {}))
         return result
