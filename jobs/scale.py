@@ -37,7 +37,9 @@ Found = dict[str, Any]
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=int, nargs="*", default=[10_000, 100_000, 1_000_000], help="sizes")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="of each size")
-    parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which a step is given up")
+    parser.add_argument(
+        "--limit", type=float, default=3600.0, help="CPU seconds after which a step is given up"
+    )
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 4, 16, 64], help="real actors")
     parser.add_argument(
         "--in-process", type=int, nargs="*", default=list(IN_PROCESS), help="workers that are futures"

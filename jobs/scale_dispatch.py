@@ -142,7 +142,8 @@ _RESOURCES = ResourceConfig()
 def _point(group: ActorGroup, workers: int, service: float, seconds: float) -> dict[str, Any]:
     """Calls per second once the first queues are done, for as long as `seconds` and as many calls again as the queues hold.
 
-    The driver's share is of one core: the CPU time of all its threads over wall time.
+    The driver's share is of one core: the CPU time of all its threads over wall time. Its limit is what it could hand out with that core to itself,
+    whatever else the machine does.
     """
     window = _Window(workers * _RESOURCES.in_flight, seconds)
 
@@ -162,6 +163,7 @@ def _point(group: ActorGroup, workers: int, service: float, seconds: float) -> d
         "efficiency": round(rate * service / workers, 4),
         "driver_cpu_share": round(window.cpu / window.wall, 4),
         "driver_ms_per_call": round(1e3 * window.cpu / window.calls, 4),
+        "driver_limit_calls_per_s": round(window.calls / window.cpu, 1),
         "served_s": round(window.served / window.calls, 5),
         "first_result_after_s": round(window.first, 3),
     }
