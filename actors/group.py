@@ -79,11 +79,9 @@ class ActorGroup:
         self.name, self._make, self._resources, self._ray = name, make, resources, cluster
         self._members = [Member(index, make(index)) for index in range(count)]
         self._streaming, self._results = False, 0
-        # What is in flight and who has room, kept as it changes: going through all members for every call would cost their square.
+        # Who has room and what is in flight, kept as it changes: going through all members for every call would cost their square.
+        self._room = Room(self._members, resources.in_flight)
         self._owner: dict[Any, Member] = {}  # by object reference
-        self._room: list[
-            tuple[int, int]
-        ] = []  # heap of (calls, index); entries that no longer hold are passed over
         self._asked = -POLL_SECONDS  # when members were asked for their progress, time.monotonic
         self._parts: Parts | None = None
         self._lighter: Lighter | None = None

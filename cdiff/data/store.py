@@ -294,7 +294,7 @@ def _attempt(row: Mapping[str, Any], shard: str, number: int) -> Attempt:
     if task.task_id != row["task_id"]:
         raise RunError(f"row {number} of {shard} was written by another version of cdiff; start a new run.")
     return Attempt(
-        assignment=Assignment(task, sys.intern(row["slice"]), sys.intern(row["purpose"]), row["index"]),
+        assignment=Assignment(task, sys.intern(row["slice"]), row["purpose"], row["index"]),
         shard=shard,
         row=number,
         category=sys.intern(row["category"]),

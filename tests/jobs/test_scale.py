@@ -82,7 +82,7 @@ def test_workers_serve_one_call_after_the_other():
     worker = Worker(0.02, cluster)
     began = time.perf_counter()
     calls = [worker.serve.remote(0.02) for _ in range(3)]
-    done = []
+    done: list[float] = []
     while len(done) < 3:
         for future in cluster.wait(calls, num_returns=3, timeout=1.0)[0]:
             assert cluster.get(future) == 0.02
