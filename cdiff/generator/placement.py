@@ -223,7 +223,7 @@ def draw_pose(
     own = reference.covered(x + dx, y + dy)
 
     # All poses at once, [tries, steps, steps]: one by one they took most of the time of a plan (docs/scaling.md).
-    there = background.covered(*_laid_all(drawn, dx, dy))
+    there = background.covered(*_laid(drawn, dx, dy))
     unlike = np.abs(there - own).reshape(len(drawn), -1).mean(axis=1)
     scores = [
         -float(value) - _overlap(pose, half * pose.scale, occupied)
@@ -234,20 +234,11 @@ def draw_pose(
     return next(pose for pose, score in zip(drawn, scores, strict=True) if score >= best - 0.02)
 
 
-def _laid(pose: Pose, dx: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places around a target, offsets in its own photo's pixels, on the photo on which the pose lays it."""
-    turned_x, turned_y = _turn_all(dx, -dy if pose.flip else dy, pose.angle)
-    return pose.x + pose.scale * turned_x, pose.y + pose.scale * turned_y
-
-
-def _laid_all(poses: Sequence[Pose], dx: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `_laid`, for each pose: [poses, *shape of dx]. The same operations, so that equal draws give equal poses, bit for bit."""
+def _laid(poses: Sequence[Pose], dx: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places around a target, offsets in its own photo's pixels, on the photo on which each pose lays it: [poses, *shape of dx]."""
+    numbers = [(p.x, p.y, p.scale, -1.0 if p.flip else 1.0, *_direction(p.angle)) for p in poses]
     x, y, scale, sign, cos, sin = (
-        np.array(values).reshape(-1, *(1 for _ in dx.shape))
-        for values in zip(
-            *((p.x, p.y, p.scale, -1.0 if p.flip else 1.0, *_direction(p.angle)) for p in poses),
-            strict=True,
-        )
+        np.array(values).reshape(-1, *(1 for _ in dx.shape)) for values in zip(*numbers, strict=True)
     )
     flipped = sign * dy
     return x + scale * (dx * cos - flipped * sin), y + scale * (dx * sin + flipped * cos)
@@ -307,11 +298,6 @@ def _centre(box: Box) -> tuple[float, float]:
 
 
 def _turn(x: float, y: float, degrees: float) -> tuple[float, float]:
-    cos, sin = _direction(degrees)
-    return x * cos - y * sin, x * sin + y * cos
-
-
-def _turn_all(x: np.ndarray, y: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
     cos, sin = _direction(degrees)
     return x * cos - y * sin, x * sin + y * cos
 
