@@ -2,9 +2,10 @@
 
 Comparing each with all that went before takes the square of their number. Here an attempt is compared with those alone that could be alike:
 
-    eight sums of a thumbnail's pixels, each with a sign: the whole, left less right, top less bottom, ... (Walsh functions)
+    sixteen sums of a thumbnail's pixels, each with a sign: the whole, left less right, top less bottom, ... (Walsh functions)
     two thumbnails of which the absolute differences sum to less than d differ by less than d in every such sum
-    so a repetition lies in the same cell of a grid over the eight sums, or just across its border, and there its sums are near
+    so a repetition lies in the same cell of a grid over the six sums that vary most, or just across its border; and there all its sums
+    are near
 
 The verdict is that of comparing with all. Source of the sums: Walsh (1923); of cells over such projections: near neighbours by hashing.
 """
@@ -12,8 +13,7 @@ The verdict is that of comparing with all. Source of the sums: Walsh (1923); of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -22,73 +22,67 @@ from cdiff.types import Attempt, Box
 from cdiff.wasm.measures import THUMBNAIL
 
 _TOUCHING = 0.5  # share of the smaller box from which targets on one photo lie in one place
-_WIDE = 4  # width of a cell in distances of duplicates: fewer cells to look into, or fewer attempts in each
+_WIDE = 2  # width of a cell in distances of duplicates: wider ones are fewer to look into, and hold more
+# Walsh functions along rows and columns whose sums make a cell: those by which thumbnails of photos differ most, light, its slopes, and
+# the middle against the edges.
+_CELL = ((0, 0), (2, 2), (2, 0), (0, 2), (1, 0), (0, 1))
 _AT_ONCE = 4096  # thumbnails whose sums are taken together: memory
 _Cell = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a thumbnail lies among all thumbnails."""
-
-    sums: tuple[float, ...]  # in distances of duplicates
-    cell: _Cell
-    near: tuple[tuple[int, ...], ...]  # along each sum, the cells that hold what could be alike
+_Sums = tuple[float, ...]  # in distances of duplicates
 
 
 class Earlier:
-    """Valid attempts by reference and by background, each in the cell of its thumbnail.
+    """The attempts that were found valid so far, by reference and by background, each in the cell of its thumbnail.
 
     Args:
+        attempts: all that will be asked about or added, by number.
         duplicate: mean absolute difference of thumbnails, share of full scale, under which one repeats the other.
     """
 
-    def __init__(self, duplicate: float) -> None:
+    def __init__(self, attempts: Sequence[Attempt], duplicate: float) -> None:
         self.looked, self.compared = (
             0,
             0,
         )  # attempts whose sums, and those whose thumbnails were compared, so far
-        self._duplicate = duplicate
-        self._cells: dict[str, dict[_Cell, list[tuple[Place, Attempt]]]] = defaultdict(dict)
+        self._attempts, self._duplicate = attempts, duplicate
+        pixels = b"".join(attempt.fingerprint for attempt in attempts)
+        self._thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, THUMBNAIL**2)
+        # A little more than the bound: that one is tested in float32.
+        self._sums = _sums(self._thumbnails) / max(1.0, 1.001 * duplicate * 255 * THUMBNAIL**2)
+        self._cells: dict[str, dict[_Cell, list[tuple[int, _Sums]]]] = defaultdict(dict)
 
-    def repeated(self, attempt: Attempt, place: Place) -> bool:
+    def repeated(self, number: int) -> bool:
         """Whether an attempt shows what one of the earlier shows: of the same reference, or in the same place of its background."""
-        for name in _names(attempt):
+        sums: _Sums = tuple(self._sums[number].tolist())
+        near = list(product(*(sorted({(v - 1) // _WIDE, (v + 1) // _WIDE}) for v in sums[: len(_CELL)])))
+        for name in _names(self._attempts[number]):
             cells = self._cells[name]
-            for cell in product(*place.near) if cells else ():
-                for other, earlier in cells.get(cell, ()):
-                    self.looked += 1
-                    if not _could_repeat(place, other):
-                        continue
-                    self.compared += 1
-                    if _repeats(attempt, earlier, self._duplicate):
-                        return True
+            entries = [entry for cell in near if cell in cells for entry in cells[cell]]
+            self.looked += len(entries)
+            could = [other for other, its in entries if _near(sums, its)]
+            self.compared += len(could)
+            if could and any(self._same_place(number, other) for other in self._alike(number, could)):
+                return True
         return False
 
-    def add(self, attempt: Attempt, place: Place) -> None:
+    def add(self, number: int) -> None:
         """One more valid attempt."""
-        for name in _names(attempt):
-            self._cells[name].setdefault(place.cell, []).append((place, attempt))
+        sums: _Sums = tuple(self._sums[number].tolist())
+        cell = tuple(value // _WIDE for value in sums[: len(_CELL)])
+        for name in _names(self._attempts[number]):
+            self._cells[name].setdefault(cell, []).append((number, sums))
 
+    def _alike(self, number: int, others: Sequence[int]) -> list[int]:
+        """Those of the others whose thumbnails differ by less than the bound."""
+        there, here = self._thumbnails[others].astype(np.float32), self._thumbnails[number].astype(np.float32)
+        differences = np.abs(there - here).mean(axis=1) / 255
+        return [others[place] for place in np.flatnonzero(differences < self._duplicate)]
 
-def places(attempts: Sequence[Attempt], duplicate: float) -> Iterator[Place]:
-    """Where each attempt's thumbnail lies among the others, in order."""
-    # A little more than the bound: that one is tested in float32.
-    distance = max(1.0, 1.001 * duplicate * 255 * THUMBNAIL**2)
-    for first in range(0, len(attempts), _AT_ONCE):
-        pixels = b"".join(attempt.fingerprint for attempt in attempts[first : first + _AT_ONCE])
-        thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, THUMBNAIL**2)
-        sums = (
-            thumbnails.astype(np.float32) @ _SIGNS / distance
-        )  # before the division whole numbers below 2^24: exact
-        own, low, high = (np.floor((sums + shift) / _WIDE).astype(int).tolist() for shift in (0, -1, 1))
-        for told, cell, lowest, highest in zip(sums.tolist(), own, low, high, strict=True):
-            near = tuple((a,) if a == b else (a, b) for a, b in zip(lowest, highest, strict=True))
-            yield Place(tuple(told), tuple(cell), near)
-
-
-def _could_repeat(one: Place, other: Place) -> bool:
-    return all(-1 <= mine - its <= 1 for mine, its in zip(one.sums, other.sums, strict=True))
+    def _same_place(self, number: int, other: int) -> bool:
+        """On one background two alike are one only in one place: plain surface repeats by itself."""
+        mine, its = self._attempts[number], self._attempts[other]
+        same_reference = mine.assignment.task.reference == its.assignment.task.reference
+        return same_reference or _overlap(mine.box, its.box) >= _TOUCHING
 
 
 def _names(attempt: Attempt) -> tuple[str, str]:
@@ -96,13 +90,11 @@ def _names(attempt: Attempt) -> tuple[str, str]:
     return f"of {task.reference}", f"on {task.background}"
 
 
-def _repeats(attempt: Attempt, earlier: Attempt, duplicate: float) -> bool:
-    """Do two attempts show nearly the same crop? On one background only in one place: plain surface repeats by itself."""
-    same_reference = attempt.assignment.task.reference == earlier.assignment.task.reference
-    if not same_reference and _overlap(attempt.box, earlier.box) < _TOUCHING:
-        return False
-    here, there = (np.frombuffer(a.fingerprint, np.uint8).astype(np.float32) for a in (attempt, earlier))
-    return bool(np.abs(here - there).mean() / 255 < duplicate)
+def _near(mine: _Sums, its: _Sums) -> bool:
+    for one, other in zip(mine, its, strict=True):  # noqa: SIM110  # half the time of all(): it is asked most
+        if not -1 <= one - other <= 1:
+            return False
+    return True
 
 
 def _overlap(first: Box, second: Box) -> float:
@@ -113,12 +105,14 @@ def _overlap(first: Box, second: Box) -> float:
     return max(0, wide) * max(0, high) / max(1, smaller)
 
 
-def _signs() -> np.ndarray:
-    """float32 [THUMBNAIL^2, 8] of 1 and -1: the products of Walsh functions of lowest frequency."""
+def _sums(thumbnails: np.ndarray) -> np.ndarray:
+    """float32 [n, 16] of uint8 [n, THUMBNAIL^2]: those of `_CELL` first. Whole numbers below 2^24, and so exact."""
     quarter = np.arange(THUMBNAIL) * 4 // THUMBNAIL
-    walsh = np.array([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, -1, 1]])[:, quarter]
-    orders = [(rows, columns) for rows in range(3) for columns in range(3)][:-1]
-    return np.stack([np.outer(walsh[r], walsh[c]).ravel() for r, c in orders], axis=1).astype(np.float32)
-
-
-_SIGNS = _signs()
+    walsh = np.array([[1, 1, 1, 1], [1, 1, -1, -1], [1, -1, -1, 1], [1, -1, 1, -1]])[:, quarter]
+    others = [(rows, columns) for rows in range(4) for columns in range(4) if (rows, columns) not in _CELL]
+    signs = np.stack([np.outer(walsh[r], walsh[c]).ravel() for r, c in (*_CELL, *others)], axis=1)
+    out = np.empty((len(thumbnails), signs.shape[1]), np.float32)
+    for first in range(0, len(thumbnails), _AT_ONCE):
+        part = slice(first, first + _AT_ONCE)
+        out[part] = thumbnails[part].astype(np.float32) @ signs.astype(np.float32)
+    return out

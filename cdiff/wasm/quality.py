@@ -20,7 +20,7 @@ from cdiff.config import Config
 from cdiff.data.dataset import MIN_AREA
 from cdiff.types import QUARANTINED, Assignment, Attempt, Outcome, Pair, Purpose
 from cdiff.wasm.budget import band
-from cdiff.wasm.duplicates import Earlier, places
+from cdiff.wasm.duplicates import Earlier
 from cdiff.wasm.survival import HARD
 
 # In order of precedence. All say that the pair is not true; they count towards stopping a slice.
@@ -195,16 +195,16 @@ def _key(attempt: Attempt) -> str:
 def validity_reasons(ordered: Sequence[Attempt], thresholds: Thresholds, config: Config) -> list[str]:
     """`validity_reason` of each attempt, and near-duplicates of earlier ones (`judge`, rule 1)."""
     reasons: list[str] = []
-    earlier = Earlier(config.gate.duplicate)
-    for attempt, place in zip(ordered, places(ordered, config.gate.duplicate), strict=True):
+    earlier = Earlier(ordered, config.gate.duplicate) if config.gate.checks else None
+    for number, attempt in enumerate(ordered):
         task, measures = attempt.assignment.task, dict(attempt.measures)
         if task.reference.rpartition("#")[0] == task.background:  # repainted in place: little need change
             measures.pop("changed", None)
         reason = validity_reason(measures, _key(attempt), thresholds, config)
-        if not reason and config.gate.checks and earlier.repeated(attempt, place):
+        if not reason and earlier and earlier.repeated(number):
             reason = "near-duplicate"
-        if not reason:
-            earlier.add(attempt, place)
+        if not reason and earlier:
+            earlier.add(number)
         reasons.append(reason)
     return reasons
 

@@ -7,7 +7,7 @@ import pytest
 
 from cdiff.config_file import load_config
 from cdiff.types import Assignment, Attempt, GenerationTask, Pose, Recipe, Revisions, Strengths
-from cdiff.wasm.duplicates import Earlier, places
+from cdiff.wasm.duplicates import Earlier
 from cdiff.wasm.quality import Thresholds, difficulty_ranks, validity_reasons
 
 CONFIG = load_config(None, [])
@@ -81,10 +81,10 @@ def test_comparisons_do_not_grow_with_the_square_of_the_attempts() -> None:
     count = 4000
     shades = surfaces(count, np.random.default_rng(5))
     attempts = [attempt(i, shade, i % 3, i % 3) for i, shade in enumerate(shades)]
-    earlier = Earlier(DUPLICATE)
-    for one, place in zip(attempts, places(attempts, DUPLICATE), strict=True):
-        earlier.repeated(one, place)
-        earlier.add(one, place)
+    earlier = Earlier(attempts, DUPLICATE)
+    for number in range(count):
+        earlier.repeated(number)
+        earlier.add(number)
     each_with_all = 2 * 3 * (count // 3) ** 2 / 2  # by reference and by background, of three each
     assert earlier.looked < 0.02 * each_with_all
     assert 0 < earlier.compared < count
