@@ -25,7 +25,7 @@ def to_json(value: Any) -> Any:
     Raises:
         TypeError: a value that would not come back as it was (an array, a set, a path).
     """
-    kind = type(value)
+    kind: Any = type(value)
     if kind in _PLAIN:  # most of what there is; subclasses, as numpy's float64, are below
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

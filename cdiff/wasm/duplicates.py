@@ -27,7 +27,7 @@ _WIDE = 2  # width of a cell in distances of duplicates: wider ones are fewer to
 # the middle against the edges.
 _CELL = ((0, 0), (2, 2), (2, 0), (0, 2), (1, 0), (0, 1))
 _AT_ONCE = 4096  # thumbnails whose sums are taken together: memory
-_Cell = tuple[int, ...]
+_Cell = tuple[float, ...]  # whole numbers
 _Sums = tuple[float, ...]  # in distances of duplicates
 
 
@@ -76,7 +76,7 @@ class Earlier:
         """Those of the others whose thumbnails differ by less than the bound."""
         there, here = self._thumbnails[others].astype(np.float32), self._thumbnails[number].astype(np.float32)
         differences = np.abs(there - here).mean(axis=1) / 255
-        return [others[place] for place in np.flatnonzero(differences < self._duplicate)]
+        return [others[place] for place in np.flatnonzero(differences < self._duplicate).tolist()]
 
     def _same_place(self, number: int, other: int) -> bool:
         """On one background two alike are one only in one place: plain surface repeats by itself."""

@@ -167,9 +167,16 @@ def test_poses_that_are_weighed_together_are_laid_as_each_alone_to_the_last_bit(
     rng = np.random.default_rng(4)
     steps = np.linspace(-1, 1, 9)
     dx, dy = (17.3 * grid for grid in np.meshgrid(steps, steps))
+    places, angles, scales = (
+        rng.uniform(0, 128, (200, 2)),
+        rng.uniform(-180, 180, 200),
+        rng.uniform(0.5, 2, 200),
+    )
     drawn = [
-        Pose(*rng.uniform(0, 128, 2), rng.uniform(-180, 180), rng.uniform(0.5, 2), bool(flip), 0.0, 1.7)
-        for flip in rng.integers(0, 2, 200)
+        Pose(x, y, angle, scale, number % 2 > 0, 0.0, 1.7)
+        for number, ((x, y), angle, scale) in enumerate(
+            zip(places.tolist(), angles.tolist(), scales.tolist(), strict=True)
+        )
     ]
     found = np.stack(_laid(drawn, dx, dy), axis=1)
     for pose, together in zip(drawn, found, strict=True):
