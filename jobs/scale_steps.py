@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import pickle
 import signal
 import threading
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 
 from cdiff.config_file import dump_config
 from cdiff.data.carriers import from_json, to_json
@@ -221,7 +221,7 @@ def limited(seconds: float) -> Iterator[None]:
 
 def _of_plan(plan: Sequence[Assignment]) -> dict[str, Any]:
     """What a plan weighs as it travels from the coordinator to the driver."""
-    return {"tasks": len(plan), "bytes_per_pair": round(len(pickle.dumps(plan)) / len(plan), 1)}
+    return {"tasks": len(plan), "bytes_per_pair": round(len(ray.cloudpickle.dumps(plan)) / len(plan), 1)}
 
 
 def _of_pairs(pairs: Sequence[Pair]) -> dict[str, Any]:

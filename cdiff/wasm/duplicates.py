@@ -28,7 +28,6 @@ _WIDE = 2  # width of a cell in distances of duplicates: wider ones are fewer to
 _CELL = ((0, 0), (2, 2), (2, 0), (0, 2), (1, 0), (0, 1))
 _AT_ONCE = 4096  # thumbnails whose sums are taken together: memory
 _Cell = tuple[float, ...]  # whole numbers
-_Sums = tuple[float, ...]  # in distances of duplicates
 
 
 class Earlier:
@@ -47,36 +46,38 @@ class Earlier:
         self._attempts, self._duplicate = attempts, duplicate
         pixels = b"".join(attempt.fingerprint for attempt in attempts)
         self._thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, THUMBNAIL**2)
-        # A little more than the bound: that one is tested in float32.
+        # In distances of duplicates. A little more than the bound: that one is tested in float32.
         self._sums = _sums(self._thumbnails) / max(1.0, 1.001 * duplicate * 255 * THUMBNAIL**2)
-        self._cells: dict[str, dict[_Cell, list[tuple[int, _Sums]]]] = defaultdict(dict)
+        self._cells: dict[str, dict[_Cell, list[int]]] = defaultdict(dict)
 
     def repeated(self, number: int) -> bool:
         """Whether an attempt shows what one of the earlier shows: of the same reference, or in the same place of its background."""
-        sums: _Sums = tuple(self._sums[number].tolist())
-        near = list(product(*(sorted({(v - 1) // _WIDE, (v + 1) // _WIDE}) for v in sums[: len(_CELL)])))
+        sums = self._sums[number, : len(_CELL)].tolist()
+        near = list(product(*(sorted({(v - 1) // _WIDE, (v + 1) // _WIDE}) for v in sums)))
+        others: list[int] = []
         for name in _names(self._attempts[number]):
             cells = self._cells[name]
-            entries = [entry for cell in near if cell in cells for entry in cells[cell]]
-            self.looked += len(entries)
-            could = [other for other, its in entries if _near(sums, its)]
-            self.compared += len(could)
-            if could and any(self._same_place(number, other) for other in self._alike(number, could)):
-                return True
-        return False
+            for cell in near if cells else ():
+                others += cells.get(cell, ())
+        self.looked += len(others)
+        return any(self._same_place(number, other) for other in self._alike(number, others))
 
     def add(self, number: int) -> None:
         """One more valid attempt."""
-        sums: _Sums = tuple(self._sums[number].tolist())
-        cell = tuple(value // _WIDE for value in sums[: len(_CELL)])
+        cell = tuple(value // _WIDE for value in self._sums[number, : len(_CELL)].tolist())
         for name in _names(self._attempts[number]):
-            self._cells[name].setdefault(cell, []).append((number, sums))
+            self._cells[name].setdefault(cell, []).append(number)
 
     def _alike(self, number: int, others: Sequence[int]) -> list[int]:
         """Those of the others whose thumbnails differ by less than the bound."""
-        there, here = self._thumbnails[others].astype(np.float32), self._thumbnails[number].astype(np.float32)
-        differences = np.abs(there - here).mean(axis=1) / 255
-        return [others[place] for place in np.flatnonzero(differences < self._duplicate).tolist()]
+        if not others:
+            return []
+        told = np.array(others)
+        could = told[np.abs(self._sums[told] - self._sums[number]).max(axis=1) <= 1]
+        self.compared += len(could)
+        there, here = self._thumbnails[could].astype(np.float32), self._thumbnails[number].astype(np.float32)
+        alike = np.abs(there - here).mean(axis=1) / 255 < self._duplicate
+        return could[alike].tolist()
 
     def _same_place(self, number: int, other: int) -> bool:
         """On one background two alike are one only in one place: plain surface repeats by itself."""
@@ -88,13 +89,6 @@ class Earlier:
 def _names(attempt: Attempt) -> tuple[str, str]:
     task = attempt.assignment.task
     return f"of {task.reference}", f"on {task.background}"
-
-
-def _near(mine: _Sums, its: _Sums) -> bool:
-    for one, other in zip(mine, its, strict=True):  # noqa: SIM110  # half the time of all(): it is asked most
-        if not -1 <= one - other <= 1:
-            return False
-    return True
 
 
 def _overlap(first: Box, second: Box) -> float:
