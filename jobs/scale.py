@@ -31,6 +31,7 @@ from jobs import scale_dispatch
 from jobs.scale_steps import STEPS, Steps
 
 IN_PROCESS = (64, 256, 1024, 4096)
+_TELLING = 0.01  # CPU seconds; of less, what else the process did is a part
 Found = dict[str, Any]
 
 
@@ -106,14 +107,15 @@ class Kept:
 
 
 def exponents(sizes: Mapping[str, Found]) -> dict[str, float]:
-    """How the time of each step grows with the pairs, over the sizes at which it ended; steps of two sizes or more."""
+    """How the time of each step grows with the pairs, over the sizes at which it ended and took long enough to tell; steps of two or more."""
     out = {}
     for step in STEPS:
-        points = [
+        ended = [
             (int(n), told[step]["cpu_s"]) for n, told in sizes.items() if "seconds" in told.get(step, {})
         ]
+        points = [point for point in ended if point[1] >= _TELLING]
         if len(points) > 1:
-            pairs, seconds = np.log(np.maximum(np.array(points, dtype=float), 1e-6)).T
+            pairs, seconds = np.log(np.array(points, dtype=float)).T
             out[step] = round(float(np.polyfit(pairs, seconds, 1)[0]), 3)
     return out
 
