@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -34,13 +33,13 @@ from actors.failures import (
     out_of_memory,
     what,
 )
+from actors.room import Item, Member, Room, Steps
 from cdiff.config import ResourceConfig
 from cdiff.errors import ActorError, CdiffError, LoopStalled
 
 log = logging.getLogger(__name__)
 
 Work = tuple[str, tuple[Any, ...]]  # the item's id, the arguments of its call
-Steps = tuple[int, int]  # done, and in all of the current phase
 # Of an item that killed its actor twice: called with its id, arguments and cause.
 Parts = Callable[[str, tuple[Any, ...], str], list[Work]]
 # Of an item that ran out of memory: called with its id and arguments; arguments that need less, or None if there are none.
@@ -48,29 +47,6 @@ Lighter = Callable[[str, tuple[Any, ...]], tuple[Any, ...] | None]
 Watch = Callable[[Sequence[Steps]], None]  # called while the group waits, with the steps of actors that work
 
 POLL_SECONDS = 1.0  # how often a waiting group looks up: Ctrl-C and progress bars
-
-
-@dataclass(slots=True)
-class _Item:
-    key: str
-    arguments: tuple[Any, ...]
-    failures: int = 0
-    deaths: int = 0  # of actors that were working on it
-    cause: str = ""  # of the first failure: later ones are often its consequences
-    failed_on: int = -1  # member that failed last
-    light: bool = False  # it has its lighter arguments
-
-
-@dataclass(slots=True)
-class _Member:
-    index: int
-    handle: Any
-    pending: dict[Any, _Item] = field(
-        default_factory=dict
-    )  # object reference -> item, in order of submission
-    asked: Any = None  # a question for progress without an answer yet
-    steps: Steps | None = None  # the last answer
-    starting: Any = None  # of one that stands in for a dead one: answers once it has found a place
 
 
 class ActorGroup:
@@ -83,18 +59,31 @@ class ActorGroup:
         count: actors, >= 1.
         resources: `in_flight` calls per actor, `retries` of an item, `stall_timeout_s` without a step or a result before the
             group gives up.
+        cluster: what waits for calls and takes them back, with the functions of the module `ray`: other futures than Ray's.
     Raises (all calls):
         ActorError: an item failed 1 + retries times, or an actor could not be made.
         LoopStalled: nothing moved any more.
         CdiffError: whatever kind the actor raised: it is the user's to mend, so it is never retried.
     """
 
-    def __init__(self, name: str, make: Callable[[int], Any], count: int, resources: ResourceConfig) -> None:
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[int], Any],
+        count: int,
+        resources: ResourceConfig,
+        cluster: Any = ray,
+    ) -> None:
         if count < 1:
             raise ValueError(f"a group needs at least one actor, not {count}")
-        self.name, self._make, self._resources = name, make, resources
-        self._members = [_Member(index, make(index)) for index in range(count)]
+        self.name, self._make, self._resources, self._ray = name, make, resources, cluster
+        self._members = [Member(index, make(index)) for index in range(count)]
         self._streaming, self._results = False, 0
+        # Who has room and what is in flight, kept as it changes: going through all members for every call would cost their square.
+        self._room = Room(self._members, resources.in_flight)
+        self._owner: dict[Any, Member] = {}  # by object reference
+        self._starting: list[Member] = []  # successors that have no place yet
+        self._asked = -POLL_SECONDS  # when members were asked for their progress, time.monotonic
         self._parts: Parts | None = None
         self._lighter: Lighter | None = None
 
@@ -151,8 +140,9 @@ class ActorGroup:
         """
         if self._streaming:
             raise ActorError(f"the {self.name} group is still working: finish or close its last stream first")
-        source, waiting, seen = iter(items), deque[_Item](), set[str]()
+        source, waiting, seen = iter(items), deque[Item](), set[str]()
         self._streaming, self._results = True, 0
+        self._room = Room(self._members, self._resources.in_flight)
         self._parts, self._lighter = parts, lighter
         try:
             while self._fill(method, source, waiting, seen):
@@ -168,75 +158,91 @@ class ActorGroup:
     def close(self) -> None:
         """End all actors; the group cannot be used afterwards."""
         for member in self._members:
-            ray.kill(member.handle, no_restart=True)
+            self._ray.kill(member.handle, no_restart=True)
         self._members = []
 
-    def _fill(self, method: str, source: Iterator[Work], waiting: deque[_Item], seen: set[str]) -> bool:
+    def _fill(self, method: str, source: Iterator[Work], waiting: deque[Item], seen: set[str]) -> bool:
         """Hand out items while there is room; whether anything is in flight."""
-        while roomy := self._roomy():
+        while (member := self._freest()) is not None:
             item = waiting.popleft() if waiting else self._next(source, seen)
             if item is None:
+                self._room.offer(member)
                 break
-            if item.deaths:  # alone with its actor, so that the blame for another death is sure
-                roomy = [m for m in roomy if not m.pending]
-                if not roomy:
-                    waiting.appendleft(item)
-                    break
-            # another actor than the one that failed last, if one has room: the fault may be the actor's
-            member = min(roomy, key=lambda m: (m.index == item.failed_on, len(m.pending), m.index))
+            if (
+                item.deaths and member.pending
+            ):  # alone with its actor, so that blame for another death is sure
+                waiting.appendleft(item)
+                self._room.offer(member)
+                break
+            if member.index == item.failed_on:
+                member = self._room.another(member, alone=item.deaths > 0)
             reference = getattr(member.handle, method).remote(*item.arguments)
-            member.pending[reference] = item
-        return any(member.pending for member in self._members)
+            member.pending[reference], self._owner[reference] = item, member
+            self._room.offer(member)
+        return bool(self._owner)
 
-    def _roomy(self) -> list[_Member]:
-        """Who can be given something: with a node that is lost, a successor may find no place, and nothing should wait for it in vain."""
-        for member in self._members:
-            if member.starting is not None and ray.wait([member.starting], timeout=0)[0]:
-                member.starting = None  # ready or dead: its next call says which
-        free = [m for m in self._members if self._has_room(m)]
-        placed = [m for m in free if m.starting is None]
-        return placed if placed or any(m.pending for m in self._members) else free
+    def _freest(self) -> Member | None:
+        """Who gets the next call. With a node that is lost, a successor may find no place: until it has one, calls go to the others, and none waits
+        for it in vain."""
+        for member in list(self._starting):
+            if self._ray.wait([member.starting], timeout=0)[0]:  # ready, or dead: its first call says which
+                self._admit(member)
+        found = self._room.freest()
+        if found is None and self._starting and not self._owner:  # there are no others
+            self._admit(self._starting[0])
+            found = self._room.freest()
+        return found
 
-    def _has_room(self, member: _Member) -> bool:
-        suspect = any(item.deaths for item in member.pending.values())
-        return not suspect and len(member.pending) < self._resources.in_flight
+    def _admit(self, member: Member) -> None:
+        member.starting = None
+        self._starting.remove(member)
+        self._room.offer(member)
+
+    def _settled(self, reference: Any) -> Item:
+        """Take a call out of those in flight."""
+        member = self._owner.pop(reference)
+        item = member.pending.pop(reference)
+        self._room.offer(member)
+        return item
 
     @staticmethod
-    def _next(source: Iterator[Work], seen: set[str]) -> _Item | None:
+    def _next(source: Iterator[Work], seen: set[str]) -> Item | None:
         for key, arguments in source:
             if key in seen:
                 raise ValueError(f"two items have the id {key!r}: results could not be told apart")
             seen.add(key)
-            return _Item(key, arguments)
+            return Item(key, arguments)
         return None
 
-    def _collect(self, method: str, waiting: deque[_Item], watch: Watch | None) -> list[tuple[str, Any]]:
+    def _collect(self, method: str, waiting: deque[Item], watch: Watch | None) -> list[tuple[str, Any]]:
         """Wait until something is there, and settle all that is."""
-        owner = {reference: member for member in self._members for reference in member.pending}
         results: list[tuple[str, Any]] = []
-        for reference in self._wait(method, list(owner), watch):
-            member = owner[reference]
-            if reference not in member.pending:
+        for reference in self._wait(method, list(self._owner), watch):
+            member = self._owner.get(reference)
+            if member is None:
                 continue  # settled with its actor's death a moment ago
             try:
-                value = ray.get(reference)
+                value = self._ray.get(reference)
             except RayTaskError as error:
-                self._failed(method, member.pending.pop(reference), member, error, waiting)
+                self._failed(method, self._settled(reference), member, error, waiting)
             except DEAD as error:
                 results += self._replace(method, member, error, waiting)
             except RayError as error:  # the result was lost with a node, or did not fit into memory
-                self._failed(method, member.pending.pop(reference), member, error, waiting)
+                self._failed(method, self._settled(reference), member, error, waiting)
             else:
-                results.append((member.pending.pop(reference).key, value))
+                results.append((self._settled(reference).key, value))
         return results
 
     def _wait(self, method: str, references: list[Any], watch: Watch | None) -> list[Any]:
         """The references that are ready, at least one; LoopStalled after `stall_timeout_s` in which none was and no step was done."""
+        everything = {"num_returns": len(references), "timeout": 0, "fetch_local": False}
+        if ready := self._ray.wait(references, **everything)[0]:
+            return ready
         told, moved = self._pulse(), time.monotonic()
         while (left := moved + self._resources.stall_timeout_s - time.monotonic()) > 0:
-            ready, _ = ray.wait(references, num_returns=1, timeout=min(POLL_SECONDS, left), fetch_local=False)
-            if ready:
-                return ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)[0]
+            seconds = min(POLL_SECONDS, left)
+            if self._ray.wait(references, num_returns=1, timeout=seconds, fetch_local=False)[0]:
+                return self._ray.wait(references, **everything)[0]
             if (now := self._pulse()) != told:
                 told, moved = now, time.monotonic()
             if watch:
@@ -245,25 +251,29 @@ class ActorGroup:
         raise LoopStalled(
             f"nothing moved among the {self.name} actors for {self._resources.stall_timeout_s:.0f} s: of {method}, {self._results} results are "
             f"there and {len(keys)} are waited for ({', '.join(keys[:3])}{' and more' if len(keys) > 3 else ''}). The cluster has free: "
-            f"{ray.available_resources()}. If the actors never started, free or add resources; if one step takes so long, raise "
+            f"{self._ray.available_resources()}. If the actors never started, free or add resources; if one step takes so long, raise "
             "resources.stall_timeout_s. What is committed is safe: the same command goes on."
         )
 
     def _pulse(self) -> list[tuple[int, Steps]]:
-        """Index and steps of the members that work, as they told last. Who has not answered is not asked again."""
-        for member in self._members:
+        """Index and steps of the members that work, as they told last. Who has not answered is not asked again, and nobody more than a few
+        times a second: results may come by the thousand."""
+        began = time.monotonic()
+        asking = began - self._asked >= POLL_SECONDS / 4
+        self._asked = began if asking else self._asked
+        for member in self._members if asking else ():
             if not member.pending or not hasattr(member.handle, "progress"):
                 continue
-            if member.asked is not None and ray.wait([member.asked], timeout=0)[0]:
+            if member.asked is not None and self._ray.wait([member.asked], timeout=0)[0]:
                 with suppress(RayError):  # a death is found by the calls that wait for it
-                    member.steps = ray.get(member.asked)
+                    member.steps = self._ray.get(member.asked)
                 member.asked = None
             if member.asked is None:
                 member.asked = member.handle.progress.remote()
         return [(member.index, member.steps) for member in self._members if member.pending and member.steps]
 
     def _replace(
-        self, method: str, member: _Member, error: RayError, waiting: deque[_Item]
+        self, method: str, member: Member, error: RayError, waiting: deque[Item]
     ) -> list[tuple[str, Any]]:
         """Bury a dead actor and make its successor. The call that it was working on is blamed, those queued behind it are not."""
         said = last_words(error)
@@ -271,11 +281,12 @@ class ActorGroup:
         log.warning(
             "actor=%s-%d %s: %s%s; making a new one", self.name, member.index, how(error), what(error), said
         )
-        results, requeued = [], deque[_Item]()
+        results, requeued = [], deque[Item]()
         blamed = False
         pending, member.pending = member.pending, {}  # settled here, once: their errors are still to arrive
         for reference, item in pending.items():
-            value, finished = _finished(reference)
+            del self._owner[reference]
+            value, finished = self._finished(reference)
             if finished:
                 results.append((item.key, value))
             elif blamed:
@@ -284,19 +295,20 @@ class ActorGroup:
                 blamed = True
                 self._failed(method, item, member, error, waiting, said)
         waiting.extendleft(reversed(requeued))
-        ray.kill(member.handle, no_restart=True)  # it may be alive behind a broken connection
-        successor = _Member(member.index, self._make(member.index))
+        self._ray.kill(member.handle, no_restart=True)  # it may be alive behind a broken connection
+        successor = Member(member.index, self._make(member.index))
         successor.starting = successor.handle.__ray_ready__.remote()
         self._members[member.index] = successor
+        self._starting = [m for m in self._starting if m is not member] + [successor]
         return results
 
     def _failed(
         self,
         method: str,
-        item: _Item,
-        member: _Member,
+        item: Item,
+        member: Member,
         error: RayError,
-        waiting: deque[_Item],
+        waiting: deque[Item],
         said: str = "",
     ) -> None:
         """Queue a failed item again, lighter or in parts, or give up: at once on errors that the user must mend."""
@@ -314,7 +326,7 @@ class ActorGroup:
         if self._parts and item.deaths > 1 and not never_made(error):
             pieces = self._parts(item.key, item.arguments, item.cause)
             waiting.extend(
-                _Item(*piece, deaths=1, cause=item.cause, failed_on=member.index, light=item.light)
+                Item(*piece, deaths=1, cause=item.cause, failed_on=member.index, light=item.light)
                 for piece in pieces
             )
             return
@@ -327,7 +339,7 @@ class ActorGroup:
         log.warning("group=%s item=%s failure=%d: %s", self.name, item.key, item.failures, what(error))
         waiting.append(item)
 
-    def _lightened(self, item: _Item, error: RayError) -> bool:
+    def _lightened(self, item: Item, error: RayError) -> bool:
         """Whether an item that ran out of memory goes on with lighter arguments, once."""
         if item.light or not self._lighter or not out_of_memory(error):
             return False
@@ -344,15 +356,15 @@ class ActorGroup:
         """Take back what is queued: an abandoned stream must not hold up the next one."""
         for member in self._members:
             for reference in member.pending:
-                ray.cancel(reference, force=False)
+                self._ray.cancel(reference, force=False)
             member.pending.clear()
+        self._owner.clear()
 
-
-def _finished(reference: Any) -> tuple[Any, bool]:
-    """(result, True) when the call ended well before its actor died."""
-    if not ray.wait([reference], timeout=0)[0]:
-        return None, False
-    try:
-        return ray.get(reference), True
-    except RayError:
-        return None, False
+    def _finished(self, reference: Any) -> tuple[Any, bool]:
+        """(result, True) when the call ended well before its actor died."""
+        if not self._ray.wait([reference], timeout=0)[0]:
+            return None, False
+        try:
+            return self._ray.get(reference), True
+        except RayError:
+            return None, False

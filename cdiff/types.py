@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 Box = tuple[int, int, int, int]
@@ -22,14 +23,22 @@ UPLOAD = "upload/"  # so begin the ids of photos that people brought to the serv
 
 def content_hash(value: Any) -> str:
     """Stable 16-digit hex hash of a carrier, a mapping or a list of them."""
+    return hashlib.sha256(_HASHED.encode(value).encode()).hexdigest()[:16]
 
-    def plain(item: Any) -> Any:
-        if dataclasses.is_dataclass(item) and not isinstance(item, type):
-            return dataclasses.asdict(item)
-        return str(item)
 
-    text = json.dumps(value, default=plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+@cache
+def _fields(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def _plain(item: Any) -> Any:
+    # Not dataclasses.asdict: it copies all that is inside, and a task is hashed at each of a dozen steps.
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return {name: getattr(item, name) for name in _fields(type(item))}
+    return str(item)
+
+
+_HASHED = json.JSONEncoder(default=_plain, sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)

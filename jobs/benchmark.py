@@ -7,6 +7,7 @@ quality   control arms (real only, copy-paste, Perlin, undirected, aimed) at equ
 safe      what SAFE makes of categories that the generator never saw, against plain pooling
 serve     the service against the bare sampler, and under too much load
 backbone  the latent backbone beside diffusers' own inpainting: memory by role, training, pairs per second
+scale     what a million pairs cost in metadata, memory and time, and how many workers one driver keeps busy
 loop      the whole loop against real photos alone; --oracle adds fresh samples (demo data only)
 
 Everything else is as for jobs/loop.py: --config, --data, --groups, --home, settings. The same command goes on where it was
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from cdiff.errors import shown_uri
-from jobs import backbone, loop_gain, quality, quality_report, safe_check, serve_load
+from jobs import backbone, loop_gain, quality, quality_report, safe_check, scale, serve_load
 from jobs.quality_choices import MINED
 from jobs.stopping import exit_code
 
@@ -71,6 +72,9 @@ def parser() -> argparse.ArgumentParser:
     backbone.add_options(speed)
     speed.add_argument("--out", type=Path, required=True, help="JSON file to write")
     safe_check.add_options(kinds.add_parser("safe", help="SAFE on categories that the generator never saw"))
+    scale.add_options(
+        kinds.add_parser("scale", help="cost of very many pairs and workers, without a generator")
+    )
     for kind in (loop, pays):
         kind.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
         kind.add_argument("--out", type=Path, required=True, help="JSON file to write")
@@ -92,6 +96,9 @@ def main(arguments: list[str] | None = None) -> int:
             result = about | found
         elif args.kind == "backbone":
             found, line = backbone.run(args)
+            result = about | found
+        elif args.kind == "scale":
+            found, line = scale.run(rest, args, about)
             result = about | found
         elif args.kind == "serve":
             found, line = serve_load.run(rest, args.run, args.requests)
@@ -133,7 +140,7 @@ def _commit() -> str:
 
 def generic(arguments: list[str]) -> list[str]:
     """The command without this machine's folders: the last part of a data path says which set it is."""
-    folders = {"--data": "DATA/", "--home": "DATA/", "--groups": "DATA/", "--out": ""}
+    folders = {"--data": "DATA/", "--home": "DATA/", "--groups": "DATA/", "--out": "", "--before": ""}
     out, after = [], ""
     for argument in arguments:
         local = after in folders and Path(argument).is_absolute()

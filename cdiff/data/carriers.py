@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+_PLAIN = frozenset({str, bool, int, float, type(None)})
+
 
 def to_json(value: Any) -> Any:
     """Turn carriers, and mappings and sequences of them, into what `json.dumps` takes.
@@ -23,8 +25,11 @@ def to_json(value: Any) -> Any:
     Raises:
         TypeError: a value that would not come back as it was (an array, a set, a path).
     """
+    kind: Any = type(value)
+    if kind in _PLAIN:  # most of what there is; subclasses, as numpy's float64, are below
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {name: to_json(getattr(value, name)) for name in _names(kind)}
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, Mapping):
@@ -53,6 +58,11 @@ def _key(key: Any) -> str:
     if not isinstance(key, str):
         raise TypeError(f"keys in the ledger are text, not {type(key).__name__}")
     return key
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 @cache

@@ -11,8 +11,10 @@ import dataclasses
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,7 @@ __all__ = [
 ROW_GROUP_BYTES = 4 << 20
 IMAGES = ("image_png", "mask_png", "crop_png", "reference_png", "region_png")
 _seen: set[tuple[str, str]] = set()  # shards of runs on S3 that this process found to be what was committed
+_REVISIONS = tuple(f"revision_{field.name}" for field in dataclasses.fields(Revisions))
 _SHARD = re.compile(r"pairs/[0-9a-f]{16}\.parquet")
 _SCHEMA = pa.schema(
     [
@@ -266,7 +269,7 @@ def _record(row: ShardRow) -> dict[str, Any]:
         "background": task.background,
         "seed": task.seed,
         "difficulty": task.difficulty,
-        "recipe": json.dumps(to_json(task.recipe)),
+        "recipe": _recipe_text(task.recipe),
         **to_json(task.strengths),
         "pose": json.dumps(to_json(task.pose)),
         **{f"revision_{key}": value for key, value in to_json(task.revisions).items()},
@@ -279,27 +282,44 @@ def _record(row: ShardRow) -> dict[str, Any]:
 
 def _attempt(row: Mapping[str, Any], shard: str, number: int) -> Attempt:
     task = GenerationTask(
-        recipe=from_json(Recipe, json.loads(row["recipe"])),
-        reference=row["reference"],
-        background=row["background"],
+        recipe=_recipe(row["recipe"]),
+        reference=sys.intern(row["reference"]),
+        background=sys.intern(row["background"]),
         pose=from_json(Pose, json.loads(row["pose"])),
         strengths=Strengths(**{field.name: row[field.name] for field in dataclasses.fields(Strengths)}),
         seed=row["seed"],
         difficulty=row["difficulty"],
-        revisions=Revisions(**{f.name: row[f"revision_{f.name}"] for f in dataclasses.fields(Revisions)}),
+        revisions=_revisions(*(row[name] for name in _REVISIONS)),
     )
     if task.task_id != row["task_id"]:
         raise RunError(f"row {number} of {shard} was written by another version of cdiff; start a new run.")
     return Attempt(
-        assignment=Assignment(task, row["slice"], row["purpose"], row["index"]),
+        assignment=Assignment(task, sys.intern(row["slice"]), row["purpose"], row["index"]),
         shard=shard,
         row=number,
-        category=row["category"],
-        type=row["type"],
+        category=sys.intern(row["category"]),
+        type=sys.intern(row["type"]),
         box=from_json(Box, json.loads(row["box"])),
-        measures=tuple((name, float(value)) for name, value in json.loads(row["measures"])),
+        measures=tuple((sys.intern(name), float(value)) for name, value in json.loads(row["measures"])),
         fingerprint=row["fingerprint"],
     )
+
+
+# The rows of a run have few recipes and revisions between them: each is read once, and a million attempts share it.
+@lru_cache(maxsize=1024)
+def _recipe(text: str) -> Recipe:
+    recipe: Recipe = from_json(Recipe, json.loads(text))
+    return recipe
+
+
+@lru_cache(maxsize=1024)
+def _recipe_text(recipe: Recipe) -> str:
+    return json.dumps(to_json(recipe))
+
+
+@lru_cache(maxsize=1024)
+def _revisions(*told: str) -> Revisions:
+    return Revisions(*told)
 
 
 def _read_images(run: Run, attempt: Attempt, columns: Sequence[str]) -> list[bytes]:

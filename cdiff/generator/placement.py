@@ -222,20 +222,26 @@ def draw_pose(
     x, y = _centre(target.box)
     own = reference.covered(x + dx, y + dy)
 
-    def fit(pose: Pose) -> float:
-        there = background.covered(*_laid(pose, dx, dy))
-        return -float(np.abs(there - own).mean()) - _overlap(pose, half * pose.scale, occupied)
-
-    scores = [fit(pose) for pose in drawn]
+    # All poses at once, [tries, steps, steps]: one by one they took most of the time of a plan (docs/scaling.md).
+    there = background.covered(*_laid(drawn, dx, dy))
+    unlike = np.abs(there - own).reshape(len(drawn), -1).mean(axis=1)
+    scores = [
+        -float(value) - _overlap(pose, half * pose.scale, occupied)
+        for value, pose in zip(unlike, drawn, strict=True)
+    ]
     best = max(scores)
     # The first that is as good as the best: the draw stays close to the real positions' distribution.
     return next(pose for pose, score in zip(drawn, scores, strict=True) if score >= best - 0.02)
 
 
-def _laid(pose: Pose, dx: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places around a target, offsets in its own photo's pixels, on the photo on which the pose lays it."""
-    turned_x, turned_y = _turn_all(dx, -dy if pose.flip else dy, pose.angle)
-    return pose.x + pose.scale * turned_x, pose.y + pose.scale * turned_y
+def _laid(poses: Sequence[Pose], dx: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places around a target, offsets in its own photo's pixels, on the photo on which each pose lays it: [poses, *shape of dx]."""
+    numbers = [(p.x, p.y, p.scale, -1.0 if p.flip else 1.0, *_direction(p.angle)) for p in poses]
+    x, y, scale, sign, cos, sin = (
+        np.array(values).reshape(-1, *(1 for _ in dx.shape)) for values in zip(*numbers, strict=True)
+    )
+    flipped = sign * dy
+    return x + scale * (dx * cos - flipped * sin), y + scale * (dx * sin + flipped * cos)
 
 
 def repaint_pose(target: Target, margin: tuple[float, float], rng: np.random.Generator) -> Pose:
@@ -267,8 +273,8 @@ def _one_pose(
     x, y = background.to_photo(u, v)
     low, high = (math.log(bound) for bound in config.scale)
     return Pose(
-        x=float(np.clip(x, 0, background.width - 1)),
-        y=float(np.clip(y, 0, background.height - 1)),
+        x=float(min(max(x, 0.0), background.width - 1)),
+        y=float(min(max(y, 0.0), background.height - 1)),
         angle=angle,
         scale=math.exp(rng.uniform(low + math.log(shrink), high)),
         flip=flip,
@@ -292,10 +298,10 @@ def _centre(box: Box) -> tuple[float, float]:
 
 
 def _turn(x: float, y: float, degrees: float) -> tuple[float, float]:
-    turned_x, turned_y = _turn_all(np.array(x), np.array(y), degrees)
-    return float(turned_x), float(turned_y)
+    cos, sin = _direction(degrees)
+    return x * cos - y * sin, x * sin + y * cos
 
 
-def _turn_all(x: np.ndarray, y: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+def _direction(degrees: float) -> tuple[float, float]:
     radians = math.radians(degrees)
-    return x * math.cos(radians) - y * math.sin(radians), x * math.sin(radians) + y * math.cos(radians)
+    return math.cos(radians), math.sin(radians)

@@ -18,8 +18,9 @@ import numpy as np
 
 from cdiff.config import Config
 from cdiff.data.dataset import MIN_AREA
-from cdiff.types import QUARANTINED, Assignment, Attempt, Box, Outcome, Pair, Purpose
+from cdiff.types import QUARANTINED, Assignment, Attempt, Outcome, Pair, Purpose
 from cdiff.wasm.budget import band
+from cdiff.wasm.duplicates import Earlier
 from cdiff.wasm.survival import HARD
 
 # In order of precedence. All say that the pair is not true; they count towards stopping a slice.
@@ -39,7 +40,6 @@ _BOUNDED = ("visible", "on_object", "sharpness", "label_iou", "survives")
 _SHARPNESS_SLACK = 0.75  # a real target laid on another photo takes its own focus along
 _LOOK_SLACK = 0.2  # a look of the denoiser smooths real targets, too, and their bound knows nothing of it
 _OBJECT_SLACK = 0.05  # foreground maps of two photos of one object differ by about this much
-_TOUCHING = 0.5  # share of the smaller box from which targets on one photo lie in one place
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,40 +195,18 @@ def _key(attempt: Attempt) -> str:
 def validity_reasons(ordered: Sequence[Attempt], thresholds: Thresholds, config: Config) -> list[str]:
     """`validity_reason` of each attempt, and near-duplicates of earlier ones (`judge`, rule 1)."""
     reasons: list[str] = []
-    related: dict[str, list[Attempt]] = defaultdict(
-        list
-    )  # earlier valid attempts by reference and by background
-    for attempt in ordered:
+    earlier = Earlier(ordered, config.gate.duplicate) if config.gate.checks else None
+    for number, attempt in enumerate(ordered):
         task, measures = attempt.assignment.task, dict(attempt.measures)
         if task.reference.rpartition("#")[0] == task.background:  # repainted in place: little need change
             measures.pop("changed", None)
         reason = validity_reason(measures, _key(attempt), thresholds, config)
-        names = (f"of {task.reference}", f"on {task.background}")
-        earlier = [other for name in names for other in related[name]] if config.gate.checks else []
-        if not reason and any(_repeats(attempt, other, config) for other in earlier):
+        if not reason and earlier and earlier.repeated(number):
             reason = "near-duplicate"
-        if not reason:
-            for name in names:
-                related[name].append(attempt)
+        if not reason and earlier:
+            earlier.add(number)
         reasons.append(reason)
     return reasons
-
-
-def _repeats(attempt: Attempt, earlier: Attempt, config: Config) -> bool:
-    """Do two attempts show nearly the same crop? On one background only in one place: plain surface repeats by itself."""
-    same_reference = attempt.assignment.task.reference == earlier.assignment.task.reference
-    if not same_reference and _overlap(attempt.box, earlier.box) < _TOUCHING:
-        return False
-    here, there = (np.frombuffer(a.fingerprint, np.uint8).astype(np.float32) for a in (attempt, earlier))
-    return bool(np.abs(here - there).mean() / 255 < config.gate.duplicate)
-
-
-def _overlap(first: Box, second: Box) -> float:
-    """Common area as a share of the smaller box."""
-    wide = min(first[2], second[2]) - max(first[0], second[0])
-    high = min(first[3], second[3]) - max(first[1], second[1])
-    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
-    return max(0, wide) * max(0, high) / max(1, smaller)
 
 
 def _stop_slices(ordered: Sequence[Attempt], reasons: list[str], config: Config) -> None:
@@ -276,12 +254,14 @@ def difficulty_ranks(valid: Sequence[Attempt], config: Config) -> dict[int, floa
     by_type: dict[str, list[Attempt]] = defaultdict(list)
     for attempt in valid:
         by_type[_key(attempt)].append(attempt)
-    out = {}
+    out: dict[int, float] = {}
     for attempts in by_type.values():
         losses = np.minimum([attempt.measure("loss") for attempt in attempts], config.wasm.kappa)
-        for attempt, loss in zip(attempts, losses, strict=True):
-            rank = ((losses < loss).sum() + 0.5 * (losses == loss).sum()) / len(losses)
-            out[attempt.assignment.index] = float(rank)
+        ordered = np.sort(losses)
+        below, upto = (np.searchsorted(ordered, losses, side) for side in ("left", "right"))
+        ranks = (below + 0.5 * (upto - below)) / len(losses)
+        ranks[np.isnan(losses)] = 0.0  # nothing is known of its difficulty
+        out |= {a.assignment.index: float(rank) for a, rank in zip(attempts, ranks, strict=True)}
     return out
 
 

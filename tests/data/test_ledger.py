@@ -1,6 +1,7 @@
 """The ledger: what was confirmed is there after a crash, and every carrier comes back as it was."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import multiprocessing
@@ -189,6 +190,14 @@ def test_carriers_come_back_from_json_exactly(carrier):
     assert again == carrier
     assert type(again) is type(carrier)
     assert types.content_hash(again) == types.content_hash(carrier)
+
+
+@pytest.mark.parametrize("carrier", CARRIERS, ids=lambda carrier: type(carrier).__name__)
+def test_hashes_are_those_of_runs_that_lie_on_disk(carrier):
+    plain = dataclasses.asdict(carrier)
+    text = json.dumps(plain, default=str, sort_keys=True, separators=(",", ":"))
+    assert types.content_hash(carrier) == hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert types.content_hash([carrier, 1]) == types.content_hash([plain, 1])
 
 
 def test_every_carrier_of_types_is_covered():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -196,3 +197,21 @@ def together(call) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def test_who_asks_for_a_folders_keys_does_not_walk_through_the_others(tmp_path, monkeypatch):
+    storage = LocalStorage(tmp_path)
+    for number in range(30):
+        storage.write(f"pairs/{number}.parquet", b"x")
+    storage.write("verdicts/a.json", b"x")
+    looked: list[Path] = []
+    is_file = Path.is_file
+
+    def noted(path: Path) -> bool:
+        looked.append(path)
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", noted)
+    assert storage.keys("verdicts/") == ["verdicts/a.json"]
+    assert len(looked) < 5, "a million pairs are sixty thousand shards"
+    assert storage.keys("absent/") == [] and len(storage.keys("pairs/1")) == 11

@@ -151,7 +151,7 @@ def test_places_around_a_target_go_where_the_paste_puts_them(flip: bool) -> None
     image = np.zeros((80, 90, 3), np.uint8)
     _, coverage = warp(image, mask, target, pose, (0, 0, 120, 120), np.random.default_rng(0))
     rows, columns = np.nonzero(coverage > 0.5)
-    x, y = _laid(pose, np.array(53.5 - 40), np.array(31.5 - 35))
+    (x,), (y,) = _laid([pose], np.array(53.5 - 40), np.array(31.5 - 35))
     assert abs(x - columns.mean() - 0.5) < 1 and abs(y - rows.mean() - 0.5) < 1
 
 
@@ -160,3 +160,30 @@ def test_a_repaint_stays_in_place() -> None:
         Target("a#0", "a", "t", "p", "g", (10, 20, 30, 60), 9), (1.3, 2.2), np.random.default_rng(0)
     )
     assert (pose.x, pose.y, pose.angle, pose.scale, pose.flip) == (20, 40, 0, 1, False)
+
+
+def test_poses_that_are_weighed_together_are_laid_as_each_alone_to_the_last_bit() -> None:
+    """Which pose wins decides a task's id: a run that was planned before must be planned again alike."""
+    rng = np.random.default_rng(4)
+    steps = np.linspace(-1, 1, 9)
+    dx, dy = (17.3 * grid for grid in np.meshgrid(steps, steps))
+    places, angles, scales = (
+        rng.uniform(0, 128, (200, 2)),
+        rng.uniform(-180, 180, 200),
+        rng.uniform(0.5, 2, 200),
+    )
+    drawn = [
+        Pose(x, y, angle, scale, number % 2 > 0, 0.0, 1.7)
+        for number, ((x, y), angle, scale) in enumerate(
+            zip(places.tolist(), angles.tolist(), scales.tolist(), strict=True)
+        )
+    ]
+    found = np.stack(_laid(drawn, dx, dy), axis=1)
+    for pose, together in zip(drawn, found, strict=True):
+        cos, sin = math.cos(math.radians(pose.angle)), math.sin(math.radians(pose.angle))
+        down = -dy if pose.flip else dy
+        alone = pose.x + pose.scale * (dx * cos - down * sin), pose.y + pose.scale * (dx * sin + down * cos)
+        assert np.array_equal(together, np.stack(alone))
+        assert (
+            np.abs(together[0]).mean() == np.abs(found[:, 0]).reshape(200, -1).mean(axis=1)[drawn.index(pose)]
+        )
