@@ -6,6 +6,7 @@ import pickle
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from cdiff.config import Config
 from cdiff.config_file import dump_config, load_config
@@ -182,6 +183,21 @@ def test_a_run_is_resumed_with_equal_configuration_and_data(tmp_path):
     assert (first.report_dir / "kept.txt").exists()
     assert first.home == tmp_path
     assert pickle.loads(pickle.dumps(first)) == first  # noqa: S301  # crosses to actors
+
+
+def test_a_run_of_a_version_that_knew_fewer_settings_goes_on(tmp_path):
+    """Without a setting nothing was done about it, as by its default."""
+    whole = Config().model_dump(mode="json")
+    earlier = {
+        name: dict(section) if isinstance(section, dict) else section for name, section in whole.items()
+    }
+    del earlier["train"], earlier["generator"]["backbone"], earlier["safe"]["features"]
+    first = create_run(tmp_path, "one", yaml.safe_dump(earlier), Splits())
+    assert create_run(tmp_path, "one", dump_config(Config()), Splits()) == first
+    latent = {"backbone": "latent", "weights": "/models/sd"}
+    other = Config.model_validate({"generator": latent})
+    with pytest.raises(RunError, match=r"generator\.backbone: 'pixel' there, 'latent' now"):
+        create_run(tmp_path, "one", dump_config(other), Splits())
 
 
 def test_a_run_of_another_configuration_is_refused_with_what_differs(tmp_path):
