@@ -19,7 +19,7 @@ from cdiff.config import GeneratorConfig, SafeConfig
 from cdiff.generator.codec import PixelCodec
 
 TIME_SCALE = 1000.0  # the sinusoidal embedding expects times of this range
-_SMALL_TIME = 0.25  # below it the weight 1 / t^2 grows no further: almost clean inputs teach little
+SMALL_TIME = 0.25  # below it the weight 1 / t^2 grows no further: almost clean inputs teach little
 
 
 class Denoiser(nn.Module):
@@ -47,7 +47,7 @@ class Denoiser(nn.Module):
 
     def weight(self, time_B: torch.Tensor) -> torch.Tensor:
         """By which the squared error of an expected canvas counts in training, from the time of its noise."""
-        return time_B.clamp_min(_SMALL_TIME).square().reciprocal()
+        return time_B.clamp_min(SMALL_TIME).square().reciprocal()
 
     def forward(
         self,

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import torch
 
 from cdiff.config import GeneratorConfig
-from cdiff.generator.denoiser import Denoiser
+from cdiff.generator.denoiser import SMALL_TIME, Denoiser
 from cdiff.workers import WHOLE, Part
 
 # How often each use of the network is practised: joint, independent times, given mask, mask from image, mask first.
 _USES = torch.tensor([0.35, 0.15, 0.25, 0.125, 0.125])
-_SMALL_TIME = 0.25  # below it the weight 1 / t^2 grows no further: almost clean inputs teach little
 
 
 def draw_times(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,7 +90,7 @@ def flow_loss(
     ) * denoiser.weight(time_image)
     mask_error = (
         _weighted(clean_mask.float() - clean.mask_B1RR, _weights(clean.region_B1RR, config))
-        / time_mask.clamp_min(_SMALL_TIME).square()
+        / time_mask.clamp_min(SMALL_TIME).square()
     )
     # What goes in clean (time 0) has nothing to learn; parts of a batch may have more or less of it.
     most_canvas, most_mask = (max(1, int((time > 0).sum())) for time in times)
