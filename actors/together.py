@@ -43,6 +43,10 @@ class _Told:
     def __init__(self) -> None:
         self._steps: Steps = (0, 0)
         self._ended: tuple[str, Any] | None = None
+        self._workers = 0
+
+    def begin(self, workers: int) -> None:
+        self._workers = workers
 
     def step(self, done: int, total: int) -> None:
         self._steps = (done, total)
@@ -50,8 +54,8 @@ class _Told:
     def end(self, how: str, what: Any) -> None:
         self._ended = (how, what)
 
-    def ask(self) -> tuple[Steps, tuple[str, Any] | None]:
-        return self._steps, self._ended
+    def ask(self) -> tuple[Steps, tuple[str, Any] | None, int]:
+        return self._steps, self._ended, self._workers
 
 
 def train_together(
@@ -116,10 +120,13 @@ def _followed(trainer: Any, told: Any, config: Config, watch: Watch) -> Any:
 
     thread = threading.Thread(target=fit, name="trainer", daemon=True)
     thread.start()
-    moved, last, ended = time.monotonic(), (0, 0), None
+    moved, last, ended, workers = time.monotonic(), (0, 0), None, config.train.workers
     while thread.is_alive() and ended is None:  # others may wait in vain for a worker that has ended
         thread.join(POLL_SECONDS)
-        steps, ended = ray.get(told.ask.remote())
+        steps, ended, count = ray.get(told.ask.remote())
+        if count and count != workers:
+            workers = count
+            log.warning("the training goes on with %d of %d workers", count, config.train.workers)
         if steps != last:
             moved, last = time.monotonic(), steps
         watch([steps])
@@ -127,7 +134,7 @@ def _followed(trainer: Any, told: Any, config: Config, watch: Watch) -> Any:
             raise LoopStalled(
                 f"the workers did no step for {config.resources.stall_timeout_s:.0f} s, at {last[0]} of {last[1]}. The same command goes on."
             )
-    _, ended = ray.get(told.ask.remote())
+    _, ended, _ = ray.get(told.ask.remote())
     if ended is not None and ended[0] == "done":
         return ended[1]
     if ended is not None:  # the user's to mend
@@ -149,6 +156,8 @@ def _loop(config: dict[str, Any]) -> None:
     set_threads(settings.resources.threads)
     context = ray.train.get_context()
     number, count = context.get_world_rank(), usable(batch, context.get_world_size())
+    if number == 0:
+        told.begin.remote(context.get_world_size())
     group = torch.distributed.new_group(list(range(count)))  # all take part in making it
     if number >= count:
         log.warning(

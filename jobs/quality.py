@@ -29,7 +29,8 @@ from cdiff.data.run import Run
 from cdiff.errors import ConfigError
 from cdiff.evaluation.tally import Tally
 from cdiff.types import Pair, Revisions, content_hash
-from jobs.quality_choices import LONG, MADE, Choice, Key, choices
+from jobs.quality_choices import LONG, MADE, choices
+from jobs.quality_pool import Choice, Key
 
 ARMS = ("real_only", "again", "copy_paste", "perlin", "undirected", "wasm")
 PLAIN = ("real_only", "copy_paste")  # arms that may run on
@@ -238,7 +239,7 @@ def _seconds(ledger: Ledger, config: Config, fits: Mapping[Key, Fit]) -> dict[st
         "generator": float(trained.get("trained_in", 0.0)),
         "folds": folds,
         "candidates": float(pool.get("seconds", 0.0)),
-        "probes": 2 * wasm.probe_steps / downstream.steps * fit,
+        "probes": (1 + max(1, len(wasm.start_strengths))) * wasm.probe_steps / downstream.steps * fit,
     }
     return told | {"aimed_extra": sum(value for name, value in told.items() if name != "fit")}
 

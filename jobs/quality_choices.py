@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from actors.crew import Crew
 from actors.downstream import Evaluation, Fit, FitRequest
@@ -12,31 +12,15 @@ from cdiff.config import Config
 from cdiff.config_file import build_config, overridden
 from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
-from cdiff.data.store import pool_seconds
 from cdiff.errors import ConfigError
-from cdiff.types import (
-    Arm,
-    Attempt,
-    Gain,
-    Knowledge,
-    Outcome,
-    Pair,
-    Purpose,
-    Revisions,
-    Weakness,
-    content_hash,
-)
-from cdiff.wasm.budget import largest_remainder, quotas
+from cdiff.types import Arm, Gain, Knowledge, Outcome, Pair, Purpose, Revisions, Weakness
+from cdiff.wasm.budget import largest_remainder, quotas, start_strengths
 from cdiff.wasm.gains import measured_gains
-from cdiff.wasm.pool import chosen as pool_choice
 from cdiff.wasm.pool import types_of, undirected_quotas
-from cdiff.wasm.quality import Thresholds, beyond_band, counts, survival_bounds
+from cdiff.wasm.quality import Thresholds, survival_bounds
 from cdiff.wasm.weakness import rank
+from jobs.quality_pool import Choice, Key, Pools, Wanted, copying, kept, starting
 
-Key = tuple[str, int]  # arm and seed
-
-WAVES = 4  # of a pool, at most
-_JUDGED = 200  # candidates per call
 CHANCE = "again"
 # Arms that are one round of the loop for each seed, plan and top-up included, under a mining arm each.
 MINED: dict[str, Arm] = {
@@ -54,32 +38,12 @@ VARIED = (
     "wasm.band",
     "wasm.kappa",
     "wasm.budget",
+    "wasm.start_strengths",
     "gate.checks",
     "gate.duplicate",
 )
 LONG = "_long"  # what arms that run on are called
 MADE = ("copy_paste", "undirected", "wasm", *MINED)  # arms whose pairs are made and judged
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one arm of one seed trains on beside the real photos."""
-
-    pairs: tuple[Pair, ...] = ()  # kept ones
-    perlin: int = 0
-    again: int = 0
-    counts: tuple[tuple[str, str, int], ...] = ()  # (slice, reason or "kept", how many)
-    beyond_band: int = 0  # kept pairs whose difficulty lies outside the band that was wanted
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What an arm and seed ask of a pool."""
-
-    slices: Sequence[Weakness]
-    quotas: Mapping[tuple[str, Purpose], int]
-    config: Config
-    judge: str = ""  # revision of the segmenter whose loss is difficulty; "": nobody judges
 
 
 def variants(config: Config, told: Sequence[Sequence[str]]) -> dict[str, Config]:
@@ -105,6 +69,11 @@ def variants(config: Config, told: Sequence[Sequence[str]]) -> dict[str, Config]
                     f"A variant sets {', '.join(VARIED)}; other settings stand before --variant."
                 )
         found[arm] = overridden(config, settings)
+        own, offered = found[arm].wasm.start_strengths, config.wasm.start_strengths
+        if own != offered and not 0 < len(own) == len(set(own) & set(offered)):
+            raise ConfigError(
+                f"--variant {name}: wasm.start_strengths={list(own)} must be some of the run's, {list(offered)}: its pool has no others."
+            )
         if _decisive(found[arm]) == _decisive(config):
             raise ConfigError(
                 f"--variant {name}: would choose as wasm does. Give settings that differ from the run's; wasm.budget=prior differs from "
@@ -141,69 +110,50 @@ def choices(
     if revisions is None:
         return chosen
     found = ledger.milestone("extractor") or {}
-    thresholds = from_json(Thresholds, found["thresholds"])
+    pools = Pools(crew, ledger, revisions, from_json(Thresholds, found["thresholds"]))
     types = types_of(crew.dataset.all_targets(crew.train))
     uniform = undirected_quotas(types, pairs)
-    seeds = list(base)
     if "copy_paste" in arms:
-        wanted = {("copy_paste", seed): Wanted(types, uniform, config) for seed in seeds}
-        own, per_type = copying(config), 2 * max(uniform.values())
-        chosen |= _from_pool(crew, ledger, revisions, own, per_type, wanted, thresholds, "copies")
+        wanted = {("copy_paste", seed): Wanted(types, uniform, config) for seed in base}
+        chosen |= pools.choose([copying(config)], 2 * max(uniform.values()), wanted, "copies")
     outcomes = _outcomes(crew, ledger, list(base)) if {"wasm", *MINED} & set(arms) else {}
     ranked = {seed: rank(rows, config.wasm.min_targets) for seed, rows in outcomes.items()}
     for arm in (arm for arm in arms if arm in MINED):
         for seed, rows in outcomes.items():
             chosen[arm, seed] = _mined(crew, ledger, revisions, base[seed], ranked[seed], rows, arm, seed)
-    wanted = {("undirected", seed): Wanted(types, uniform, config) for seed in seeds if "undirected" in arms}
-    own, per_type = unjudged(config), config.wasm.pool
+    wanted = {("undirected", seed): Wanted(types, uniform, config) for seed in base if "undirected" in arms}
+    plain = [starting(config, config.sampling.start_strength)]
+    if config.wasm.start_strengths and wanted:  # the aimed arm has a larger pool than this one
+        chosen |= pools.choose(plain, config.wasm.pool, wanted, "undirected candidates")
+        wanted = {}
     # apart: what a variant lacks must not change the pool of the arms it is compared with
     further: dict[Key, Wanted] = {}
     if "wasm" in arms:
-        gains = _probed(crew, ledger, revisions, base, ranked, outcomes, thresholds)
+        gains = _probed(pools, base, ranked, outcomes)
         for arm, aimed in {"wasm": config, **varied}.items():
             for seed, slices in ranked.items():
-                quota = quotas(aimed.model_copy(update={"seed": seed}), slices, gains.get(seed, ()), 1)
-                asked = Wanted(slices, quota, aimed, judge=base[seed])
+                asked = _aimed(aimed, slices, gains.get(seed, ()), base[seed], seed)
                 (wanted if arm == "wasm" else further)[arm, seed] = asked
     if wanted:
-        chosen |= _from_pool(crew, ledger, revisions, own, per_type, wanted, thresholds, "candidates")
+        chosen |= pools.choose(_offered(config), config.wasm.pool, wanted, "candidates")
     if further:
-        label = "candidates of variants"
-        chosen |= _from_pool(crew, ledger, revisions, own, per_type, further, thresholds, label)
+        chosen |= pools.choose(_offered(config), config.wasm.pool, further, "candidates of variants")
     return chosen
 
 
-def _from_pool(
-    crew: Crew,
-    ledger: Ledger,
-    revisions: Revisions,
-    config: Config,
-    per_type: int,
-    wanted: Mapping[Key, Wanted],
-    thresholds: Thresholds,
-    label: str,
-) -> dict[Key, Choice]:
-    """What each arm and seed takes from one pool. While one lacks pairs, the pool gets a further wave, WAVES at most."""
-    pool: list[Attempt] = []
-    found: dict[Key, Choice] = {}
-    for wave in range(WAVES):
-        pool += crew.pool(per_type, revisions, config, wave, f"making {label}, wave {wave + 1}")
-        found = {}
-        for (arm, seed), asked in wanted.items():
-            losses = _losses(crew, ledger, asked.judge, pool, label) if asked.judge else {}
-            pairs = pool_choice(pool, asked.slices, asked.quotas, losses, thresholds, asked.config, seed)
-            found[arm, seed] = _kept(pairs, asked.config)
-        if all(len(found[key].pairs) >= sum(asked.quotas.values()) for key, asked in wanted.items()):
-            break
-    told = {"candidates": len(pool), "seconds": pool_seconds(crew.run, pool)}
-    if ledger.milestone(f"pool:{label}") != told:
-        ledger.record(f"pool:{label}", **told)
-    return found
+def _aimed(
+    config: Config, slices: Sequence[Weakness], gains: Sequence[Gain], segmenter: str, seed: int
+) -> Wanted:
+    """What an aimed arm asks of a pool: pairs by slice and purpose and, where strengths are offered, the one that paid there."""
+    own = config.model_copy(update={"seed": seed})
+    starts = start_strengths(own, slices, gains, 1) if config.wasm.start_strengths else {}
+    return Wanted(slices, quotas(own, slices, gains, 1), config, segmenter, starts)
 
 
-def _kept(pairs: Sequence[Pair], config: Config) -> Choice:
-    kept = tuple(pair for pair in pairs if pair.kept)
-    return Choice(kept, counts=counts(pairs), beyond_band=sum(beyond_band(pairs, config).values()))
+def _offered(config: Config) -> list[Config]:
+    """How candidates are made, one configuration for each start strength that the budget may choose."""
+    strengths = config.wasm.start_strengths or (config.sampling.start_strength,)
+    return [starting(config, strength) for strength in strengths]
 
 
 def _mined(
@@ -226,19 +176,7 @@ def _mined(
         adapted = crew.adapt(known, outcomes, 1, revisions, segmenter, config)
         ledger.record(name, revisions=adapted)
     found = from_json(Revisions, (ledger.milestone(name) or {})["revisions"])
-    return _kept(crew.make_pairs(known, 1, found, config), config)
-
-
-def copying(config: Config) -> Config:
-    """The configuration under which a task pastes the real target and its mask as they are."""
-    sampling = config.sampling.model_copy(update={"start_strength": 0.0, "mode": "given_mask"})
-    wasm = unjudged(config).wasm.model_copy(update={"start_strengths": ()})
-    return config.model_copy(update={"sampling": sampling, "wasm": wasm})
-
-
-def unjudged(config: Config) -> Config:
-    """The configuration under which candidates are random: the pool is the same for all seeds and arms."""
-    return config.model_copy(update={"wasm": config.wasm.model_copy(update={"arm": "B0"})})
+    return kept(crew.make_pairs(known, 1, found, config), config)
 
 
 def _outcomes(crew: Crew, ledger: Ledger, seeds: Sequence[int]) -> dict[int, list[Outcome]]:
@@ -252,54 +190,41 @@ def _outcomes(crew: Crew, ledger: Ledger, seeds: Sequence[int]) -> dict[int, lis
 
 
 def _probed(
-    crew: Crew,
-    ledger: Ledger,
-    revisions: Revisions,
+    pools: Pools,
     base: Mapping[int, str],
     ranked: Mapping[int, list[Weakness]],
     outcomes: Mapping[int, list[Outcome]],
-    thresholds: Thresholds,
 ) -> dict[int, tuple[Gain, ...]]:
-    """Short-probe gains by slice, on validation: a fit with pairs spread evenly over the slices, and a matched one without.
+    """Short-probe gains by slice and start strength, on validation: fits with pairs spread evenly over the slices, one for each
+    strength, and a matched one without.
 
     {} without `wasm.probe_steps`.
     """
-    config, steps = crew.config, crew.config.wasm.probe_steps
-    if not steps:
+    crew, ledger, config = pools.crew, pools.ledger, pools.crew.config
+    if not (steps := config.wasm.probe_steps):
         return {}
-    wanted: dict[Key, Wanted] = {}
+    spread: dict[int, Mapping[tuple[str, Purpose], int]] = {}
     for seed, slices in ranked.items():
         parts = largest_remainder(config.wasm.pairs, [1.0] * len(slices))
-        named = zip(slices, parts, strict=True)
-        wanted["probe", seed] = Wanted(slices, {(w.slice.name, "uniform"): n for w, n in named}, config)
-    own = unjudged(config)
-    even = _from_pool(crew, ledger, revisions, own, config.wasm.pool, wanted, thresholds, "candidates")
-    work: dict[str, tuple[FitRequest]] = {}
-    for seed, revision in base.items():
-        control = FitRequest(tuple(crew.train), steps, seed, revision)
-        work[f"probe:control:{seed}"] = (control,)
-        work[f"probe:pairs:{seed}"] = (replace(control, pairs=even["probe", seed].pairs),)
+        spread[seed] = {(w.slice.name, "uniform"): n for w, n in zip(slices, parts, strict=True)}
+    work = {
+        f"probe:control:{seed}": (FitRequest(tuple(crew.train), steps, seed, revision),)
+        for seed, revision in base.items()
+    }
+    probes: dict[tuple[int, str], tuple[Pair, ...]] = {}
+    for own in _offered(config):
+        start = own.sampling.start_strength
+        wanted = {("probe", seed): Wanted(ranked[seed], spread[seed], config) for seed in base}
+        even = pools.choose([own], config.wasm.pool, wanted, f"candidates from {start:g}")
+        for seed in base:
+            name, (control,) = f"probe:{start:g}:{seed}", work[f"probe:control:{seed}"]
+            probes[seed, name] = even["probe", seed].pairs
+            work[name] = (replace(control, pairs=probes[seed, name]),)
     fits = crew.each(ledger, "fit", work, Fit, "probing gains")
     asked = {f"{name}:scores": (fit.revision, list(crew.validation), None) for name, fit in fits.items()}
     found = crew.each(ledger, "evaluate", asked, Evaluation, "scoring probes")
-    return {
-        seed: measured_gains(
-            found[f"probe:control:{seed}:scores"].outcomes,
-            found[f"probe:pairs:{seed}:scores"].outcomes,
-            outcomes[seed],
-            ranked[seed],
-            even["probe", seed].pairs,
-        )
-        for seed in base
-    }
-
-
-def _losses(crew: Crew, ledger: Ledger, segmenter: str, pool: list[Attempt], label: str) -> dict[str, float]:
-    """By task_id the loss of a segmenter on every candidate."""
-    parts = [pool[first : first + _JUDGED] for first in range(0, len(pool), _JUDGED)]
-    work = {
-        f"losses:{segmenter}:{content_hash([a.task_id for a in part])}": (segmenter, part) for part in parts
-    }
-    found = crew.each(ledger, "losses", work, list[float], f"judging {label}")
-    values = [value for name in work for value in found[name]]
-    return dict(zip([attempt.task_id for attempt in pool], values, strict=True))
+    gains: dict[int, tuple[Gain, ...]] = dict.fromkeys(base, ())
+    for (seed, name), pairs in probes.items():
+        before, after = (found[f"{of}:scores"].outcomes for of in (f"probe:control:{seed}", name))
+        gains[seed] += measured_gains(before, after, outcomes[seed], ranked[seed], pairs)
+    return gains

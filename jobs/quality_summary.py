@@ -11,7 +11,8 @@ import numpy as np
 from cdiff.evaluation.comparison import TYPE, Comparison, Resampled, resample, smallest_detectable
 from cdiff.wasm.quality import STOPPED, VALID
 from jobs.quality import PLAIN, SplitResult
-from jobs.quality_choices import CHANCE, LONG, Choice
+from jobs.quality_choices import CHANCE, LONG
+from jobs.quality_pool import Choice
 
 METRICS = ("pixel_ap", "mdice", "f1_max", "auroc", "aupro", "iou", "miou", "image_auroc")
 BASELINE, AIMED = "real_only", "wasm"

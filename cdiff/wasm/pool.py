@@ -1,6 +1,7 @@
 """A pool of candidate pairs that several arms and seeds choose from: what differs between arms is then the choice alone.
 
     plan_pool   as many tasks for every type, whatever its share of the targets; nobody judges while they are made
+    started     those that start at the strength that their slice wants
     chosen      what the quotas of an arm and seed take from the valid ones
 
 An undirected arm has quotas in proportion to the targets; an aimed one those of its ranked slices, within the difficulty
@@ -46,6 +47,19 @@ def undirected_quotas(slices: Sequence[Weakness], pairs: int) -> Quotas:
     """Pairs by slice in proportion to its targets: what a generator makes that knows no weakness."""
     parts = largest_remainder(pairs, [float(len(weakness.targets)) for weakness in slices])
     return {(w.slice.name, "uniform"): n for w, n in zip(slices, parts, strict=True) if n}
+
+
+def started(
+    pool: Sequence[Attempt], slices: Sequence[Weakness], starts: Mapping[str, float]
+) -> list[Attempt]:
+    """The candidates that began at the start strength of their reference's slice.
+
+    Args:
+        starts: start strength by slice; a slice without one takes any.
+    """
+    wanted = {target_id: starts.get(w.slice.name) for w in slices for target_id in w.targets}
+    tasks = ((attempt, attempt.assignment.task) for attempt in pool)
+    return [a for a, task in tasks if wanted.get(task.reference) in (None, task.strengths.start_strength)]
 
 
 def chosen(

@@ -199,3 +199,25 @@ def test_while_anything_is_chosen_validation_photos_alone_are_scored(home, looke
         assert not any(name.startswith("weighed:test:") for name in names)
         added = _names(home, run) - names
         assert added and all(name.startswith("weighed:test:") for name in added)  # nothing is fitted again
+
+
+def test_the_aimed_arm_learns_by_probes_where_candidates_start(home, arguments, result):
+    """From plain copies or with noise on them: slice by slice, at what paid on validation."""
+    first = arguments.index("rounds=2")
+    offered = ["wasm.start_strengths=[0.0,0.4]", "wasm.probe_steps=6", "wasm.budget=thompson"]
+    plain = ["--seeds", "1", "--look", "validation", "--arms", "real_only", "undirected", "wasm"]
+    one = ["--variant", "copies", "wasm.start_strengths=[0.0]", "--out", str(home / "probed.json")]
+    done = _benchmark(home, *plain, *one, *arguments[first:], *offered)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((home / "probed.json").read_text())
+    assert found["pairs"]["wasm"] == found["pairs"]["wasm_copies"] == [8]
+    ledger = Ledger(open_run(home / "runs" / found["runs"][0]))
+    probes = {event.get("name", "") for event in ledger.events()} & {
+        f"probe:{name}:1" for name in ("control", "0", "0.4")
+    }
+    assert len(probes) == 3
+    pools = [
+        (ledger.milestone(f"pool:{name}") or {})["candidates"]
+        for name in ("candidates", "undirected candidates")
+    ]
+    assert pools[0] == 2 * pools[1] > 0

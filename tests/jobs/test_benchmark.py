@@ -42,6 +42,16 @@ def test_a_variant_is_the_configuration_with_its_settings_on_top(tiny_config):
     assert not found["wasm_ungated"].gate.checks and found["wasm_ungated"].wasm == tiny_config.wasm
 
 
+def test_a_variant_starts_where_the_pool_does(tiny_config):
+    wasm = tiny_config.wasm.model_copy(update={"start_strengths": (0.0, 0.3)})
+    config = tiny_config.model_copy(update={"wasm": wasm})
+    found = variants(config, [["copies", "wasm.start_strengths=[0]"]])
+    assert found["wasm_copies"].wasm.start_strengths == (0.0,)
+    for other in ("[0.5]", "[]"):
+        with pytest.raises(ConfigError, match=r"some of the run's, \[0\.0, 0\.3\]"):
+            variants(config, [["other", f"wasm.start_strengths={other}"]])
+
+
 @pytest.mark.parametrize(
     "told",
     [

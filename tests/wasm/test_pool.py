@@ -7,7 +7,7 @@ import pytest
 
 from cdiff.types import Attempt, Pose, Revisions, Target
 from cdiff.wasm.budget import Quotas, Stock, quotas
-from cdiff.wasm.pool import chosen, plan_pool, types_of, undirected_quotas
+from cdiff.wasm.pool import chosen, plan_pool, started, types_of, undirected_quotas
 from cdiff.wasm.quality import Thresholds, beyond_band
 
 REVISIONS = Revisions("generator", "bank")
@@ -56,6 +56,20 @@ def test_every_type_has_as_many_candidates_and_every_target_about_as_many(pool):
     assert {used[name] for name in used if "bar" in name} == {20}
     assert {used[name] for name in used if "pit" in name} <= {6, 7}
     assert len({a.task_id for a in pool}) == 120
+
+
+def test_a_slice_takes_the_candidates_that_start_where_it_pays(stock, tiny_config):
+    pool = []
+    for strength in (0.0, 0.4):
+        sampling = tiny_config.sampling.model_copy(update={"start_strength": strength})
+        config = tiny_config.model_copy(update={"sampling": sampling})
+        pool += [attempted(a) for a in plan_pool(stock, config, 10, REVISIONS)]
+    slices = types_of(stock.targets.values())
+    taken = started(pool, slices, {"metal/pit": 0.4, "metal/bar": 0.0})
+    told = {(a.type, a.assignment.task.strengths.start_strength) for a in taken}
+    assert told == {("pit", 0.4), ("bar", 0.0)} and len(taken) == 20
+    assert started(pool, slices, {}) == pool
+    assert len(started(pool, slices, {"metal/pit": 0.4})) == 30
 
 
 def test_undirected_pairs_follow_the_targets(stock):
