@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 import numpy as np
 import ray
 
+from actors.resources import demand_drivers_code
 from cdiff.config import Config
 from cdiff.data.dataset import place_of
 from cdiff.generator.placement import Frame, draw_pose, repaint_pose
@@ -34,6 +35,7 @@ class CoordinatorActor:
         thresholds: Thresholds,
         normals: Mapping[str, Sample],
     ) -> None:
+        demand_drivers_code()
         self.config, self.targets, self.frames, self.thresholds = config, targets, frames, thresholds
         self.normals = normals
         self.stock = Stock(targets, backgrounds, groups, self._propose, cut_off)

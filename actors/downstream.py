@@ -11,7 +11,7 @@ import numpy as np
 import ray
 import torch
 
-from actors.resources import set_threads
+from actors.resources import join_driver
 from actors.shelf import fit_key, shelve_fit, taken_fit
 from cdiff.config import Config
 from cdiff.data.carriers import from_json
@@ -71,7 +71,7 @@ class Downstream:
     """Holds the data set; fits segmenters on real photos and pairs, and says how they do. An actor (`DownstreamActor`), or within a trial."""
 
     def __init__(self, run: Run, config: Config, dataset: Dataset, device: str = "") -> None:
-        set_threads(config.resources.threads)
+        join_driver(config)
         self.run, self.config, self.dataset = run, config, dataset
         self.device = device or config.resources.device
         self.done = (0, 0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from actors.resources import photos_of, set_threads
+from actors.resources import join_driver, photos_of
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.store import Run
@@ -24,7 +24,7 @@ class ExtractorActor:
     """Holds the data set; a thin shell over cdiff.safe and cdiff.generator.placement."""
 
     def __init__(self, run: Run, config: Config, dataset: Dataset | list[Any]) -> None:
-        set_threads(config.resources.threads)
+        join_driver(config)
         self.run, self.config, self.dataset = run, config, photos_of(dataset)
 
     def frames(self, sample_ids: list[str]) -> dict[str, Frame]:

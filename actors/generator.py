@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from actors.resources import photos_of, set_threads
+from actors.resources import join_driver, photos_of
 from actors.shelf import shelve_shard, take_shard
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
@@ -46,7 +46,7 @@ class GeneratorActor:
     """Holds one generator, its token bank, and its own copy of the segmenter that judges."""
 
     def __init__(self, run: Run, config: Config, dataset: Dataset | list[Any]) -> None:
-        set_threads(config.resources.threads)
+        join_driver(config)
         self.run, self.config, self.dataset = run, config, photos_of(dataset)
         self.done = (0, 0)
         self.models = Models(run, config)

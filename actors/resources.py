@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ Resources = dict[str, float]  # "CPU", "GPU"
 ROOT = Path(cdiff.__file__).resolve().parents[1]
 # Nothing is told to anybody, and nothing fetched, unless the environment says otherwise.
 SILENT = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "true"}
+CODE = "CDIFF_CODE"  # variable by which the driver tells actors the hash of its code
 # Set by Ray for the entry point of a job; such a driver inherits the job's runtime environment.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -87,7 +89,7 @@ def actor_options(config: Config, role: Role) -> dict[str, Any]:
     Ray's restarts and retries stay off: `actors.group` replaces actors and retries items, once.
     """
     resources = _needs(config, role)
-    variables = silent()
+    variables = silent() | {CODE: own_code()}
     if role != "coordinator":
         # Ray sets 1 for actors without a whole CPU, and libraries read it when they are imported
         variables["OMP_NUM_THREADS"] = str(config.resources.threads)
@@ -114,6 +116,16 @@ def photos_of(given: Dataset | list[Any]) -> Dataset:
     what it resolved for the first start."""
     found: Dataset = ray.get(given[0]) if isinstance(given, list) else given
     return found
+
+
+def join_driver(config: Config) -> None:
+    """For actors that compute, before anything else: the driver's code, and threads.
+
+    Raises:
+        ResourceError: this node has other code.
+    """
+    demand_drivers_code()
+    set_threads(config.resources.threads)
 
 
 def set_threads(threads: int) -> None:
@@ -248,6 +260,12 @@ def _reason(reference: Any) -> str:
         return " ".join(str(error).split())
 
 
+@cache
+def own_code() -> str:
+    """`code_hash` of this process, as it was when it was first asked."""
+    return code_hash()
+
+
 def code_hash(*folders: str) -> str:
     """Hash of the project's Python files as this process imports them; of all of them, or of the named folders."""
     digest = hashlib.sha256()
@@ -265,6 +283,12 @@ def refuse_other_code(expected: str) -> None:
             f"this node runs other code ({here}, in {ROOT}) than the driver ({expected}): results would mix two versions. "
             "Submit with --working-dir ., or install the same commit on all nodes."
         )
+
+
+def demand_drivers_code() -> None:
+    """For actors: as `refuse_other_code`, where the driver told its own."""
+    if expected := os.environ.get(CODE):
+        refuse_other_code(expected)
 
 
 def _needs(config: Config, role: Role) -> Resources:

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.group import POLL_SECONDS, Steps, Watch
-from actors.resources import photos_of, preflight_workers, set_threads, silent
+from actors.resources import CODE, join_driver, own_code, photos_of, preflight_workers, silent
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.run import Run
@@ -96,7 +96,7 @@ def train_together(
         # of Ray's notes; nothing of ours is there
         "storage_path": str(Path(tempfile.gettempdir()) / f"cdiff-train-{os.getuid()}"),
         "failure_config": FailureConfig(**limits),
-        "worker_runtime_env": {"env_vars": silent() | {"OMP_WAIT_POLICY": "PASSIVE"}},
+        "worker_runtime_env": {"env_vars": silent() | {"OMP_WAIT_POLICY": "PASSIVE", CODE: own_code()}},
     }
     trainer = TorchTrainer(
         _loop,
@@ -153,7 +153,7 @@ def _loop(config: dict[str, Any]) -> None:
     told, (run, settings, shared, batch, work) = config["told"], config["about"]
     if ray.get(told.ask.remote())[1] is not None:
         return  # started again after the end: nobody waits for it any more
-    set_threads(settings.resources.threads)
+    join_driver(settings)
     context = ray.train.get_context()
     number, count = context.get_world_rank(), usable(batch, context.get_world_size())
     if number == 0:

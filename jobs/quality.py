@@ -28,9 +28,9 @@ from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run
 from cdiff.errors import ConfigError
 from cdiff.evaluation.tally import Tally
-from cdiff.types import Pair, Revisions, content_hash
+from cdiff.types import Revisions
 from jobs.quality_choices import LONG, MADE, choices
-from jobs.quality_pool import Choice, Key
+from jobs.quality_pool import Choice, Key, made_of
 
 ARMS = ("real_only", "again", "copy_paste", "perlin", "undirected", "wasm")
 PLAIN = ("real_only", "copy_paste")  # arms that may run on
@@ -116,16 +116,9 @@ def measure_split(
 def _fit(
     crew: Crew, ledger: Ledger, prefix: str, requests: Mapping[Key, FitRequest], label: str
 ) -> dict[Key, Fit]:
-    names = {
-        key: f"{prefix}:{key[0]}:{key[1]}:{_made_of(request.pairs)}" for key, request in requests.items()
-    }
+    names = {key: f"{prefix}:{key[0]}:{key[1]}:{made_of(request.pairs)}" for key, request in requests.items()}
     found = crew.each(ledger, "fit", {names[key]: (requests[key],) for key in requests}, Fit, label)
     return {key: found[name] for key, name in names.items()}
-
-
-def _made_of(pairs: Sequence[Pair]) -> str:
-    """An arm may choose otherwise when the command is given again: another variant of the same name, a larger pool."""
-    return content_hash(sorted(pair.task_id for pair in pairs))
 
 
 def _run_on(
@@ -206,7 +199,7 @@ def _compare_features(crew: Crew, ledger: Ledger, revisions: Revisions, result: 
     """Fidelity of each arm's pairs against validation targets, which the generator never saw."""
     real = [target.target_id for target in crew.dataset.all_targets(crew.validation)]
     for (arm, seed), choice in result.choices.items():
-        name = f"fidelity:{arm}:{seed}:{_made_of(choice.pairs)}"
+        name = f"fidelity:{arm}:{seed}:{made_of(choice.pairs)}"
         if arm.endswith(LONG):
             continue
         if choice.pairs and ledger.milestone(name) is None:
@@ -219,9 +212,16 @@ def _seconds(ledger: Ledger, config: Config, fits: Mapping[Key, Fit]) -> dict[st
     """What arms cost, in seconds of one actor.
 
     Beside its last fit, the aimed arm takes the generator's training, all candidates of the pool, the fold models, and the
-    probes where there are any.
+    probes where there are any. Not counted, as it is small: token bank, thresholds, and a pass of the segmenter over the candidates.
     """
-    trained, pool = ledger.milestone("generator") or {}, ledger.milestone("pool:candidates") or {}
+    trained = ledger.milestone("generator") or {}
+    found = {
+        event["name"]: event["seconds"]
+        for event in ledger.events()
+        if str(event.get("name", "")).startswith("pool:candidates")
+    }
+    probed = sum(seconds for name, seconds in found.items() if name.startswith("pool:candidates from "))
+    pool = max(float(found.get("pool:candidates", 0.0)), probed)  # probes choose from the same candidates
     downstream, wasm = config.downstream, config.wasm
     plain = [fit.seconds for (arm, _), fit in fits.items() if arm in PLAIN] or [
         f.seconds for f in fits.values()
@@ -236,9 +236,9 @@ def _seconds(ledger: Ledger, config: Config, fits: Mapping[Key, Fit]) -> dict[st
     )
     told = {
         "fit": fit,
-        "generator": float(trained.get("trained_in", 0.0)),
+        "generator": float(trained.get("trained_in", 0.0)) * config.train.workers,
         "folds": folds,
-        "candidates": float(pool.get("seconds", 0.0)),
+        "candidates": pool,
         "probes": (1 + max(1, len(wasm.start_strengths))) * wasm.probe_steps / downstream.steps * fit,
     }
     return told | {"aimed_extra": sum(value for name, value in told.items() if name != "fit")}

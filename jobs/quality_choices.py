@@ -17,9 +17,9 @@ from cdiff.types import Arm, Gain, Knowledge, Outcome, Pair, Purpose, Revisions,
 from cdiff.wasm.budget import largest_remainder, quotas, start_strengths
 from cdiff.wasm.gains import measured_gains
 from cdiff.wasm.pool import types_of, undirected_quotas
-from cdiff.wasm.quality import Thresholds, survival_bounds
+from cdiff.wasm.quality import Thresholds, beyond_band, survival_bounds
 from cdiff.wasm.weakness import rank
-from jobs.quality_pool import Choice, Key, Pools, Wanted, copying, kept, starting
+from jobs.quality_pool import Choice, Key, Pools, Wanted, copying, kept, made_of, starting
 
 CHANCE = "again"
 # Arms that are one round of the loop for each seed, plan and top-up included, under a mining arm each.
@@ -136,8 +136,13 @@ def choices(
                 (wanted if arm == "wasm" else further)[arm, seed] = asked
     if wanted:
         chosen |= pools.choose(_offered(config), config.wasm.pool, wanted, "candidates")
-    if further:
-        chosen |= pools.choose(_offered(config), config.wasm.pool, further, "candidates of variants")
+    least = int((ledger.milestone("pool:candidates") or {"waves": 1})["waves"])
+    for (
+        (arm, seed),
+        asked,
+    ) in further.items():  # each by itself: the waves that another lacks would change what it chooses from
+        label = f"candidates for {arm}, seed {seed}"
+        chosen |= pools.choose(_offered(config), config.wasm.pool, {(arm, seed): asked}, label, least)
     return chosen
 
 
@@ -176,7 +181,8 @@ def _mined(
         adapted = crew.adapt(known, outcomes, 1, revisions, segmenter, config)
         ledger.record(name, revisions=adapted)
     found = from_json(Revisions, (ledger.milestone(name) or {})["revisions"])
-    return kept(crew.make_pairs(known, 1, found, config), config)
+    pairs = crew.make_pairs(known, 1, found, config)
+    return kept(pairs, sum(beyond_band(pairs, config).values()))
 
 
 def _outcomes(crew: Crew, ledger: Ledger, seeds: Sequence[int]) -> dict[int, list[Outcome]]:
@@ -217,9 +223,9 @@ def _probed(
         wanted = {("probe", seed): Wanted(ranked[seed], spread[seed], config) for seed in base}
         even = pools.choose([own], config.wasm.pool, wanted, f"candidates from {start:g}")
         for seed in base:
-            name, (control,) = f"probe:{start:g}:{seed}", work[f"probe:control:{seed}"]
-            probes[seed, name] = even["probe", seed].pairs
-            work[name] = (replace(control, pairs=probes[seed, name]),)
+            pairs, (control,) = even["probe", seed].pairs, work[f"probe:control:{seed}"]
+            name = f"probe:{start:g}:{seed}:{made_of(pairs)}"
+            probes[seed, name], work[name] = pairs, (replace(control, pairs=pairs),)
     fits = crew.each(ledger, "fit", work, Fit, "probing gains")
     asked = {f"{name}:scores": (fit.revision, list(crew.validation), None) for name, fit in fits.items()}
     found = crew.each(ledger, "evaluate", asked, Evaluation, "scoring probes")

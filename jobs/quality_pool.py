@@ -11,7 +11,7 @@ from cdiff.data.ledger import Ledger
 from cdiff.data.store import pool_seconds
 from cdiff.types import Attempt, Pair, Purpose, Revisions, Weakness, content_hash
 from cdiff.wasm.pool import chosen, started
-from cdiff.wasm.quality import Thresholds, beyond_band, counts
+from cdiff.wasm.quality import Thresholds, counts
 
 Key = tuple[str, int]  # arm and seed
 
@@ -53,12 +53,17 @@ class Pools:
     thresholds: Thresholds
 
     def choose(
-        self, configs: Sequence[Config], per_type: int, wanted: Mapping[Key, Wanted], label: str
+        self,
+        configs: Sequence[Config],
+        per_type: int,
+        wanted: Mapping[Key, Wanted],
+        label: str,
+        least: int = 1,
     ) -> dict[Key, Choice]:
         """What each arm and seed takes from one pool. While one lacks pairs, the pool gets a further wave, WAVES at most.
 
         Args:
-            configs: how candidates are made: `per_type` of each kind in every wave.
+            configs: how candidates are made: `per_type` of each kind in every wave. least: waves that there are at any rate.
         """
         pool: list[Attempt] = []
         found: dict[Key, Choice] = {}
@@ -66,10 +71,12 @@ class Pools:
             for config in configs:
                 told = f"making {label}, wave {wave + 1}"
                 pool += self.crew.pool(per_type, self.revisions, config, wave, told)
+            if wave + 1 < least:
+                continue
             found = {key: self._chosen(pool, asked, key[1], label) for key, asked in wanted.items()}
             if all(len(found[key].pairs) >= sum(asked.quotas.values()) for key, asked in wanted.items()):
                 break
-        made = {"candidates": len(pool), "seconds": pool_seconds(self.crew.run, pool)}
+        made = {"candidates": len(pool), "waves": wave + 1, "seconds": pool_seconds(self.crew.run, pool)}
         if self.ledger.milestone(f"pool:{label}") != made:
             self.ledger.record(f"pool:{label}", **made)
         return found
@@ -77,10 +84,8 @@ class Pools:
     def _chosen(self, pool: list[Attempt], asked: Wanted, seed: int, label: str) -> Choice:
         losses = self._losses(asked.judge, pool, label) if asked.judge else {}
         offered = started(pool, asked.slices, asked.starts)
-        return kept(
-            chosen(offered, asked.slices, asked.quotas, losses, self.thresholds, asked.config, seed),
-            asked.config,
-        )
+        about = asked.slices, asked.quotas, losses, self.thresholds, asked.config, seed
+        return kept(*chosen(offered, *about))
 
     def _losses(self, segmenter: str, pool: list[Attempt], label: str) -> dict[str, float]:
         """By task_id the loss of a segmenter on every candidate."""
@@ -94,10 +99,15 @@ class Pools:
         return dict(zip([attempt.task_id for attempt in pool], values, strict=True))
 
 
-def kept(pairs: Sequence[Pair], config: Config) -> Choice:
-    """What passed the gate, and what did not, counted."""
+def kept(pairs: Sequence[Pair], beyond: int) -> Choice:
+    """What passed the gate, and what did not, counted; `beyond` of the former lie outside their band."""
     passed = tuple(pair for pair in pairs if pair.kept)
-    return Choice(passed, counts=counts(pairs), beyond_band=sum(beyond_band(pairs, config).values()))
+    return Choice(passed, counts=counts(pairs), beyond_band=beyond)
+
+
+def made_of(pairs: Sequence[Pair]) -> str:
+    """Names what was made of pairs: an arm may choose others when the command is given again, by another variant or a larger pool."""
+    return content_hash(sorted(pair.task_id for pair in pairs))
 
 
 def starting(config: Config, start_strength: float) -> Config:

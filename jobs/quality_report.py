@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.resources import code_hash
-from cdiff.errors import ConfigError, RunError
+from cdiff.errors import ConfigError
 from cdiff.evaluation.quality_page import verdict, write_page
 from cdiff.evaluation.report import Picture
 from jobs.closing import pair_grid
@@ -54,7 +53,7 @@ def _run_split(
         if session.config.wasm.probe_steps and args.look == "validation":
             raise ConfigError("wasm.probe_steps aims by the validation photos: --look test scores on others.")
         varied = variants(session.config, args.variant)
-        _demand_same_code(session)
+        session.demand_same_code("jobs")
         with session.crew() as crew:
             wishes = Wishes(args.arms, args.look, args.equal_compute, args.most_fits, varied)
             result = measure_split(crew, session.ledger, split, seeds, wishes)
@@ -74,17 +73,6 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--variant compares with wasm: name it in --arms.")
     if args.most_fits and args.most_fits < 2:
         raise ConfigError("--most-fits: at least 2, or 0 for no bound; one fit is what every arm has.")
-
-
-def _demand_same_code(session: Session) -> None:
-    """What is measured in one run is measured by one state of the code."""
-    known = session.ledger.milestone("code")
-    if known is None:
-        session.ledger.record("code", code=code_hash())
-    elif known["code"] != code_hash():
-        raise RunError(
-            f"{session.run.url} was measured by other code than this. Give another --home, or go back to its commit."
-        )
 
 
 def track(session: Session, result: SplitResult) -> list[Picture]:

@@ -29,7 +29,6 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
     home = {s: result for result in results for s in result.seeds}
     arms = [arm for arm in dict.fromkeys(a for r in results for a, _ in r.choices) if not arm.endswith(LONG)]
     drawn = _resampled(home, arms, seeds, seed)
-    swapped = _resampled(home, [a for a in (AIMED, BASELINE) if a in arms], seeds, seed, swapped=True)
     first = results[0].run
     return {
         "seeds": list(seeds),
@@ -43,7 +42,7 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
         "steps": results[0].steps,
         "arms": {arm: _arm(home, arm, seeds) for arm in arms},
         "comparisons": [_plain(c) for c in _comparisons(drawn, arms)],
-        "negative_control": _negative(swapped),
+        "negative_control": _negative(home, arms, seeds, seed),
         "curve": _curve(home, seeds),
         "power": _power(drawn, len(seeds)),
         "gain_ratio": _ratio(drawn, arms),
@@ -154,11 +153,18 @@ def _curve(home: Mapping[int, SplitResult], seeds: Sequence[int]) -> list[dict[s
     ]
 
 
-def _negative(swapped: Resampled) -> dict[str, Any] | None:
-    """The gain against the masks of other photos: what is left of it is not found but guessed by place and size."""
-    if len(swapped.exact) < 2:
+def _negative(
+    home: Mapping[int, SplitResult], arms: Sequence[str], seeds: Sequence[int], seed: int
+) -> dict[str, Any] | None:
+    """The gain against the masks of other photos: what is left of it is not found but guessed by place and size.
+
+    None without both arms, or where no photo has another object of its types to swap masks with.
+    """
+    if not {AIMED, BASELINE} <= set(arms) or not all(home[s].tally(AIMED, s, True).types for s in seeds):
         return None
-    found = swapped.compare("pixel_ap", AIMED, BASELINE)
+    found = _resampled(home, (AIMED, BASELINE), seeds, seed, swapped=True).compare(
+        "pixel_ap", AIMED, BASELINE
+    )
     return {
         **_plain(found),
         "masks": "those of another photo of the same types",
@@ -186,11 +192,11 @@ def _power(drawn: Resampled, seeds: int) -> dict[str, Any] | None:
 
 
 def _ratio(drawn: Resampled, arms: Sequence[str]) -> float | None:
-    """Gain of aimed pairs over that of undirected ones; None where the latter gain nothing."""
+    """Gain of aimed pairs over that of undirected ones; None where it is not shown that the latter gain anything."""
     if not {AIMED, BASELINE, "undirected"} <= set(arms):
         return None
-    aimed, plain = (drawn.compare("pixel_ap", arm, BASELINE).mean for arm in (AIMED, "undirected"))
-    return aimed / plain if plain > 0 else None
+    aimed, plain = (drawn.compare("pixel_ap", arm, BASELINE) for arm in (AIMED, "undirected"))
+    return aimed.mean / plain.mean if plain.low > 0 else None
 
 
 def _spent(choices: Sequence[Choice]) -> dict[str, list[int]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import ray
 
 from actors.crew import Crew
-from actors.resources import Cluster, connect, demand_data
+from actors.resources import Cluster, code_hash, connect, demand_data
 from cdiff.config import Config
 from cdiff.config_file import dump_config, load_config
 from cdiff.data.dataset import Dataset
@@ -25,7 +25,7 @@ from cdiff.data.origin import brought
 from cdiff.data.run import FREE, run_of
 from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder, home_of
-from cdiff.errors import CdiffError, ConfigError, DataError, shown_uri
+from cdiff.errors import CdiffError, ConfigError, DataError, RunError, shown_uri
 from cdiff.tracking import Tracker
 from cdiff.types import Knowledge, Outcome, Revisions, Sample, content_hash
 from jobs.stopping import heed_sigterm, meanwhile
@@ -70,6 +70,22 @@ class Session:
 
         wanted = Retuning(self.retune_every, self.retune_trials)
         return retuned(crew, self.ledger, tracker, number, now, wanted)
+
+    def demand_same_code(self, *folders: str) -> None:
+        """What is measured in one run is measured by one state of the code.
+
+        Args:
+            folders: whose code decides it, beside actors/ and cdiff/.
+        Raises:
+            RunError: the run was begun by another.
+        """
+        known, mine = self.ledger.milestone("code"), code_hash("actors", "cdiff", *folders)
+        if known is None:
+            self.ledger.record("code", code=mine)
+        elif known["code"] != mine:
+            raise RunError(
+                f"{self.run.url} was measured by other code than this. Give another --home, or go back to its commit."
+            )
 
     def crew(self) -> Crew:
         return Crew(self.run, self.config, self.dataset, self.manifest, self.cluster.local)

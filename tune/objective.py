@@ -66,7 +66,7 @@ class Bench:
     def key(self, point: Point) -> str:
         """Name of a point's measurements: equal where everything that decides them is."""
         decides = self.config.model_dump(mode="json", exclude=set(FREE))
-        told = [self.revisions, self.base, self.seed, self.photos, self.rungs, self.known.weaknesses]
+        told = [self.revisions, self.base, self.seed, self.photos, self.rungs, self.known]
         return content_hash([decides, told, sorted(point.items())])
 
 
@@ -141,7 +141,7 @@ class Trial:
         Args:
             to_the_end: go on with a trial that was stopped.
 
-        Keys: gain, error (its standard error over targets), kept, valid_share, kid, coverage, pairs, steps, seconds.
+        Keys: gain, error (its standard error over targets), kept, valid_share, kid, coverage, pairs, steps, seconds, fit_seconds (of these).
         """
         storage = self.bench.run.storage
         for number, rung in enumerate(self.bench.rungs, 1):
@@ -169,12 +169,14 @@ class Trial:
         mix = self.config.downstream.synthetic_mix
         bench = self.bench
         request = FitRequest(bench.train, rung.steps, bench.seed, bench.base, tuple(pairs), mix=mix)
-        scored = self._fits.evaluate(self._fits.fit(request).revision, list(bench.photos), 0.5)
+        fitted = self._fits.fit(request)
+        scored = self._fits.evaluate(fitted.revision, list(bench.photos), 0.5)
         control, mine = bench.control[number - 1], soft_dice(scored)
         gains = [mine[target] - control[target] for target in sorted(control)]
         error = float(np.std(gains, ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else None
         told: dict[str, float | None] = {"gain": float(np.mean(gains)), "error": error}
         told |= {"kept": len(pairs), "valid_share": valid, "pairs": rung.pairs, "steps": rung.steps}
+        told["fit_seconds"] = round(fitted.seconds, 2)
         return told | self._fidelity(pairs)
 
     def _pairs(self, rung: Rung) -> tuple[list[Pair], float]:

@@ -62,7 +62,8 @@ class Swept:
             return None
         curves = [[float(r["gain"]) for r in trial["rungs"]] for trial in self.trials]
         seconds = [[float(r["seconds"]) for r in trial["rungs"]] for trial in self.trials]
-        return replay(curves, seconds, round(self.bench.rungs[1].steps / self.bench.rungs[0].steps))
+        fits = [[float(r["fit_seconds"]) for r in trial["rungs"]] for trial in self.trials]
+        return replay(curves, seconds, fits, round(self.bench.rungs[1].steps / self.bench.rungs[0].steps))
 
 
 def summary(swept: Swept) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def summary(swept: Swept) -> dict[str, Any]:
     replayed = swept.replayed()
     return {
         "trials": len(swept.trials),
-        # of the trials, from the start of the first to the end of the last, pauses of a sweep that was stopped included
+        # of wall time, from the start of the first trial to the end of the last, without the pauses of a sweep that was stopped
         "seconds": round(swept.seconds, 1),
         "actor_seconds": round(sum(float(r["seconds"]) for t in swept.trials for r in t["rungs"]), 1),
         "best": swept.best["point"],

@@ -114,6 +114,7 @@ def run(arguments: list[str], args: argparse.Namespace, about: dict[str, Any]) -
         if session is None:
             return
         config, ledger = session.config, session.ledger
+        session.demand_same_code("tune")
         demand_tunable(config, session.dataset, session.manifest, budget)
         dimensions = read_space(args.space, config)
         search = Search(args.trials, args.factor, config.seed, not args.to_the_end, not args.random)

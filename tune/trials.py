@@ -20,6 +20,7 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from actors.resources import own_code, refuse_other_code
 from cdiff.data.dataset import Dataset
 from cdiff.errors import ActorError, ConfigError
 from cdiff.types import content_hash
@@ -114,7 +115,12 @@ def _tune(
         )
     trainable = tune.with_resources(
         tune.with_parameters(
-            _trial, bench=bench, dataset=dataset, dimensions=tuple(dimensions), search=search
+            _trial,
+            bench=bench,
+            dataset=dataset,
+            dimensions=tuple(dimensions),
+            search=search,
+            code=own_code(),
         ),
         {"cpu": resources.cpus, "gpu": resources.gpus},
     )
@@ -169,9 +175,15 @@ def _searcher(given: list[dict[str, Any]], search: Search, at_once: int) -> Any:
 
 
 def _trial(
-    config: dict[str, Any], bench: Bench, dataset: Any, dimensions: tuple[Dimension, ...], search: Search
+    config: dict[str, Any],
+    bench: Bench,
+    dataset: Any,
+    dimensions: tuple[Dimension, ...],
+    search: Search,
+    code: str,
 ) -> None:
     """What Tune runs: a trial's rungs, reported one by one."""
+    refuse_other_code(code)
     point = whole(dimensions, config)
     photos: Dataset = ray.get(dataset) if isinstance(dataset, ray.ObjectRef) else dataset
     for number, found in enumerate(Trial(bench, photos, point).measure(not search.stop)):

@@ -195,7 +195,8 @@ def _power(result: Mapping[str, Any]) -> str:
     return (
         page.paragraph(
             "Two fits on real photos alone that differ in nothing but the crops beside their batches: from their differences follows "
-            "the smallest true difference between two arms that so many seeds find with a chance of 80 % (level 5 %)."
+            "the smallest true difference between two arms that so many seeds find on these very photos with a chance of 80 % (level 5 %). "
+            "The intervals above hold for photos of other objects, too: with few objects they are wider than this."
         )
         + table
     )

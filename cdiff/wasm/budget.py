@@ -40,6 +40,7 @@ Quotas = dict[tuple[str, Purpose], int]  # wanted pairs by slice name and purpos
 
 _PURPOSES: tuple[Purpose, ...] = ("uniform", "easy", "weak")
 _Key = TypeVar("_Key")
+_DRAWS = 500  # of a slice's start strengths against each other
 _REFERENCES, _BACKGROUNDS, _POSES, _DIFFICULTIES, _THOMPSON = (
     1,
     2,
@@ -183,15 +184,17 @@ def start_strengths(
 ) -> dict[str, float]:
     """The start strength of each slice in this round: one, so that the round's gain is that of this strength.
 
-    The one that wins most draws of the slice's posteriors; while nothing is known, one at random.
+    The one that wins most draws of the slice's own posteriors, however the budget is shared; while nothing is known, one at random.
     """
     options = config.wasm.start_strengths or (config.sampling.start_strength,)
-    won = _won(config, weaknesses, gains, round)
+    believed = beliefs(weaknesses, gains, options, config.wasm) if gains else {}
     out = {}
     for weakness in weaknesses:
         name = weakness.slice.name
         rng = np.random.default_rng([config.seed, round, _THOMPSON, zlib.crc32(name.encode())])
         shuffled = [options[i] for i in rng.permutation(len(options))]
+        own = {option: belief for option, belief in believed.items() if option[0] == name}
+        won = thompson(own, _DRAWS, rng) if own else {}
         out[name] = max(shuffled, key=lambda strength: won.get((name, strength), 0))
     return out
 

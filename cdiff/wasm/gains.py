@@ -82,7 +82,9 @@ def measured_gains(
         if p.attempt.assignment.purpose != "human" and p.attempt.assignment.slice not in unclear
     )
     everywhere = [value for values in changes.values() for value in values]
-    typical = float(np.std(everywhere)) if len(everywhere) > 1 else 0.0
+    if len(everywhere) < 2:
+        return ()  # a lone target tells nothing of its own error, and would be believed outright
+    typical = float(np.std(everywhere))
     out = []
     for (name, strength), number in sorted(spent.items()):
         if name in changes:

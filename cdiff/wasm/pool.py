@@ -70,18 +70,19 @@ def chosen(
     thresholds: Thresholds,
     config: Config,
     seed: int,
-) -> list[Pair]:
+) -> tuple[list[Pair], int]:
     """The gate's verdicts on the pool for one arm and seed.
 
     1. Validity as in a round (cdiff.wasm.quality), in an order of the seed's own. No slice stops: a pool is there already.
     2. Difficulty is the rank of min(kappa, loss) among the valid candidates of the type. Of each slice, the weak share takes the
        first within the band, then the easy share the first below it, then the uniform share the first of what is left.
-    3. What a band lacks is filled up with the valid ones nearest to it; `beyond_band` counts them.
+    3. What a band lacks is filled up with the valid ones nearest to it.
 
     Args:
         losses: by task_id, the loss of the seed's segmenter; {} where nothing judges.
     Returns:
-        A pair for each candidate of a slice with a quota, its slice, purpose, index and loss given anew.
+        A pair for each candidate of a slice with a quota, its slice, purpose, index and loss given anew; and how many were
+        taken from outside their band.
     """
     view = _view(pool, slices, losses, seed)
     asked = {name for (name, _), number in quotas.items() if number}
@@ -89,12 +90,14 @@ def chosen(
     valid = [attempt for attempt, reason in zip(view, reasons, strict=True) if not reason]
     ranks = difficulty_ranks(valid, config)
     taken: dict[int, Purpose] = {}
+    beyond = 0
     for name in sorted({key[0] for key in quotas}):
         left = [attempt.assignment.index for attempt in valid if attempt.assignment.slice == name]
         for purpose in _TAKING:
             low, high = band(purpose, config)
             wanted = quotas.get((name, purpose), 0)
             near = sorted(left, key=lambda index: max(0.0, low - ranks[index], ranks[index] - high))
+            beyond += sum(not low <= ranks[index] <= high for index in near[:wanted])
             taken |= dict.fromkeys(near[:wanted], purpose)
             left = [index for index in left if index not in taken]
     out = []
@@ -105,7 +108,7 @@ def chosen(
         told = reason or ("" if index in taken else FULL)
         assignment = replace(attempt.assignment, purpose=taken.get(index, "uniform"))
         out.append(Pair(replace(attempt, assignment=assignment), told))
-    return out
+    return out, beyond
 
 
 _TAKING: tuple[Purpose, ...] = ("weak", "easy", "uniform")

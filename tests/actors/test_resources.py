@@ -14,6 +14,7 @@ import ray
 
 from actors.checkup import Node, examine, nodes, shared_home
 from actors.resources import (
+    CODE,
     SILENT,
     Cluster,
     actor_options,
@@ -164,6 +165,19 @@ def test_a_node_with_other_code_is_refused() -> None:
     refuse_other_code(code_hash())
     with pytest.raises(ResourceError, match="other code"):
         refuse_other_code("0123456789abcdef")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_an_actor_on_a_node_with_other_code_does_not_start() -> None:
+    from actors.coordinator import CoordinatorActor
+
+    options = actor_options(_config(), "coordinator")
+    assert options["runtime_env"]["env_vars"][CODE] == code_hash()
+    options["runtime_env"]["env_vars"][CODE] = "0123456789abcdef"
+    actor = CoordinatorActor.options(**options).remote(*[{}] * 8)  # type: ignore[attr-defined]
+    with pytest.raises(ray.exceptions.RayActorError, match="this node runs other code"):
+        ray.get(actor.__ray_ready__.remote(), timeout=60)
 
 
 CONNECT = """

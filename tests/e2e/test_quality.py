@@ -205,17 +205,17 @@ def test_the_aimed_arm_learns_by_probes_where_candidates_start(home, arguments, 
     """From plain copies or with noise on them: slice by slice, at what paid on validation."""
     first = arguments.index("rounds=2")
     offered = ["wasm.start_strengths=[0.0,0.4]", "wasm.probe_steps=6", "wasm.budget=thompson"]
-    plain = ["--seeds", "1", "--look", "validation", "--arms", "real_only", "undirected", "wasm"]
+    plain = ["--seeds", "1", "--arms", "real_only", "undirected", "wasm"]
     one = ["--variant", "copies", "wasm.start_strengths=[0.0]", "--out", str(home / "probed.json")]
+    refused = _benchmark(home, *plain, *one, "--look", "validation", *arguments[first:], *offered)
+    assert refused.returncode == 2 and "wasm.probe_steps aims by the validation photos" in refused.stderr
     done = _benchmark(home, *plain, *one, *arguments[first:], *offered)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((home / "probed.json").read_text())
     assert found["pairs"]["wasm"] == found["pairs"]["wasm_copies"] == [8]
     ledger = Ledger(open_run(home / "runs" / found["runs"][0]))
-    probes = {event.get("name", "") for event in ledger.events()} & {
-        f"probe:{name}:1" for name in ("control", "0", "0.4")
-    }
-    assert len(probes) == 3
+    names = {event.get("name", "").rpartition(":")[0] for event in ledger.events()}
+    assert {"probe:0:1", "probe:0.4:1", "probe:control"} <= names
     pools = [
         (ledger.milestone(f"pool:{name}") or {})["candidates"]
         for name in ("candidates", "undirected candidates")

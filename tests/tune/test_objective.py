@@ -62,7 +62,7 @@ def test_a_gain_is_the_mean_of_paired_differences_to_the_control_of_its_rung(
 
     def fit(request):
         asked.append(request)
-        return SimpleNamespace(revision="r")
+        return SimpleNamespace(revision="r", seconds=3.0)
 
     monkeypatch.setattr(trial._fits, "fit", fit)
     monkeypatch.setattr(trial._fits, "evaluate", lambda *_: SimpleNamespace(outcomes=[*rows, normal]))

@@ -195,7 +195,7 @@ def test_a_sweep_uses_both_nodes_of_a_cluster(home, settings, monkeypatch) -> No
     assert all(len(trial["rungs"]) == 2 for trial in trials), "to the end: none was stopped"
     told = json.loads((home / "both.json").read_text())
     (entry,) = told.values()
-    assert 0 < entry["asha"]["cost_ratio"] <= 1
+    assert 0 < entry["asha"]["cost_ratio"] < 2, "early rungs have fits of their own"
 
 
 @pytest.mark.parametrize(

@@ -241,3 +241,18 @@ def test_a_slice_has_one_start_strength_a_round_and_learns_which_pays() -> None:
     for assignment in assignments:
         used[assignment.slice].add(assignment.task.strengths.start_strength)
     assert used["tile/crack"] == {0.6} and all(len(strengths) == 1 for strengths in used.values())
+
+
+@pytest.mark.parametrize("budget", ["thompson", "prior", "targets"])
+def test_what_pays_in_a_slice_is_decided_among_its_own_strengths(budget) -> None:
+    """However little of the budget the slice wins, and not by the option that is merely less known."""
+    settings = config("wasm.start_strengths=[0.2,0.6]", f"wasm.budget={budget}")
+    others = [
+        Gain(w.slice.name, strength, 40, 12, 0.06, 0.02)
+        for w in WEAKNESSES
+        if w.slice.name != "tile/crack"
+        for strength in (0.2, 0.6)
+    ]
+    own = [Gain("tile/crack", 0.2, 40, 12, 0.02, 0.01), Gain("tile/crack", 0.6, 40, 12, -0.02, 0.04)]
+    found = [start_strengths(settings, WEAKNESSES, [*others, *own], number) for number in range(8)]
+    assert {strengths["tile/crack"] for strengths in found} == {0.2}

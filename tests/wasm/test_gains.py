@@ -74,6 +74,13 @@ def test_where_people_made_pairs_of_a_type_no_gain_of_it_is_told() -> None:
     assert {g.slice for g in found} == {names["stain"]}
 
 
+def test_a_lone_target_tells_no_gain() -> None:
+    training = [outcome(n, "crack", 0.5) for n in range(10)]
+    slices = rank(training, min_targets=8)
+    before, after = [outcome(100, "crack", 0.4)], [outcome(100, "crack", 0.6)]
+    assert measured_gains(before, after, training, slices, [made(slices[0].slice.name)] * 20) == ()
+
+
 def test_few_targets_leave_a_gain_uncertain() -> None:
     rng = np.random.default_rng(0)
     training = [outcome(n, "crack" if n < 10 else "stain", 0.5) for n in range(20)]

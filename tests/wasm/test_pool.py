@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from cdiff.types import Attempt, Pose, Revisions, Target
+from cdiff.types import Attempt, Pose, Revisions, Slice, Target
 from cdiff.wasm.budget import Quotas, Stock, quotas
 from cdiff.wasm.pool import chosen, plan_pool, started, types_of, undirected_quotas
-from cdiff.wasm.quality import Thresholds, beyond_band
+from cdiff.wasm.quality import Thresholds
 
 REVISIONS = Revisions("generator", "bank")
 
@@ -86,10 +86,10 @@ def test_an_aimed_arm_takes_its_quotas_within_their_bands(stock, pool, tiny_conf
     ]
     losses = {a.task_id: place / 100 for place, a in enumerate(pool)}
     wanted = quotas(config, slices)
-    pairs = chosen(pool, slices, wanted, losses, Thresholds(()), config, seed=3)
+    pairs, beyond = chosen(pool, slices, wanted, losses, Thresholds(()), config, seed=3)
     kept = [pair.attempt.assignment for pair in pairs if pair.kept]
     assert Counter((a.slice, a.purpose) for a in kept) == wanted
-    assert not beyond_band(pairs, config)
+    assert not beyond
     bars = sorted(losses[a.task_id] for a in pool if a.type == "bar")
     for pair in pairs:
         if pair.kept and pair.attempt.assignment.slice == "metal/bar":
@@ -104,13 +104,27 @@ def test_what_a_band_lacks_is_filled_up_and_counted_and_faults_stay_out(stock, p
     slices = types_of(stock.targets.values())
     wanted: Quotas = {("metal/bar", "weak"): 40}
     losses = {a.task_id: place / 100 for place, a in enumerate(pool)}
-    pairs = chosen(pool, slices, wanted, losses, Thresholds(()), tiny_config, seed=0)
+    pairs, beyond = chosen(pool, slices, wanted, losses, Thresholds(()), tiny_config, seed=0)
     assert sum(pair.kept for pair in pairs) == 40
-    assert (
-        12 <= sum(beyond_band(pairs, tiny_config).values()) <= 15
-    )  # 45 % of the some sixty valid are in the band
+    assert 12 <= beyond <= 15  # 45 % of the some sixty valid are in the band
     faint = Thresholds((("visible", "metal/bar", 2.0),))
-    assert {p.reason for p in chosen(pool, slices, wanted, losses, faint, tiny_config, 0)} == {"not visible"}
+    pairs, _ = chosen(pool, slices, wanted, losses, faint, tiny_config, 0)
+    assert {p.reason for p in pairs} == {"not visible"}
+
+
+def test_a_slice_without_a_quota_still_says_what_is_hard_for_its_type(stock, pool, tiny_config):
+    """Cracks of one slice are all easier than those of the other, which alone gets pairs: the highest ranks of the type are its own."""
+    pits = next(w for w in types_of(stock.targets.values()) if w.slice.type == "pit")
+    pieces = [Slice("metal", "pit", size, "") for size in ("small", "large")]
+    halves = [replace(pits, slice=p, targets=pits.targets[n::2]) for n, p in enumerate(pieces)]
+    easy = set(halves[0].targets)
+    losses = {
+        a.task_id: place / 1000 + (a.assignment.task.reference not in easy) for place, a in enumerate(pool)
+    }
+    wanted: Quotas = {(halves[1].slice.name, "weak"): 15}
+    pairs, beyond = chosen(pool, halves, wanted, losses, Thresholds(()), tiny_config, seed=0)
+    assert sum(pair.kept for pair in pairs) == 15
+    assert beyond == 0  # ranks of 0.45 to 0.85 of the type; among themselves some would be under 0.4
 
 
 def test_no_slice_of_a_pool_stops(stock, pool, tiny_config):
@@ -121,7 +135,7 @@ def test_no_slice_of_a_pool_stops(stock, pool, tiny_config):
     ]
     slices = types_of(stock.targets.values())
     limits = Thresholds((("visible", "", 0.5),))
-    pairs = chosen(spoiled, slices, {("metal/pit", "uniform"): 15}, {}, limits, tiny_config, seed=0)
+    pairs, _ = chosen(spoiled, slices, {("metal/pit", "uniform"): 15}, {}, limits, tiny_config, seed=0)
     assert sum(pair.kept for pair in pairs) == 15
     assert {pair.reason for pair in pairs} == {"", "not visible", "budget full"}
 
@@ -131,7 +145,7 @@ def test_a_seed_has_an_order_of_its_own_and_repeats(stock, pool, tiny_config):
     wanted = undirected_quotas(slices, 20)
 
     def kept(seed):
-        pairs = chosen(pool, slices, wanted, {}, Thresholds(()), tiny_config, seed)
+        pairs, _ = chosen(pool, slices, wanted, {}, Thresholds(()), tiny_config, seed)
         return [pair.task_id for pair in pairs if pair.kept]
 
     assert kept(0) == kept(0) != kept(1)
@@ -155,7 +169,7 @@ def test_how_hard_a_candidate_counts_does_not_depend_on_which_slices_get_pairs(s
     }
 
     def kept(wanted: Quotas) -> set[str]:
-        pairs = chosen(pool, [small, large], wanted, losses, Thresholds(()), tiny_config, seed=0)
+        pairs, _ = chosen(pool, [small, large], wanted, losses, Thresholds(()), tiny_config, seed=0)
         return {p.task_id for p in pairs if p.kept and p.attempt.assignment.slice == small.slice.name}
 
     alone: Quotas = {(small.slice.name, "easy"): 8}
