@@ -218,4 +218,5 @@ def _plain(found: Comparison) -> dict[str, Any]:
         "low": found.low,
         "high": found.high,
         "per_seed": list(found.per_seed),
+        "objects": found.objects,
     }

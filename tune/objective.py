@@ -89,16 +89,17 @@ def halves(dataset: Dataset, manifest: Manifest, seed: int) -> tuple[list[str], 
     """The validation photos with targets in two halves, by source object and alike in types: A chooses, B confirms.
 
     Raises:
-        ConfigError: there are fewer than two objects with targets.
+        ConfigError: there are fewer than four objects with targets: one alone has no interval.
     """
     objects: dict[str, list[str]] = {}
     for sample_id in manifest.ids("validation"):
         sample = dataset.sample(sample_id)
         if not sample.is_normal:
             objects.setdefault(sample.group, []).append(sample_id)
-    if len(objects) < 2:
+    if len(objects) < 4:
         raise ConfigError(
-            "a sweep needs validation photos with targets of two source objects: one half chooses, the other confirms."
+            f"a sweep needs validation photos with targets of four source objects, here are {len(objects)}: half of them chooses, the other "
+            "confirms. Raise data.validation_share."
         )
     order = list(objects)
     np.random.default_rng([seed, 17]).shuffle(order)
@@ -115,9 +116,8 @@ def soft_dice(evaluation: Evaluation) -> dict[str, float]:
 
 def at_point(config: Config, point: Point, pairs: int) -> Config:
     """The configuration of a trial: its point, its budget; no hard negatives, and nothing learned of start strengths."""
-    return overridden(
-        applied(config, point), [f"wasm.pairs={pairs}", "wasm.start_strengths=[]", "wasm.negatives=0"]
-    )
+    plain = [f"wasm.pairs={pairs}", "wasm.start_strengths=[]", "wasm.negatives=0"]
+    return overridden(applied(config, point), plain)
 
 
 class Trial:

@@ -109,10 +109,9 @@ def space(config: Config, wanted: Mapping[str, Any] | None = None) -> tuple[Dime
     inward = {d.name: _end(d, d.name.endswith("interval.low")) for d in out}  # intervals at their narrowest
     for corner in [*corners, inward]:
         applied(config, corner)  # tells what is out of range
-    start = next(d for d in out if d.name == "sampling.start_strength")
-    if config.wasm.start_strengths and not start.fixed:
+    if config.wasm.start_strengths:
         raise ConfigError(
-            "sampling.start_strength: wasm.start_strengths lets the budget choose it, slice by slice. Empty those, or fix it in the space."
+            "sampling.start_strength: wasm.start_strengths lets the budget choose it, slice by slice. Search without: wasm.start_strengths=[]."
         )
     if all(dimension.fixed for dimension in out):
         raise ConfigError("every setting is fixed: leave a range to search.")

@@ -1,13 +1,15 @@
 """Is one arm better than another? Paired differences over seeds, with a two-level bootstrap over source objects and seeds.
 
     replicate r:  draw source objects with replacement; d_s = metric(arm, draw) - metric(minus, draw) for every seed s
-                  draw seeds with replacement;          D_r = mean of d + c (mean of d over the drawn seeds - mean of d)
+                  draw seeds with replacement;          e = mean of d over all seeds, u = over the drawn ones
+                  D_r = E + c_objects (e - E) + c_seeds (u - e), where E is the mean of e over the replicates
     interval:     the middle 95 % of D_r
 
 Photos of one object are not independent, so objects are drawn, one draw for all splits that test them; both arms of a seed are
 scored on the same draw, so what a draw makes easy or hard falls out of the difference. Pixel AP is pooled anew in each replicate.
-A bootstrap over n seeds is too narrow by sqrt((n-1)/n) and knows no t distribution: c = t / z sqrt(n/(n-1)) widens what seeds
-add (2.7 for three, 1.6 for five). With one seed the interval is over objects alone.
+A bootstrap over n is too narrow by sqrt((n-1)/n) and knows no t distribution: c = t / z sqrt(n/(n-1)) widens what seeds and
+objects add (2.7 for three, 1.6 for five, 1.04 for forty). With one seed the interval is over objects alone. Objects are those that show
+targets of the type, of a mean over types those of all types: where each has a few, that is still a little too narrow.
 Source: Davison and Hinkley, Bootstrap Methods (1997), chapter 3.8, for two levels.
 """
 
@@ -39,6 +41,7 @@ class Comparison:
     low: float
     high: float
     per_seed: tuple[float | None, ...]
+    objects: int = 0  # source objects that show the targets in question
 
     @property
     def excludes_zero(self) -> bool:
@@ -52,6 +55,7 @@ class Resampled:
     exact: dict[str, dict[str, NDArray[np.float64]]]  # arm -> metric -> [seeds]
     drawn: dict[str, dict[str, NDArray[np.float64]]]  # arm -> metric -> [seeds, R]
     seeds: NDArray[np.float64]  # [R, seeds], how often a seed is counted
+    objects: Mapping[str, int]  # metric -> source objects that show its targets
 
     @property
     def metrics(self) -> list[str]:
@@ -67,17 +71,17 @@ class Resampled:
         told = (whole > 0) & (some > 0)
         even = values.sum(axis=0)[told] / whole[told]
         uneven = (self.seeds.T * values).sum(axis=0)[told] / some[told]
-        low, high = np.percentile(
-            even + _widening(int((~np.isnan(exact)).sum())) * (uneven - even), [2.5, 97.5]
-        )
+        objects = self.objects[metric]
+        low, high = _interval(even, uneven, objects, int((~np.isnan(exact)).sum()))
         return Comparison(
             metric,
             arm,
             minus,
             float(np.nanmean(exact)),
-            float(low),
-            float(high),
+            low,
+            high,
             tuple(None if math.isnan(value) else float(value) for value in exact),
+            objects,
         )
 
 
@@ -114,7 +118,10 @@ def resample(
     }
     seeds = rng.multinomial(count, np.full(count, 1 / count), size=replicates).astype(np.float64)
     return Resampled(
-        {arm: {name: v[:, 0] for name, v in found.items()} for arm, found in exact.items()}, values, seeds
+        {arm: {name: v[:, 0] for name, v in found.items()} for arm, found in exact.items()},
+        values,
+        seeds,
+        _objects(next(iter(arms.values()), ())),
     )
 
 
@@ -145,8 +152,8 @@ def paired_targets(
     by_seed = weights @ values.T / weights.sum(axis=1, keepdims=True)  # [R, seeds]
     seeds = rng.multinomial(count, np.full(count, 1 / count), size=len(weights)) / count
     even, uneven = by_seed.mean(axis=1), (by_seed * seeds).sum(axis=1)
-    low, high = np.percentile(even + _widening(count) * (uneven - even), [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
+    low, high = _interval(even, uneven, len({objects[target] for target in targets}), count)
+    return float(values.mean()), low, high
 
 
 def smallest_detectable(differences: Sequence[float], seeds: int) -> float | None:
@@ -171,11 +178,33 @@ def _drawn(objects: set[str], replicates: int, rng: np.random.Generator) -> dict
     return dict(zip(names, drawn.T.astype(np.float32), strict=True))
 
 
-def _widening(seeds: int) -> float:
-    """What a percentile interval over few seeds lacks; 0 for a seed alone, of whose kind nothing is known."""
-    if seeds < 2:
+def _interval(
+    even: NDArray[np.float64], uneven: NDArray[np.float64], objects: int, seeds: int
+) -> tuple[float, float]:
+    """The ends, from the replicates [R] with all seeds and with the drawn ones."""
+    middle = even.mean()
+    drawn = middle + _widening(objects) * (even - middle) + _widening(seeds) * (uneven - even)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _widening(count: int) -> float:
+    """What a percentile interval over few seeds or objects lacks; 0 for one alone, of whose kind nothing is known."""
+    if count < 2:
         return 0.0
-    return float(stats.t.ppf(0.975, seeds - 1) / stats.norm.ppf(0.975) * math.sqrt(seeds / (seeds - 1)))
+    return float(stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975) * math.sqrt(count / (count - 1)))
+
+
+def _objects(tallies: Sequence[Tally]) -> dict[str, int]:
+    """How many source objects show targets, by metric; of all splits together."""
+    shown: dict[str, set[str]] = {}
+    for counted in tallies:
+        for key, pool in counted.types.items():
+            shown.setdefault(f"{TYPE}{key}", set()).update(counted.objects[place] for place in pool.objects)
+    everything = len(set().union(*shown.values()))
+    return {name: len(found) for name, found in shown.items()} | dict.fromkeys(
+        ("pixel_ap", "mdice"), everything
+    )
 
 
 def _metrics(counted: Tally, draws: NDArray[np.float32] | None) -> dict[str, NDArray[np.float64]]:

@@ -131,12 +131,13 @@ def _types(result: Mapping[str, Any]) -> str:
             c["metric"].removeprefix(TYPE),
             f"{_said(c['arm'])} − {_said(c['minus'])}",
             page.signed(c["mean"]),
-            f"[{c['low']:+.3f}, {c['high']:+.3f}]",
+            f"[{c['low']:+.3f}, {c['high']:+.3f}]" if c["objects"] > 1 else "–",
+            str(c["objects"]),
         )
         for c in result["comparisons"]
         if c["metric"].startswith(TYPE)
     ]
-    return page.table(("type", "arms", "difference in pixel AP", "95 %"), rows, prose=(1,))
+    return page.table(("type", "arms", "difference in pixel AP", "95 %", "objects"), rows, prose=(1,))
 
 
 def _equal_compute(result: Mapping[str, Any]) -> str:

@@ -137,10 +137,34 @@ def test_few_seeds_cover_a_difference_as_often_as_promised(seeds, least):
         arm = {"pixel_ap": np.repeat(exact[:, None], 500, axis=1)}
         zero = {"pixel_ap": np.zeros((seeds, 500))}
         found = Resampled(
-            {"a": {"pixel_ap": exact}, "b": {"pixel_ap": np.zeros(seeds)}}, {"a": arm, "b": zero}, counts
+            {"a": {"pixel_ap": exact}, "b": {"pixel_ap": np.zeros(seeds)}},
+            {"a": arm, "b": zero},
+            counts,
+            {"pixel_ap": 40},
         ).compare("pixel_ap", "a", "b")
         covered += found.low <= 0.02 <= found.high
     assert least <= covered / 300 <= 0.99
+
+
+@pytest.mark.parametrize(("objects", "least"), [(3, 0.88), (6, 0.9)])
+def test_few_objects_cover_a_difference_as_often_as_promised(objects, least):
+    """Targets whose differences are those of their object, around a true one of 0.02; all seeds say the same."""
+    covered = 0
+    for number in range(300):
+        rng = np.random.default_rng(number)
+        own = {f"t{i}": float(value) for i, value in enumerate(rng.normal(0.02, 0.1, objects))}
+        _, low, high = paired_targets([own] * 3, {t: t for t in own}, seed=number, replicates=400)
+        covered += low <= 0.02 <= high
+    assert least <= covered / 300 <= 0.995
+
+
+def test_a_comparison_says_of_how_many_objects_it_is(arms, dataset, ids):
+    found = resample(arms, [0] * 5, seed=0, replicates=20)
+    photos = [dataset.sample(name) for name in ids]
+    pits = {photo.group for photo in photos if "pit" in photo.types}
+    every = {photo.group for photo in photos if photo.types}
+    assert found.compare("type:metal/pit", "strong", "weak").objects == len(pits)
+    assert found.compare("pixel_ap", "strong", "weak").objects == len(every) > len(pits)
 
 
 def test_an_object_that_two_splits_test_is_one_observation(dataset, ids, tally_of):

@@ -10,8 +10,9 @@ from cdiff.evaluation.quality_page import render, verdict
 from cdiff.evaluation.report import Picture
 
 
-def _difference(arm, minus, mean, low, high, metric="pixel_ap"):
-    return {"metric": metric, "arm": arm, "minus": minus, "mean": mean, "low": low, "high": high}
+def _difference(arm, minus, mean, low, high, metric="pixel_ap", objects=7):
+    told = {"metric": metric, "arm": arm, "minus": minus, "mean": mean, "low": low, "high": high}
+    return told | {"objects": objects}
 
 
 def _arm(value):
@@ -34,6 +35,7 @@ def result():
             _difference("wasm", "undirected", 0.1, -0.02, 0.2),
             _difference("undirected", "real_only", 0.1, -0.02, 0.2),
             _difference("wasm", "real_only", 0.1, 0.02, 0.2, "type:metal/<pit>"),
+            _difference("wasm", "real_only", 0.123, 0.123, 0.123, "type:metal/rare", 1),
         ],
         "gain_ratio": 2.0,
         "power": {
@@ -87,3 +89,8 @@ def test_labels_of_lines_that_end_together_can_be_read(result):
     heights = sorted(float(y) for _, y, shown in labels if shown.startswith("+0.01"))
     assert len(heights) == 5
     assert min(b - a for a, b in pairwise(heights)) >= 11.9
+
+
+def test_a_type_of_one_object_has_no_interval(result):
+    html = render("quality-x", result, [])
+    assert "+0.020, +0.200" in html and "+0.123, +0.123" not in html

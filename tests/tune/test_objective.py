@@ -30,7 +30,7 @@ def test_halves_share_no_object_and_have_alike_types(photos) -> None:
     kinds = [sorted(t for i in half for t in photos.sample(i).types) for half in (first, second)]
     assert kinds[0][0] == kinds[1][0] and kinds[0][-1] == kinds[1][-1]
     assert halves(photos, manifest, seed=0) == (first, second)
-    with pytest.raises(ConfigError, match="two source objects"):
+    with pytest.raises(ConfigError, match="four source objects, here are 0"):
         halves(photos, make_manifest([r for r in rows if not r.types], (), ()), seed=0)
 
 

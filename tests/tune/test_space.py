@@ -79,9 +79,9 @@ def test_a_point_becomes_settings_and_a_file_that_the_loop_takes(tmp_path) -> No
 
 def test_start_strength_is_the_budgets_or_the_sweeps() -> None:
     config = overridden(CONFIG, ["wasm.start_strengths=[0.2,0.4]"])
-    with pytest.raises(ConfigError, match=r"wasm\.start_strengths"):
-        space(config)
-    assert space(config, {"sampling.start_strength": 0.4})
+    for fixed in ({}, {"sampling.start_strength": 0.4}):  # a loop with the overlay would choose again
+        with pytest.raises(ConfigError, match=r"Search without: wasm\.start_strengths=\[\]"):
+            space(config, fixed)
 
 
 def test_a_point_lies_within_a_space_or_not() -> None:
