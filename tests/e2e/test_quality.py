@@ -201,7 +201,7 @@ def test_while_anything_is_chosen_validation_photos_alone_are_scored(home, looke
         assert added and all(name.startswith("weighed:test:") for name in added)  # nothing is fitted again
 
 
-def test_the_aimed_arm_learns_by_probes_where_candidates_start(home, arguments, result):
+def test_the_aimed_arm_learns_by_probes_where_candidates_start(home, arguments):
     """From plain copies or with noise on them: slice by slice, at what paid on validation."""
     first = arguments.index("rounds=2")
     offered = ["wasm.start_strengths=[0.0,0.4]", "wasm.probe_steps=6", "wasm.budget=thompson"]
@@ -213,7 +213,7 @@ def test_the_aimed_arm_learns_by_probes_where_candidates_start(home, arguments, 
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((home / "probed.json").read_text())
     assert found["pairs"]["wasm"] == found["pairs"]["wasm_copies"] == [8]
-    ledger = Ledger(open_run(home / "runs" / found["runs"][0]))
+    ledger = Ledger(open_run(home / "runs" / found["runs"]))
     names = {event.get("name", "").rpartition(":")[0] for event in ledger.events()}
     assert {"probe:0:1", "probe:0.4:1", "probe:control"} <= names
     pools = [
