@@ -140,7 +140,8 @@ def _commit() -> str:
 
 def generic(arguments: list[str]) -> list[str]:
     """The command without this machine's folders: the last part of a data path says which set it is."""
-    folders = {"--data": "DATA/", "--home": "DATA/", "--groups": "DATA/", "--out": "", "--before": ""}
+    folders = {"--data": "DATA/", "--home": "DATA/", "--groups": "DATA/"}
+    folders |= dict.fromkeys(("--out", "--before", "--best", "--space", "--overlay"), "")
     out, after = [], ""
     for argument in arguments:
         local = after in folders and Path(argument).is_absolute()

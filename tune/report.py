@@ -97,7 +97,11 @@ def parallel(dimensions: Sequence[Dimension], trials: Sequence[Mapping[str, Any]
         )
         for end, at in zip(ends, (_BOTTOM + 14, _TOP - 2 + 8), strict=True):
             shown = end if isinstance(end, str) else f"{end:g}"
-            where = f'x="{x + 3:.1f}"' if at < _BOTTOM else f'x="{x:.1f}" text-anchor="middle"'
+            where = (
+                f'x="{x + 3:.1f}"'
+                if at < _BOTTOM and not dimension.choices
+                else f'x="{x:.1f}" text-anchor="middle"'
+            )
             parts.append(f'<text {where} y="{at}" class="soft small">{escape(str(shown))}</text>')
     last = WIDTH - 45
     parts.append(f'<line x1="{last}" x2="{last}" y1="{_TOP}" y2="{_BOTTOM}" class="axis"/>')

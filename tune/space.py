@@ -152,7 +152,7 @@ def settings(config: Config, point: Mapping[str, float | int | str]) -> dict[str
         low, high = config.wasm.band
         width = float(point.get("wasm.band.width", high - low))
         low = float(point.get("wasm.band.low", low))
-        out["wasm.band"] = [low, min(1.0, low + width)]  # type: ignore[assignment]
+        out["wasm.band"] = [low, round(min(1.0, low + width), 6)]  # type: ignore[assignment]
     return out
 
 

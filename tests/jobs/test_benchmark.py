@@ -19,6 +19,8 @@ def test_the_told_command_names_no_folder_of_this_machine():
             "/h/x.json",
             "--groups",
             "g.json",
+            "--best",
+            "/h/best.yaml",
         ]
     )
     assert told == [
@@ -31,6 +33,8 @@ def test_the_told_command_names_no_folder_of_this_machine():
         "x.json",
         "--groups",
         "g.json",
+        "--best",
+        "best.yaml",
     ]
 
 
