@@ -153,7 +153,11 @@ def _loop(config: dict[str, Any]) -> None:
     told, (run, settings, shared, batch, work) = config["told"], config["about"]
     if ray.get(told.ask.remote())[1] is not None:
         return  # started again after the end: nobody waits for it any more
-    join_driver(settings)
+    try:
+        join_driver(settings)
+    except CdiffError as error:
+        ray.get(told.end.remote("refused", error))  # it would be refused again
+        return
     context = ray.train.get_context()
     number, count = context.get_world_rank(), usable(batch, context.get_world_size())
     if number == 0:

@@ -137,10 +137,8 @@ def choices(
     if wanted:
         chosen |= pools.choose(_offered(config), config.wasm.pool, wanted, "candidates")
     least = int((ledger.milestone("pool:candidates") or {"waves": 1})["waves"])
-    for (
-        (arm, seed),
-        asked,
-    ) in further.items():  # each by itself: the waves that another lacks would change what it chooses from
+    # each by itself: the waves that another lacks would change what it chooses from
+    for (arm, seed), asked in further.items():
         label = f"candidates for {arm}, seed {seed}"
         chosen |= pools.choose(_offered(config), config.wasm.pool, {(arm, seed): asked}, label, least)
     return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from actors.resources import (
     CODE,
     SILENT,
     Cluster,
+    Role,
     actor_options,
     code_hash,
     demand_data,
@@ -169,13 +171,21 @@ def test_a_node_with_other_code_is_refused() -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_an_actor_on_a_node_with_other_code_does_not_start() -> None:
-    from actors.coordinator import CoordinatorActor
-
-    options = actor_options(_config(), "coordinator")
+@pytest.mark.parametrize(
+    ("role", "name", "arguments"),
+    [
+        ("coordinator", "CoordinatorActor", 8),
+        ("generator", "GeneratorActor", 3),
+        ("extractor", "ExtractorActor", 3),
+        ("downstream", "DownstreamActor", 3),
+    ],
+)
+def test_an_actor_on_a_node_with_other_code_does_not_start(role: Role, name: str, arguments: int) -> None:
+    options = actor_options(_config(), role)
     assert options["runtime_env"]["env_vars"][CODE] == code_hash()
     options["runtime_env"]["env_vars"][CODE] = "0123456789abcdef"
-    actor = CoordinatorActor.options(**options).remote(*[{}] * 8)  # type: ignore[attr-defined]
+    kind = getattr(importlib.import_module(f"actors.{role}"), name)
+    actor = kind.options(**options).remote(*[{}] * arguments)
     with pytest.raises(ray.exceptions.RayActorError, match="this node runs other code"):
         ray.get(actor.__ray_ready__.remote(), timeout=60)
 

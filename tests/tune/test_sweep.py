@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -18,8 +20,11 @@ import yaml
 from cdiff.config_file import load_config
 from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run, open_run
+from cdiff.errors import ResourceError, RunError
+from jobs.session import Session
 from tune.objective import stored
 from tune.sweep import count_reads, main
+from tune.trials import _trial
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,6 +221,18 @@ def test_the_test_split_is_counted_by_points(run) -> None:
     ledger = Ledger(run)
     assert [count_reads(ledger, {"a": value}) for value in (1, 1, 2)] == [1, 1, 2]
     ledger.close()
+
+
+def test_what_other_code_began_is_not_gone_on_with(run) -> None:
+    ledger = Ledger(run)
+    session: Any = SimpleNamespace(ledger=ledger, run=run)
+    Session.demand_same_code(session, "tune")
+    Session.demand_same_code(session, "tune")
+    with pytest.raises(RunError, match="measured by other code than this"):
+        Session.demand_same_code(session, "jobs")  # another hash
+    ledger.close()
+    with pytest.raises(ResourceError, match="other code"):
+        _trial({}, None, None, (), None, "0123456789abcdef")  # type: ignore[arg-type]
 
 
 @pytest.fixture
