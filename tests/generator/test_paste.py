@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
-from cdiff.generator.paste import cut, lay_out, paste_back, square_around, to_resolution
+from cdiff.generator.paste import (
+    _smoothed,
+    cut,
+    lay_out,
+    paste_back,
+    settle,
+    square_around,
+    to_resolution,
+)
 from cdiff.types import Pose, Target
 
 
@@ -168,6 +177,37 @@ def test_the_pose_carries_the_target_to_its_place() -> None:
     # The pose settles by at most 0.35 of the longer side (50 px), towards like surroundings.
     assert abs(x - 90) <= 0.35 * 50 + 1 and abs(y - 70) <= 0.35 * 50 + 1
     assert abs((canvas.mask > 0.5).sum() - 1000) < 60
+
+
+@pytest.mark.parametrize("sigma", [3.0, 9.0, 40.0])
+def test_wide_smoothing_gives_the_means_of_full_size(sigma: float) -> None:
+    light = np.repeat(np.linspace(40, 220, 300, dtype=np.float32)[None], 300, 0)
+    ring = np.zeros((300, 300), np.float32)
+    ring[100:104, 60:220] = ring[100:200, 60:64] = 1
+    seen = np.stack([ring, ring * light], -1)
+    (weight, total), (rough_weight, rough_total) = (
+        np.moveaxis(smoothed, -1, 0)
+        for smoothed in (ndimage.gaussian_filter(seen, (sigma, sigma, 0)), _smoothed(seen, sigma))
+    )
+    near = weight > 0.1 * weight.max()
+    means, rough_means = total[near] / weight[near], rough_total[near] / rough_weight[near]
+    assert np.abs(rough_means - means).max() < 3  # grey levels, of 180 from left to right
+
+
+def test_a_pose_settles_where_its_surroundings_continue() -> None:
+    """A target above an edge of light comes to lie above the edge of the other photo, however large the photos are."""
+    for side in (80, 640):
+        reference = np.full((side, side, 3), 60, np.uint8)
+        reference[side // 2 :] = 170
+        background = np.full((side, side, 3), 60, np.uint8)
+        background[round(side * 0.55) :] = 170
+        mask = np.zeros((side, side), bool)
+        box = (round(side * 0.4), round(side * 0.4), round(side * 0.6), side // 2)
+        mask[box[1] : box[3], box[0] : box[2]] = True
+        target = Target("a#0", "a", "metal", "pit", "g", box, int(mask.sum()))
+        pose = Pose(x=side / 2, y=side * 0.45, angle=0.0, scale=1.0, flip=False, elastic=0.0, margin=1.6)
+        settled = settle(background, reference, mask, target, pose, np.random.default_rng(0))
+        assert abs(settled.y - side * 0.5) <= 0.03 * side and abs(settled.x - pose.x) <= 0.03 * side
 
 
 def test_repainting_leaves_the_photo_as_start_and_the_mask_in_place() -> None:
