@@ -83,7 +83,7 @@ class CoordinatorActor:
         wanted |= negative_quotas(known.alarms, config)
         thresholds = self.thresholds.joined(known.bounds)
         pairs = judge(attempts, wanted, thresholds, config, last=last)
-        lacking = {} if last else shortfall(pairs, wanted)
+        lacking = {} if last else shortfall(pairs, wanted, config)
         if not lacking:
             return pairs, []
         more = top_up(

@@ -195,6 +195,8 @@ class Crew:
         out = []
         for fold in range(self.config.wasm.folds):
             held = [sample_id for sample_id in self.train if self.manifest.fold(sample_id) == fold]
+            if not held:  # fewer source objects than folds
+                continue
             groups = {self.dataset.sample(sample_id).group for sample_id in held}
             rest = tuple(sample_id for sample_id in self.train if self.manifest.fold(sample_id) != fold)
             allowed = tuple(

@@ -214,7 +214,8 @@ class Downstream:
         if not request.perlin:
             return []
         pairs = perlin_pairs(self.dataset, request.sample_ids, request.perlin, request.seed)
-        return [synthetic_item(image, mask, self.config.downstream) for image, mask in pairs]
+        fit = self.config.downstream
+        return [synthetic_item(image, mask, fit, centred_on=new) for image, mask, new in pairs]
 
     def _loss(self, model: torch.nn.Module, attempt: Attempt) -> float:
         image, mask = self._pixels(attempt)

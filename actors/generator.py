@@ -67,12 +67,12 @@ class GeneratorActor:
         revisions = shard[0].task.revisions
         generator, bank = self.models.generator(revisions)
         name = shard_name(shard)
-        take_shard(self.run, name, shard, self.config)
+        take_shard(self.run, name, shard, self.dataset, self.config)
         attempts = produce_shard(
             shard, self.run, generator, bank, self.models.miners(revisions), self.dataset, config
         )
         if not halved:  # those may differ by a rounding
-            shelve_shard(self.run, name, shard, self.config)
+            shelve_shard(self.run, name, shard, self.dataset, self.config)
         return attempts
 
     def adapt(self, tasks: list[GenerationTask], outcomes: list[Outcome], seed: int) -> Revisions:

@@ -124,18 +124,18 @@ def shelve_generator(run: Run, key: str, revision: str, seconds: float) -> None:
     _renamed(temporary, folder)
 
 
-def take_shard(run: Run, name: str, shard: Sequence[Assignment], config: Config) -> None:
+def take_shard(run: Run, name: str, shard: Sequence[Assignment], dataset: Dataset, config: Config) -> None:
     """Bring a shard of candidates into the run, if an equal one was made in another."""
     if not _unjudged(shard) or shard_committed(run, name):
         return
-    source = Run(_shards(run, config))
+    source = Run(_shards(run, shard, dataset, config))
     if shard_committed(source, name):
         copy_shard(source, run, name)
 
 
-def shelve_shard(run: Run, name: str, shard: Sequence[Assignment], config: Config) -> None:
+def shelve_shard(run: Run, name: str, shard: Sequence[Assignment], dataset: Dataset, config: Config) -> None:
     """Put a shard of candidates on the shelf; its COMMIT last."""
-    shelf = Run(_shards(run, config))
+    shelf = Run(_shards(run, shard, dataset, config))
     if _unjudged(shard) and not shard_committed(shelf, name):
         copy_shard(run, shelf, name)
 
@@ -144,10 +144,13 @@ def _unjudged(shard: Iterable[Assignment]) -> bool:
     return all(a.task.recipe.arm == "B0" and not a.task.revisions.segmenter for a in shard)
 
 
-def _shards(run: Run, config: Config) -> Path:
-    """Tasks name the weights that they depend on; how crops are cut stands in the settings alone."""
+def _shards(run: Run, shard: Sequence[Assignment], dataset: Dataset, config: Config) -> Path:
+    """Tasks name the weights and tokens that they depend on; how crops are cut stands in the settings, what they show in the photos."""
     settings = config.generator.model_dump(), config.safe.model_dump(), config.data.model_dump()
-    return run.home / "shelf" / "shards" / content_hash([_made_by(config), *settings])
+    tasks = [assignment.task for assignment in shard]
+    shown = {task.background for task in tasks} | {dataset.target(task.reference).sample_id for task in tasks}
+    made_of = content_hash([_made_by(config), data_key(dataset, sorted(shown)), *settings])
+    return run.home / "shelf" / "shards" / made_of
 
 
 def _brought(folder: Path, revision: str, run: Run) -> None:

@@ -149,7 +149,7 @@ def _aimed(
 ) -> Wanted:
     """What an aimed arm asks of a pool: pairs by slice and purpose and, where strengths are offered, the one that paid there."""
     own = config.model_copy(update={"seed": seed})
-    starts = start_strengths(own, slices, gains, 1) if config.wasm.start_strengths else {}
+    starts = start_strengths(own, slices, gains, 1, last=True) if config.wasm.start_strengths else {}
     return Wanted(slices, quotas(own, slices, gains, 1), config, segmenter, starts)
 
 

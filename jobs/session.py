@@ -250,6 +250,12 @@ def _demand_targets(samples: Sequence[Sample], manifest: Manifest) -> None:
             "of at least four source objects to reach all three. Give more photos, or split folders of your own "
             "(train/, validation/, test/)."
         )
+    objects = {sample.group for sample in samples if sample.sample_id in set(manifest.ids("train"))}
+    if len(objects) < 2:
+        raise DataError(
+            "all training photos show one source object: weaknesses are found on folds that share none. Give photos of more objects, "
+            "or correct the groups file."
+        )
 
 
 def _name(args: argparse.Namespace, config: Config, manifest: Manifest) -> str:

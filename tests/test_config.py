@@ -86,6 +86,13 @@ def test_all_mistakes_are_named_at_once() -> None:
         "resources.device=tpu",
         "sampling.scale=[2,1]",
         "wasm.band=[0.9,0.1]",
+        "wasm.band=[40,85]",
+        "sampling.scale=[0,1]",
+        "sampling.guidance_interval=[0,2]",
+        "generator.margin=[0.2,0.4]",
+        "generator.channels=[40,80]",
+        "generator.unshuffle=3",
+        "safe.channels=[20,40]",
     ],
 )
 def test_values_out_of_range_are_refused_by_name(override: str) -> None:

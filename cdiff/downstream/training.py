@@ -7,6 +7,7 @@ of its pairs; the fit without has as many further crops of real targets there, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,8 +57,9 @@ def real_items(dataset: Dataset, sample_ids: Iterable[str], config: DownstreamCo
     items = []
     for sample_id in sample_ids:
         sample = dataset.sample(sample_id)
+        places = [target.box for target in dataset.targets(sample_id)]
         image, mask, scale = _shrunk_pair(
-            dataset.image(sample_id), dataset.mask(sample_id), config.longest_side
+            dataset.image(sample_id), dataset.mask(sample_id), places, config.longest_side
         )
         if sample.is_normal:
             items.append(TrainingItem(image, mask, (), f"{sample.category}/"))
@@ -74,15 +76,19 @@ def synthetic_item(
     mask: NDArray[np.bool_],
     config: DownstreamConfig,
     box: Box | None = None,
+    centred_on: NDArray[np.bool_] | None = None,
 ) -> TrainingItem:
     """An item of a generated pair.
 
     Args:
         image: uint8 [H, W, 3], the whole photo. mask: bool [H, W]; empty for a hard negative.
         box: what crops are centred on, the painted place; without it, each target of the mask.
+        centred_on: bool [H, W], the targets that crops are centred on, where the mask shows others as well.
     """
-    small, small_mask, scale = _shrunk_pair(image, mask, config.longest_side)
-    boxes = (box,) if box else tuple(found for found, _ in components(mask))
+    places = [found for found, _ in components(mask)]
+    small, small_mask, scale = _shrunk_pair(image, mask, places, config.longest_side)
+    new = places if centred_on is None else [found for found, _ in components(centred_on)]
+    boxes = [box] if box else new
     return TrainingItem(small, small_mask, tuple(_scaled(b, scale) for b in boxes), weight_key="")
 
 
@@ -324,21 +330,33 @@ def _cut(
 
 
 def _shrunk_pair(
-    image: NDArray[np.uint8], mask: NDArray[np.bool_], longest_side: int
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], places: Iterable[Box], longest_side: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[float, float]]:
-    """Photo, mask, and (x, y) factors from native to shrunk pixels."""
+    """Photo, mask, and (x, y) factors from native to shrunk pixels.
+
+    Args:
+        places: boxes of the mask's targets.
+    """
     small = shrink(image, longest_side)
     height, width = small.shape[:2]
     if small.shape == image.shape:
         return image, mask, (1.0, 1.0)
-    share = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+    scale = width / image.shape[1], height / image.shape[0]
+    share = np.asarray(
+        Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
+    )
     # A third, not a half: a crack of one pixel must survive shrinking to half size.
-    return small, np.asarray(share) > 85, (width / image.shape[1], height / image.shape[0])
+    small_mask = share > 85
+    for left, top, right, bottom in (_scaled(box, scale) for box in places):
+        place = np.s_[top:bottom, left:right]
+        if not small_mask[place].any():  # thinner still: a crop would show it, and its mask would deny it
+            small_mask[place] = (share[place] > 0) & (2 * share[place] >= share[place].max())
+    return small, small_mask, scale
 
 
 def _scaled(box: Box, scale: tuple[float, float]) -> Box:
     left, top = int(box[0] * scale[0]), int(box[1] * scale[1])
-    return left, top, max(left + 1, round(box[2] * scale[0])), max(top + 1, round(box[3] * scale[1]))
+    return left, top, max(left + 1, math.ceil(box[2] * scale[0])), max(top + 1, math.ceil(box[3] * scale[1]))
 
 
 def _one_cycle(step: int, steps: int) -> float:

@@ -136,7 +136,7 @@ class Generator(nn.Module):
             tokens[target.target_id] = found[0].cpu().contiguous()
         if cache is not None:
             cache.flush()
-        return TokenBank(tokens, "bank-" + content_hash([self.revision, sorted(tokens)]))
+        return TokenBank(tokens, "bank-" + content_hash([self.revision, weights_hash(tokens)]))
 
 
 def pretrained(config: GeneratorConfig, safe: SafeConfig) -> dict[str, Path]:

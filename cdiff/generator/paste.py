@@ -301,15 +301,16 @@ def _tint(difference: torch.Tensor) -> torch.Tensor:
 def given_back(residual: torch.Tensor, paste: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """What a change of the background has lost of the paste's: small generators take faint targets for noise.
 
-    The change is projected on the paste's inside the mask; what that share lacks of one is given back.
+    The change is projected on the paste's, each pixel by its coverage: of what is thinner than a pixel, none is covered whole.
+    What that share lacks of one is given back; nothing, where there is nothing to project on.
 
     Args:
         residual, paste: [..., 3, R, R], differences to the background; mask: [..., 1, R, R] coverage.
     """
-    inside = paste * (mask > 0.5)
-    overlap = (residual * inside).sum(dim=(-3, -2, -1), keepdim=True)
-    kept = overlap / (inside * inside).sum(dim=(-3, -2, -1), keepdim=True).clamp(min=1e-6)
-    return (1 - kept.clamp(0, 1)) * paste
+    inside = paste * mask
+    overlap, all_of_it = ((part * inside).sum(dim=(-3, -2, -1), keepdim=True) for part in (residual, paste))
+    kept = overlap / all_of_it.clamp(min=1e-6)
+    return torch.where(all_of_it > 1e-6, 1 - kept.clamp(0, 1), 0.0) * paste
 
 
 def _coarse(tensor: torch.Tensor, side: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from cdiff.config import GeneratorConfig
 from cdiff.data.dataset import Dataset
-from cdiff.generator.paste import cut, square_around, to_resolution
+from cdiff.generator.paste import cut, shift_inside, square_around, to_resolution
 from cdiff.types import Target
 from cdiff.workers import WHOLE, Part
 
@@ -27,6 +27,7 @@ class Patches:
 
     images: torch.Tensor  # [N, 3, P, P]
     masks: torch.Tensor  # [N, 1, P, P]
+    centres: np.ndarray  # [N, 2] of the targets, (x, y) on the patch, in [-1, 1]
     longer: np.ndarray  # [N] longer side of the target in patch pixels
     margins: np.ndarray  # [N, 2] allowed crop side / longer side: min_side and the photo's size count
     kinds: list[str]  # category/type
@@ -40,9 +41,13 @@ def cut_patches(
     config: GeneratorConfig,
     rng: np.random.Generator,
 ) -> Patches:
-    """Cut every target, and target-free squares of like sizes from the given photos."""
+    """Cut every target, and target-free squares of like sizes from the given photos.
+
+    A patch lies on the photo as far as it fits, and beyond the border mask and photo are mirrored alike: no target stands there without its
+    mask.
+    """
     size = config.resolution * _PATCH
-    images, masks, longer, margins, kinds = [], [], [], [], []
+    images, masks, centres, longer, margins, kinds = [], [], [], [], [], []
     for target in targets:
         photo = dataset.image(target.sample_id)
         left, top, right, bottom = target.box
@@ -51,18 +56,18 @@ def cut_patches(
         sides = [square_around(x, y, target.longer_side, m, config.min_side, limit) for m in config.margin]
         low, high = (box[2] - box[0] for box in sides)
         wide = int(round(high * _COVER))
-        box = (int(x - wide / 2), int(y - wide / 2), int(x - wide / 2) + wide, int(y - wide / 2) + wide)
+        corner = int(x - wide / 2), int(y - wide / 2)
+        box = shift_inside((*corner, corner[0] + wide, corner[1] + wide), photo.shape[1], photo.shape[0])
+        mask = dataset.target_mask(target.target_id).astype(np.float32) * 255
         images.append(_bytes(to_resolution(cut(photo, box).astype(np.float32), size)))
-        masks.append(
-            _bytes(
-                to_resolution(cut(dataset.target_mask(target.target_id), box).astype(np.float32) * 255, size)
-            )
-        )
+        masks.append(_bytes(to_resolution(cut(mask, box), size)))
+        centres.append((2 * (x - box[0]) / wide - 1, 2 * (y - box[1]) / wide - 1))
         longer.append(target.longer_side * size / wide)
         margins.append((low / target.longer_side, high / target.longer_side))
         kinds.append(f"{target.category}/{target.type}")
     empty = _empty_crops(dataset, targets, photos, config, rng)
-    return Patches(torch.stack(images), torch.stack(masks), np.array(longer), np.array(margins), kinds, empty)
+    places = np.array(centres), np.array(longer), np.array(margins)
+    return Patches(torch.stack(images), torch.stack(masks), *places, kinds, empty)
 
 
 def balanced(kinds: list[str]) -> np.ndarray:
@@ -90,6 +95,10 @@ def augmented(
     flip = rng.choice([-1.0, 1.0], count)
     room = np.maximum(0, half - patches.longer[index] / size) * 0.8
     shift = rng.uniform(-1, 1, (2, count)) * room
+    free = (
+        1 - half
+    )  # as far as a crop's centre may lie from the patch's without that the crop reaches beyond it
+    shift = np.clip(patches.centres[index].T + shift, -free, free)
     cos, sin = np.cos(angle) * half, np.sin(angle) * half
     theta = np.stack(
         [np.stack([cos * flip, -sin, shift[0]], -1), np.stack([sin * flip, cos, shift[1]], -1)], 1

@@ -37,8 +37,8 @@ _RECOLOURED: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
 
 def perlin_pairs(
     dataset: Dataset, sample_ids: Sequence[str], count: int, seed: int
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
-    """Images uint8 [H, W, 3] and masks bool [H, W] that show a blended texture, beside what the background shows already.
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Images uint8 [H, W, 3] that show a blended texture, masks bool [H, W] of all that they show, and of the texture alone.
 
     Args:
         sample_ids: training photos. Each category is painted on in proportion to its photos with targets: on its normals, where
@@ -64,7 +64,7 @@ def perlin_pairs(
 
 def _pair(
     dataset: Dataset, background: str, textures: Sequence[str], rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]]:
     photo, shown = dataset.image(background), dataset.mask(background)
     free = foreground(photo) & ~shown
     if free.sum() < MIN_AREA:  # the object fills nothing of the photo, or its targets fill the object
@@ -76,7 +76,7 @@ def _pair(
         texture = np.repeat(texture.mean(axis=2, keepdims=True), 3, axis=2)
     beta = rng.uniform(*_BETA)
     mixed = np.where(mask[..., None], (1 - beta) * photo + beta * texture, photo)
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8), mask | shown
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8), mask | shown, mask
 
 
 def _blot(shape: tuple[int, ...], free: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.bool_]:

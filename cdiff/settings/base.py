@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -17,4 +19,18 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def within(low: float, high: float = math.inf) -> Callable[[tuple[float, float]], tuple[float, float]]:
+    """Refuses a range that leaves these bounds, which belong to it."""
+
+    def check(pair: tuple[float, float]) -> tuple[float, float]:
+        if pair[0] < low or pair[1] > high:
+            raise ValueError(
+                f"both ends must lie {f'between {low:g} and {high:g}' if high < math.inf else f'at {low:g} or above'}"
+            )
+        return pair
+
+    return check
+
+
 Range = Annotated[tuple[float, float], AfterValidator(_ascending)]  # lowest, highest
+ShareRange = Annotated[Range, AfterValidator(within(0, 1))]

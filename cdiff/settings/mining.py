@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from cdiff.settings.base import Range, Settings
+from cdiff.settings.base import Range, Settings, ShareRange, within
 from cdiff.types import Arm
 
 
@@ -29,7 +29,7 @@ class SamplingConfig(Settings):
     safe_strength: float = Field(
         2.0, ge=0, le=20, description="Classifier-free guidance on the SAFE tokens; 1 is none."
     )
-    guidance_interval: Range = Field(
+    guidance_interval: ShareRange = Field(
         (0.0, 1.0),
         description="Part of the path on which there is guidance, from 0 (its clean end) to 1 (its noisy start); elsewhere one pass of the "
         "network instead of two.",
@@ -45,7 +45,9 @@ class SamplingConfig(Settings):
         description="Root mean square by which each step moves the expected image uphill (arm B4), of [-1, 1].",
     )
     angle: float = Field(10.0, ge=0, le=180, description="Largest turn of a reference, degrees.")
-    scale: Range = Field((0.8, 1.25), description="Range of a reference's scaling.")
+    scale: Annotated[Range, AfterValidator(within(0.05, 20))] = Field(
+        (0.8, 1.25), description="Range of a reference's scaling."
+    )
     flip: bool = Field(True, description="References may be mirrored.")
     elastic: float = Field(
         0.05, ge=0, le=0.3, description="Elastic deformation, share of the target's longer side."
@@ -66,12 +68,6 @@ class SamplingConfig(Settings):
         le=1,
         description="Where photos without targets lack: share that repaints the photo's own target.",
     )
-
-    @model_validator(mode="after")
-    def _parts(self) -> SamplingConfig:
-        if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1:
-            raise ValueError("guidance_interval: it lies between 0 and 1")
-        return self
 
 
 class WasmConfig(Settings):
@@ -98,7 +94,10 @@ class WasmConfig(Settings):
     )
     uniform: float = Field(0.2, ge=0, le=1, description="Share drawn without regard to weakness.")
     easy: float = Field(0.2, ge=0, le=1, description="Share below the difficulty band.")
-    band: Range = Field((0.4, 0.85), description="Wanted difficulty: rank among the valid pairs of a type.")
+    band: ShareRange = Field(
+        (0.4, 0.85),
+        description="Wanted difficulty: rank among the valid pairs of a type, 0 the easiest, 1 the hardest.",
+    )
     min_targets: int = Field(8, ge=1, description="Smaller slices merge into their parent.")
     arm: Arm = Field(
         "B1",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
-from cdiff.settings.base import Range, Settings
+from cdiff.settings.base import Range, Settings, within
 
 
 class SafeConfig(Settings):
@@ -14,8 +14,10 @@ class SafeConfig(Settings):
         "safe",
         description="What conditions the generator: SAFE tokens of the reference, or, as an ablation, its type's label alone.",
     )
-    channels: tuple[int, ...] = Field(
-        (32, 64, 128), min_length=2, description="Width of the encoder's levels, stride 2 each."
+    channels: tuple[Annotated[int, Field(multiple_of=8, ge=8)], ...] = Field(
+        (32, 64, 128),
+        min_length=2,
+        description="Width of the encoder's levels, stride 2 each; multiples of 8.",
     )
     dim: int = Field(128, ge=16, description="Width of a token.")
     features: Literal["conv", "clip", "dinov2"] = Field(
@@ -85,8 +87,8 @@ class GeneratorConfig(Settings):
         64, multiple_of=16, ge=32, le=1024, description="Side of the crop that is denoised, pixels."
     )
     unshuffle: int = Field(2, ge=1, le=8, description="Pixel-unshuffle factor of the pixel codec.")
-    channels: tuple[int, ...] = Field(
-        (64, 128, 192), min_length=2, description="Width of the denoiser's levels."
+    channels: tuple[Annotated[int, Field(multiple_of=16, ge=16)], ...] = Field(
+        (64, 128, 192), min_length=2, description="Width of the denoiser's levels; multiples of 16."
     )
     attention_levels: int = Field(
         2, ge=1, description="Lowest levels that have attention: 32x32 attention is slow on CPUs."
@@ -98,7 +100,7 @@ class GeneratorConfig(Settings):
     ema: float = Field(0.995, ge=0, lt=1, description="Decay of the averaged weights that sample.")
     mask_weight: float = Field(0.5, ge=0, description="Weight of the mask term of the loss.")
     outside_weight: float = Field(0.1, ge=0, le=1, description="Weight of pixels outside the region.")
-    margin: Range = Field(
+    margin: Annotated[Range, AfterValidator(within(1, 20))] = Field(
         (1.3, 2.2), description="Crop side in longer sides of the target, lowest and highest."
     )
     min_side: int = Field(
@@ -115,6 +117,14 @@ class GeneratorConfig(Settings):
         True, description="Autocast to bfloat16 in training; sampling is float32, so that bytes repeat."
     )
     seed: int = Field(0, ge=0, description="Seed of weights and batches.")
+
+    @model_validator(mode="after")
+    def _codec(self) -> GeneratorConfig:
+        if self.resolution % self.unshuffle:
+            raise ValueError(
+                f"generator.resolution={self.resolution} is no multiple of generator.unshuffle={self.unshuffle}"
+            )
+        return self
 
 
 class DownstreamConfig(Settings):

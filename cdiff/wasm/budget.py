@@ -180,11 +180,20 @@ def _by_targets(weaknesses: Sequence[Weakness], config: Config) -> Quotas:
 
 
 def start_strengths(
-    config: Config, weaknesses: Sequence[Weakness], gains: Sequence[Gain] = (), round: int = 0
+    config: Config,
+    weaknesses: Sequence[Weakness],
+    gains: Sequence[Gain] = (),
+    round: int = 0,
+    *,
+    last: bool = False,
 ) -> dict[str, float]:
     """The start strength of each slice in this round: one, so that the round's gain is that of this strength.
 
-    The one that wins most draws of the slice's own posteriors, however the budget is shared; while nothing is known, one at random.
+    Thompson sampling: the one that wins a draw of the slice's own posteriors, however the budget is shared; while nothing is known, one
+    at random.
+
+    Args:
+        last: no later round learns from this one, so that the one that wins most draws is taken.
     """
     options = config.wasm.start_strengths or (config.sampling.start_strength,)
     believed = beliefs(weaknesses, gains, options, config.wasm) if gains else {}
@@ -194,7 +203,7 @@ def start_strengths(
         rng = np.random.default_rng([config.seed, round, _THOMPSON, zlib.crc32(name.encode())])
         shuffled = [options[i] for i in rng.permutation(len(options))]
         own = {option: belief for option, belief in believed.items() if option[0] == name}
-        won = thompson(own, _DRAWS, rng) if own else {}
+        won = thompson(own, _DRAWS if last else 1, rng) if own else {}
         out[name] = max(shuffled, key=lambda strength: won.get((name, strength), 0))
     return out
 

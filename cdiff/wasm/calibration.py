@@ -11,11 +11,10 @@ import torch
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.generator.model import Generator
-from cdiff.generator.paste import cut, to_resolution
 from cdiff.generator.placement import foreground, repaint_pose
 from cdiff.types import GenerationTask, Recipe, Revisions, Strengths
 from cdiff.wasm.budget import recipe_of
-from cdiff.wasm.labels import mask_agreement
+from cdiff.wasm.labels import mask_agreement, not_compared
 from cdiff.wasm.layout import condition_of, coverage, spell_out
 from cdiff.wasm.measures import real_measures
 from cdiff.wasm.mining import sampler_for
@@ -66,7 +65,7 @@ def label_agreement(
         images.append(condition.background_3RR)
         masks.append(coverage(condition.start_mask_1RR))
         seeds.append(number)
-        kept.append(to_resolution(cut(layout.kept, layout.box), generator.config.resolution))
+        kept.append(not_compared(layout, generator.config.resolution))
         keys.append(f"{target.category}/{target.type}")
     with torch.inference_mode():
         agreed = mask_agreement(sampler, conditions, images, masks, seeds, kept)

@@ -1,10 +1,11 @@
 """A budget that learns: what pairs of each slice have brought so far, and how the next ones are shared out.
 
-    gain       of a slice: change of its mean soft Dice on validation targets per 100 pairs, and that change's standard error
+    gain       of a slice: change of soft Dice on validation targets per 100 pairs, mean over source objects, and its standard error
     prior      N(m, spread^2), m in proportion to score^3 (1 - score): neither solved nor hopeless slices pay
     shrinkage  a category's slices share an offset from their priors, so that what is seen on one moves its neighbours
     posterior  normal, precision weighted
-    Thompson   each pair goes to the slice and start strength whose gain, drawn from its posterior, is highest
+    Thompson   each pair goes to the slice and start strength whose gain, drawn from its posterior, is highest; how a slice's pairs
+               start in a round is one such draw among its own
 
 State is the list of gains in the ledger, nothing else: a restart samples what it would have sampled.
 Source: Thompson (1933); normal shrinkage as in Gelman et al., Bayesian Data Analysis (3rd ed.), chapter 5.
@@ -50,7 +51,8 @@ def measured_gains(
     slices: Sequence[Weakness],
     pairs: Iterable[Pair],
 ) -> tuple[Gain, ...]:
-    """Gains of the slices that got pairs and have validation targets. Where people's pairs of the same type came along, nothing is measured:
+    """Gains of the slices that got pairs and have validation targets. Photos of one object are not independent: its targets' mean counts
+    once. Where people's pairs of the same type came along, nothing is measured:
     nobody can tell whose gain it is.
 
     Args:
@@ -60,13 +62,14 @@ def measured_gains(
             share its gain.
     """
     paired = {row.target_id: row for row in before if row.type}
-    changes: dict[str, list[float]] = {}
+    changes: dict[str, dict[str, list[float]]] = {}  # by slice and source object
     edges = leaves_of(training)
     for row in after:
         if row.type and row.target_id in paired:
             name = _slice_of(leaf_of(row, edges), slices)
             if name is not None:
-                changes.setdefault(name, []).append(row.soft_dice - paired[row.target_id].soft_dice)
+                change = row.soft_dice - paired[row.target_id].soft_dice
+                changes.setdefault(name, {}).setdefault(row.group, []).append(change)
     pairs = list(pairs)
     by_people = {
         (p.attempt.category, p.attempt.type) for p in pairs if p.attempt.assignment.purpose == "human"
@@ -81,21 +84,23 @@ def measured_gains(
         for p in pairs
         if p.attempt.assignment.purpose != "human" and p.attempt.assignment.slice not in unclear
     )
-    everywhere = [value for values in changes.values() for value in values]
-    if len(everywhere) < 2:
-        return ()  # a lone target tells nothing of its own error, and would be believed outright
+    of_objects = {name: [float(np.mean(v)) for v in groups.values()] for name, groups in changes.items()}
+    everywhere = [value for values in of_objects.values() for value in values]
+    if len({group for groups in changes.values() for group in groups}) < 2:
+        return ()  # a lone object tells nothing of its own error, and would be believed outright
     typical = float(np.std(everywhere))
     out = []
     for (name, strength), number in sorted(spent.items()):
         if name in changes:
-            values, all_of_slice = changes[name], sum(n for (s, _), n in spent.items() if s == name)
-            # A slice's own spread is uncertain with few targets: that of all slices counts as one more of each.
+            values, all_of_slice = of_objects[name], sum(n for (s, _), n in spent.items() if s == name)
+            targets = sum(len(of_object) for of_object in changes[name].values())
+            # A slice's own spread is uncertain with few objects: that of all slices counts as one more of each.
             noise = float(
                 np.sqrt((np.var(values) * len(values) + typical**2) / (len(values) + 1) / len(values))
             )
             per_100 = 100 / all_of_slice
             out.append(
-                Gain(name, strength, number, len(values), float(np.mean(values)) * per_100, noise * per_100)
+                Gain(name, strength, number, targets, float(np.mean(values)) * per_100, noise * per_100)
             )
     return tuple(out)
 

@@ -29,7 +29,7 @@ def label_check(
         for (im, _), la in zip(pasted, layouts, strict=True)
     ]
     wanted = [to_resolution(cut(ma, la.box), resolution) for (_, ma), la in zip(pasted, layouts, strict=True)]
-    kept = [to_resolution(cut(la.kept, la.box), resolution) for la in layouts]
+    kept = [not_compared(la, resolution) for la in layouts]
     return mask_agreement(sampler, conditions, images, wanted, [la.task.seed for la in layouts], kept)
 
 
@@ -47,7 +47,7 @@ def mask_agreement(
     is, sum of minima by sum of maxima: above a threshold, nothing would be left of what is thinner than a pixel.
 
     Args:
-        kept: where the photo shows targets of its own, coverage [1, R, R]: those are read as targets, too, and not compared.
+        kept: what `not_compared` says, if anything.
     """
     reader = sampler.of_steps(READ_STEPS)
     plain = [replace(condition, guidance=1.0) for condition in conditions]
@@ -61,6 +61,14 @@ def mask_agreement(
         _soft_iou((r - other.cpu()).clamp_min(0), (mask.cpu() - other.cpu()).clamp_min(0))
         for r, mask, other in zip(read, masks, others, strict=True)
     ]
+
+
+def not_compared(layout: Layout, resolution: int) -> torch.Tensor:
+    """Coverage [1, R, R] of where a reader may well see a target that is not the new one: the photo's own targets, and what lies
+    beyond its border, where it is mirrored and its targets with it.
+    """
+    known = cut(~layout.kept, layout.box)  # beyond the border: no
+    return to_resolution(~known, resolution)
 
 
 def _soft_iou(read: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -110,6 +110,9 @@ def composite(
         resolution=image_3RR.shape[-1],
         detail=detail_share(layout.task.strengths.start_strength),
     )
+    if layout.grey:  # the reference's own detail may be coloured
+        changed = (image != layout.photo).any(axis=2)
+        image[changed] = np.rint(image[changed].mean(axis=1, keepdims=True)).astype(np.uint8)
     new = mask & ~layout.kept
     if layout.negative or new.sum() < _SHOWN * mask.sum():
         new = np.zeros_like(mask)

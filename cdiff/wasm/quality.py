@@ -166,16 +166,14 @@ def counts(pairs: Iterable[Pair], quarantined: Iterable[Assignment] = ()) -> tup
 
 
 def shortfall(
-    pairs: Iterable[Pair], quotas: Mapping[tuple[str, Purpose], int]
+    pairs: Iterable[Pair], quotas: Mapping[tuple[str, Purpose], int], config: Config
 ) -> dict[tuple[str, Purpose], int]:
-    """Pairs still missing by slice and purpose; none for a stopped slice, whose budget lapses."""
+    """Pairs still missing by slice and purpose; none for a slice that stopped, be it at its last attempt: its budget lapses."""
+    judged = sorted(pairs, key=lambda pair: pair.attempt.assignment.index)
+    stopped = _stop_slices([pair.attempt for pair in judged], [pair.reason for pair in judged], config)
     kept: Counter[tuple[str, Purpose]] = Counter()
-    stopped = set()
-    for pair in pairs:
-        assignment = pair.attempt.assignment
-        kept[assignment.slice, assignment.purpose] += pair.kept
-        if pair.reason == STOPPED:
-            stopped.add(assignment.slice)
+    for pair in judged:
+        kept[pair.attempt.assignment.slice, pair.attempt.assignment.purpose] += pair.kept
     missing = {key: number - kept[key] for key, number in quotas.items() if key[0] not in stopped}
     return {key: number for key, number in missing.items() if number > 0}
 
@@ -209,8 +207,8 @@ def validity_reasons(ordered: Sequence[Attempt], thresholds: Thresholds, config:
     return reasons
 
 
-def _stop_slices(ordered: Sequence[Attempt], reasons: list[str], config: Config) -> None:
-    """Write "slice stopped" over all that follows, by index, once a slice has failed too often."""
+def _stop_slices(ordered: Sequence[Attempt], reasons: list[str], config: Config) -> set[str]:
+    """Write "slice stopped" over all that follows, by index, once a slice has failed too often; return the slices that did."""
     tried: Counter[str] = Counter()
     invalid: Counter[str] = Counter()
     stopped: set[str] = set()
@@ -223,6 +221,7 @@ def _stop_slices(ordered: Sequence[Attempt], reasons: list[str], config: Config)
         invalid[name] += reasons[place] in INVALID
         if tried[name] >= config.gate.stop_after and invalid[name] > config.gate.stop_invalid * tried[name]:
             stopped.add(name)
+    return stopped
 
 
 def _select(

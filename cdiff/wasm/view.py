@@ -30,6 +30,7 @@ class View:
     photo_3SS: torch.Tensor  # background in [-1, 1]
     truth_1SS: torch.Tensor  # coverage of all targets
     target_1SS: torch.Tensor  # coverage of the new one
+    counted_1SS: torch.Tensor  # 1 on the photo, 0 beyond its border
     weight_1SS: torch.Tensor  # of the crop's change: the feathered region
     grid_SS2: torch.Tensor  # where each pixel lies on the crop, in [-1, 1]
     background_3RR: torch.Tensor  # the crop before the change, in [-1, 1]
@@ -59,19 +60,20 @@ def seen_by(job: Job, config: Config) -> View:
     shown = next((part for part in (target > 0.5, feather > 0) if part.any()), None)
     box = crop if shown is None else around(shown, config)  # a paste may fall off its photo
     size = config.downstream.crop
-    photo, truth, one, weight = (
+    everywhere = np.ones(target.shape, np.float32)
+    photo, truth, one, counted, weight = (
         to_resolution(cut_plain(part, box), size)
-        for part in (layout.photo, np.maximum(target, layout.kept), target, feather)
+        for part in (layout.photo, np.maximum(target, layout.kept), target, everywhere, feather)
     )
     centres = (torch.arange(size) + 0.5) * (box[2] - box[0]) / size
     u, v = ((centres + box[i] - crop[i]) / side * 2 - 1 for i in (0, 1))
     grid = torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1)
-    parts = (photo / 127.5 - 1, truth, one, weight, grid)
-    photo, truth, one, weight, grid = (part.float().to(background_3RR.device) for part in parts)
+    parts = (photo / 127.5 - 1, truth, one, counted, weight, grid)
+    photo, truth, one, counted, weight, grid = (part.float().to(background_3RR.device) for part in parts)
     paste = job.condition.start_image_3RR - background_3RR
     detail = detail_share(layout.task.strengths.start_strength)
     real = coverage(job.condition.start_mask_1RR)
-    return View(photo, truth, one, weight, grid, background_3RR, paste, real, detail)
+    return View(photo, truth, one, counted, weight, grid, background_3RR, paste, real, detail)
 
 
 def difficulty(
@@ -93,18 +95,27 @@ def difficulty(
     logits = segmenter(photos.clamp(-1, 1)).float()
     truth = torch.stack([view.truth_1SS for view in views])
     target = torch.stack([view.target_1SS for view in views])
-    return loss_around(logits, truth, target).clamp(max=kappa)
+    counted = torch.stack([view.counted_1SS for view in views])
+    return loss_around(logits, truth, target, counted).clamp(max=kappa)
 
 
 def loss_around(
-    logits_B1SS: torch.Tensor, truth_B1SS: torch.Tensor, target_B1SS: torch.Tensor
+    logits_B1SS: torch.Tensor,
+    truth_B1SS: torch.Tensor,
+    target_B1SS: torch.Tensor,
+    counted_B1SS: torch.Tensor,
 ) -> torch.Tensor:
-    """Binary cross-entropy [B] around one target: the mean of that inside it and that in its surroundings, nats."""
+    """Binary cross-entropy [B] around one target: the mean of that inside it and that in its surroundings, nats.
+
+    Args:
+        counted_B1SS: 1 on the photo, 0 beyond its border. There the photo is mirrored, and a target at the border stands twice: a
+            segmenter that finds the mirrored one as well is not wrong.
+    """
     loss = F.binary_cross_entropy_with_logits(logits_B1SS, truth_B1SS, reduction="none")
     near = F.max_pool2d(target_B1SS, 2 * NEAR + 1, stride=1, padding=NEAR) - target_B1SS
     inside, outside = (
         (loss * part).sum(dim=(1, 2, 3)) / part.sum(dim=(1, 2, 3)).clamp_min(1e-3)
-        for part in (target_B1SS, near)
+        for part in (target_B1SS, near * counted_B1SS)
     )
     return (inside + outside) / 2
 
@@ -125,8 +136,9 @@ def local_loss(
     size, box = config.downstream.crop, around(target, config)
     device = next(segmenter.parameters()).device
     photo = to_resolution(cut(image, box), size)[None].to(device) / 127.5 - 1
-    truth, one = (to_resolution(cut(part, box), size)[None].to(device) for part in (mask, target))
-    return float(loss_around(segmenter(photo).float(), truth, one))
+    maps = (mask, target, np.ones(mask.shape, bool))
+    truth, one, counted = (to_resolution(cut(part, box), size)[None].to(device) for part in maps)
+    return float(loss_around(segmenter(photo).float(), truth, one, counted))
 
 
 def around(mask: np.ndarray, config: Config) -> Box:

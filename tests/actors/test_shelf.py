@@ -50,13 +50,14 @@ def runs(tmp_path) -> tuple[Run, Run]:
     return one, other
 
 
-def assignment(number: int, arm: Any = "B0", segmenter: str = "") -> Assignment:
+def assignment(
+    number: int, arm: Any = "B0", segmenter: str = "", reference: str = "", background: str = ""
+) -> Assignment:
     recipe = Recipe("mask_first", arm, 1, 1.0, 16, "euler", "float32", 8, 1)
     pose = Pose(10.0, 20.0, 0.0, 1.0, False, 0.0, 1.5)
     revisions = Revisions("g", "b", segmenter)
-    task = GenerationTask(
-        recipe, f"metal/pit/{number}#0", "metal/good/1", pose, Strengths(2.0, 0.3), number, revisions
-    )
+    painted = reference or f"metal/pit/{number}#0", background or "metal/good/1"
+    task = GenerationTask(recipe, *painted, pose, Strengths(2.0, 0.3), number, revisions)
     return Assignment(task, "metal/pit", "uniform", number)
 
 
@@ -115,13 +116,18 @@ def test_a_users_own_network_is_never_shelved(runs, photos):
     assert taken_fit(runs[0], "") is None
 
 
-def test_candidates_that_nobody_judged_are_taken_and_others_are_not(runs):
+def test_candidates_that_nobody_judged_are_taken_and_others_are_not(runs, photos):
     one, other = runs
-    free, judged = [assignment(n) for n in range(3)], [assignment(n, "B1", "s") for n in range(3)]
+    target = photos.all_targets(s.sample_id for s in photos.samples)[0].target_id
+    normal = next(s.sample_id for s in photos.samples if s.is_normal)
+    free, judged = (
+        [assignment(n, *by, reference=target, background=normal) for n in range(3)]
+        for by in (("B0", ""), ("B1", "s"))
+    )
     for shard in (free, judged):
         name = written(one, shard)
-        shelve_shard(one, name, shard, CONFIG)
-        take_shard(other, name, shard, CONFIG)
+        shelve_shard(one, name, shard, photos, CONFIG)
+        take_shard(other, name, shard, photos, CONFIG)
     assert shard_committed(other, shard_name(free)) and not shard_committed(other, shard_name(judged))
     assert read_attempts(other, shard_name(free)) == read_attempts(one, shard_name(free))
 

@@ -214,6 +214,25 @@ def test_a_thin_crack_survives_shrinking(config):
     assert item.mask.sum() >= 40
 
 
+@pytest.mark.parametrize("row", range(64, 72))
+def test_no_target_is_so_thin_that_its_mask_vanishes(config, row):
+    """Of a line of one pixel on a photo that is shrunk by eight no pixel keeps a third; a crop on it must not be called empty."""
+    mask = np.zeros((512, 512), dtype=bool)
+    mask[row, 40:400] = True
+    mask[300:340, 300:340] = True  # another target is no help to it
+    item = synthetic_item(np.zeros((512, 512, 3), dtype=np.uint8), mask, config)
+    assert item.mask.shape == (64, 64)
+    assert item.mask[8].sum() >= 40 and item.mask[:30].sum() <= 50
+
+
+def test_crops_may_be_centred_on_some_targets_alone(config):
+    image, mask = blob(3, side=128)
+    new = np.zeros_like(mask)
+    new[100:110, 100:110] = True
+    item = synthetic_item(image, mask | new, config, centred_on=new)
+    assert item.boxes == ((50, 50, 55, 55),) and item.mask.sum() > 25 + 5
+
+
 def test_a_pair_is_cropped_where_it_was_painted(config):
     image, mask = blob(3, side=128)
     mask[100:110, 100:110] = True

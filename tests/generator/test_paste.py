@@ -8,6 +8,7 @@ from scipy import ndimage
 from cdiff.generator.paste import (
     _smoothed,
     cut,
+    feathered,
     lay_out,
     paste_back,
     settle,
@@ -168,6 +169,26 @@ def test_a_bold_target_keeps_its_texture_and_a_faint_one_lets_the_new_surface_th
         assert along > 5 and across > 5
     else:
         assert across > 3 * along  # the background's stripes, not the reference's
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 10])
+def test_a_thin_crack_at_start_strength_zero_is_copy_paste_too(width: int) -> None:
+    """Thinner than a pixel of the generator, it covers none whole; nothing of it may be given back twice."""
+    background, reference = np.full((512, 512, 3), 120, np.uint8), np.full((512, 512, 3), 120, np.uint8)
+    mask = np.zeros((512, 512), bool)
+    mask[250 : 250 + width, 150:350] = True
+    reference[mask] = 40
+    target = Target("a#0", "a", "metal", "crack", "g", (150, 250, 350, 250 + width), int(mask.sum()))
+    pose = Pose(x=256.0, y=256.0, angle=20.0, scale=1.0, flip=False, elastic=0.0, margin=1.6)
+    rng = np.random.default_rng(0)
+    canvas = lay_out(
+        background, reference, mask, target, pose, min_side=24, dilation=0.12, repaint=False, rng=rng
+    )
+    crop, covered = to_resolution(canvas.pasted, 64) / 127.5 - 1, to_resolution(canvas.mask, 64) * 2 - 1
+    image, _ = paste_back(background, canvas, crop, covered, resolution=64, detail=1.0)
+    inner = feathered(canvas.region, canvas.reach) > 0.999
+    difference = np.abs(cut(image, canvas.box).astype(float) - canvas.pasted)[inner]
+    assert inner.sum() > 100 and difference.max() <= 1.5
 
 
 def test_the_pose_carries_the_target_to_its_place() -> None:

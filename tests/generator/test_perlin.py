@@ -15,8 +15,8 @@ def test_a_pair_changes_its_background_inside_its_mask_alone(photos):
     pairs = list(perlin_pairs(photos, names[:1], 8, seed=0))
     background = photos.image(names[0])
     assert len(pairs) == 8
-    for image, mask in pairs:
-        assert 4 <= mask.sum() < mask.size
+    for image, mask, new in pairs:
+        assert 4 <= mask.sum() < mask.size and np.array_equal(mask, new)
         assert np.array_equal(image[~mask], background[~mask])
         assert (image[mask] != background[mask]).any()
 
@@ -24,18 +24,19 @@ def test_a_pair_changes_its_background_inside_its_mask_alone(photos):
 def test_targets_of_the_background_stay_as_they_are_and_stay_marked(photos):
     shown = next(s.sample_id for s in photos.samples if not s.is_normal)
     own = photos.mask(shown)
-    for image, mask in perlin_pairs(photos, [shown], 4, seed=1):
+    for image, mask, new in perlin_pairs(photos, [shown], 4, seed=1):
         assert np.array_equal(image[own], photos.image(shown)[own])
         assert mask[own].all() and mask.sum() > own.sum()
+        assert np.array_equal(new, mask & ~own)  # what crops are centred on
 
 
 def test_a_seed_repeats_and_another_gives_other_pairs(photos):
     names = _normals(photos)
     one, again, other = (list(perlin_pairs(photos, names, 3, seed=s)) for s in (0, 0, 1))
     assert all(
-        np.array_equal(a, b) and np.array_equal(m, n) for (a, m), (b, n) in zip(one, again, strict=True)
+        np.array_equal(a, b) and np.array_equal(m, n) for (a, m, _), (b, n, _) in zip(one, again, strict=True)
     )
-    assert any(not np.array_equal(a, b) for (a, _), (b, _) in zip(one, other, strict=True))
+    assert any(not np.array_equal(a, b) for (a, *_), (b, *_) in zip(one, other, strict=True))
 
 
 def test_noise_is_smooth_zero_at_its_grid_points_and_bounded():

@@ -5,8 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cdiff.config_file import load_config
+from cdiff.data.dataset import Dataset
+from cdiff.data.formats import read_sources
 from cdiff.errors import DataError, RunError
 from cdiff.generator.model import Generator
 from cdiff.generator.objective import draw_times, noised
@@ -102,6 +105,23 @@ def test_training_crops_show_the_target_inside_its_region(photos, tiny_config) -
     assert (
         len(patches.empty) and float(patches.empty.abs().max()) < 0.5
     )  # no pit and no bar on target-free crops
+
+
+@pytest.mark.parametrize("corner", [(0, 40), (0, 0), (90, 90), (88, 3)])
+def test_no_crop_shows_a_target_without_its_mask(corner, tmp_path, tiny_config):
+    """At a photo's border as amid it, where crops are mirrored and where they are not."""
+    y, x = corner
+    photo, mask = np.full((100, 100), 220, np.uint8), np.zeros((100, 100), np.uint8)
+    photo[y : y + 10, x : x + 10], mask[y : y + 10, x : x + 10] = 10, 255
+    for kind, pixels in (("images", photo), ("masks", mask)):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(pixels).save(tmp_path / kind / "a.png")
+    dataset = Dataset(read_sources([str(tmp_path)], None, tiny_config.data), tiny_config.data)
+    targets, rng = dataset.all_targets(s.sample_id for s in dataset.samples), np.random.default_rng(0)
+    patches = cut_patches(dataset, targets, [], tiny_config.generator, rng)
+    images, masks = augmented(patches, np.zeros(40, int), 32, rng)
+    dark = (images.mean(1, keepdim=True) < 0).float()
+    assert (dark - masks).abs().mean() < 0.04 and masks.sum(dim=(1, 2, 3)).min() > 32 * 32 * 0.12
 
 
 def test_one_network_serves_targets_of_two_kinds(tiny_generator, photos) -> None:

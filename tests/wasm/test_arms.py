@@ -132,8 +132,19 @@ def test_a_view_is_as_hard_as_the_photo_that_is_pasted(tasks, photos, bank, tiny
     for view, value in zip(views, plain, strict=True):  # an unchanged crop is the background itself
         logits = Darkness()(view.photo_3SS[None])
         assert float(
-            loss_around(logits.detach(), view.truth_1SS[None], view.target_1SS[None])
+            loss_around(logits.detach(), view.truth_1SS[None], view.target_1SS[None], view.counted_1SS[None])
         ) == pytest.approx(float(value.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("place", [(30, 30), (0, 30), (0, 0), (56, 10)])
+def test_a_target_at_the_border_is_no_harder_than_one_amid_the_photo(place, config) -> None:
+    """Beyond the border the photo is mirrored: who finds the mirrored half of a target as well is not wrong."""
+    image, mask = np.full((64, 64, 3), 255, np.uint8), np.zeros((64, 64), bool)
+    mask[place[0] : place[0] + 8, place[1] : place[1] + 8] = True
+    image[mask] = 0
+    segmenter = Darkness()
+    segmenter.scale.data *= 3  # finds what is dark, and no more than that
+    assert local_loss(segmenter, image, mask, mask, config) < 0.03
 
 
 def test_the_gradient_makes_pairs_harder_and_leaves_the_mask_alone(

@@ -254,5 +254,16 @@ def test_what_pays_in_a_slice_is_decided_among_its_own_strengths(budget) -> None
         for strength in (0.2, 0.6)
     ]
     own = [Gain("tile/crack", 0.2, 40, 12, 0.02, 0.01), Gain("tile/crack", 0.6, 40, 12, -0.02, 0.04)]
-    found = [start_strengths(settings, WEAKNESSES, [*others, *own], number) for number in range(8)]
+    gains = [*others, *own]
+    found = [start_strengths(settings, WEAKNESSES, gains, number, last=True) for number in range(8)]
     assert {strengths["tile/crack"] for strengths in found} == {0.2}
+
+
+def test_rounds_that_others_follow_go_on_trying_what_may_pay_as_well() -> None:
+    settings = config("wasm.start_strengths=[0.2,0.6]")
+    near = [Gain("tile/crack", 0.2, 40, 12, 0.03, 0.02), Gain("tile/crack", 0.6, 40, 12, 0.01, 0.02)]
+    rounds = [start_strengths(settings, WEAKNESSES, near, number)["tile/crack"] for number in range(60)]
+    assert 0.5 < rounds.count(0.2) / 60 < 0.95
+    assert {start_strengths(settings, WEAKNESSES, near, n, last=True)["tile/crack"] for n in range(20)} == {
+        0.2
+    }

@@ -81,6 +81,33 @@ def test_a_lone_target_tells_no_gain() -> None:
     assert measured_gains(before, after, training, slices, [made(slices[0].slice.name)] * 20) == ()
 
 
+def test_photos_of_one_object_are_not_independent() -> None:
+    """Of five objects in six photos each, the error is that of five, over many repetitions."""
+    rng = np.random.default_rng(0)
+    training = [outcome(n, "crack", 0.5) for n in range(10)]
+    slices = rank(training, min_targets=8)
+    found: list[Gain] = []
+    for _ in range(200):
+        before = [dataclasses.replace(outcome(n, "crack", 0.4), group=str(n // 6)) for n in range(30)]
+        of_object = np.repeat(rng.normal(0, 0.1, 5), 6)
+        after = [
+            dataclasses.replace(row, soft_dice=0.4 + change)
+            for row, change in zip(before, of_object, strict=True)
+        ]
+        found += measured_gains(before, after, training, slices, [made(slices[0].slice.name)] * 100)
+    assert {gain.targets for gain in found} == {30}
+    true, told = np.std([g.gain for g in found]), np.sqrt(np.mean([g.error**2 for g in found]))
+    assert told == pytest.approx(true, rel=0.25)
+
+
+def test_one_object_tells_no_gain_however_many_photos_there_are() -> None:
+    training = [outcome(n, "crack", 0.5) for n in range(10)]
+    slices = rank(training, min_targets=8)
+    before = [dataclasses.replace(outcome(n, "crack", 0.4), group="a") for n in range(30)]
+    after = [dataclasses.replace(row, soft_dice=0.6) for row in before]
+    assert measured_gains(before, after, training, slices, [made(slices[0].slice.name)] * 20) == ()
+
+
 def test_few_targets_leave_a_gain_uncertain() -> None:
     rng = np.random.default_rng(0)
     training = [outcome(n, "crack" if n < 10 else "stain", 0.5) for n in range(20)]

@@ -206,7 +206,7 @@ def test_acceptance_does_not_depend_on_arrival_order(last: bool) -> None:
         assert judge(shuffled, wanted, LIMITS, CONFIG, last=last) == verdicts
     assert sum(number for _, _, number in counts(verdicts)) == 90
     kept = Counter((p.attempt.assignment.slice, p.attempt.assignment.purpose) for p in verdicts if p.kept)
-    missing = shortfall(verdicts, wanted)
+    missing = shortfall(verdicts, wanted, CONFIG)
     assert all(kept[key] + missing.get(key, 0) == number for key, number in wanted.items())
 
 
@@ -238,10 +238,10 @@ def test_the_band_does_not_starve_the_budget_after_the_last_wave() -> None:
     attempts = [attempt(i, i / 10) for i in range(10)]  # ranks 0.05, 0.15, ... 0.95; the band is 0.4 to 0.85
     wanted: dict[Key, int] = {("tile/crack", "weak"): 7}
     before = judge(attempts, wanted, LIMITS, CONFIG, last=False)
-    assert shortfall(before, wanted) == {("tile/crack", "weak"): 2}
+    assert shortfall(before, wanted, CONFIG) == {("tile/crack", "weak"): 2}
     assert beyond_band(before, CONFIG) == {}
     after = judge(attempts, wanted, LIMITS, CONFIG, last=True)
-    assert shortfall(after, wanted) == {}
+    assert shortfall(after, wanted, CONFIG) == {}
     assert [i for i, pair in enumerate(after) if pair.kept] == [3, 4, 5, 6, 7, 8, 9]
     assert beyond_band(after, CONFIG) == {"tile/crack": 2}
     assert counts(after) == (("tile/crack", "kept", 7), ("tile/crack", "out of band", 3))
@@ -286,6 +286,19 @@ def test_a_target_repainted_in_place_need_not_change_the_photo_much() -> None:
     assert reasons == ["", "not visible"]
 
 
+def test_a_slice_that_stops_at_its_last_attempt_gets_no_further_wave_either() -> None:
+    bad = [
+        attempt(i, purpose="uniform", visible=0.0 if i % 2 else 0.2) for i in range(CONFIG.gate.stop_after)
+    ]
+    wanted: dict[Key, int] = {("tile/crack", "uniform"): 16}
+    pairs = judge(bad, wanted, LIMITS, CONFIG, last=False)
+    assert "slice stopped" not in {pair.reason for pair in pairs}
+    assert shortfall(pairs, wanted, CONFIG) == {}
+    assert shortfall(pairs[:-2], wanted, CONFIG) == {
+        ("tile/crack", "uniform"): 5
+    }  # not tried often enough yet
+
+
 def test_a_slice_stops_after_too_many_invalid_attempts_and_gets_no_further_wave() -> None:
     bad = [attempt(i, purpose="uniform", visible=0.0 if i % 2 else 0.2) for i in range(40)]
     fine = [attempt(100 + i, purpose="uniform", slice="tile/fine") for i in range(5)]
@@ -293,7 +306,7 @@ def test_a_slice_stops_after_too_many_invalid_attempts_and_gets_no_further_wave(
     pairs = judge([*fine, *bad], wanted, LIMITS, CONFIG, last=False)
     assert [p.reason for p in pairs[:24]] == ["", "not visible"] * 12
     assert {p.reason for p in pairs[24:40]} == {"slice stopped"}
-    assert shortfall(pairs, wanted) == {("tile/fine", "uniform"): 4}
+    assert shortfall(pairs, wanted, CONFIG) == {("tile/fine", "uniform"): 4}
     assert counts(pairs) == (
         ("tile/crack", "kept", 12),
         ("tile/crack", "not visible", 12),
