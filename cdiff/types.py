@@ -47,6 +47,7 @@ class MaskFile:
 
     path: str
     types: tuple[tuple[int, str], ...]  # (pixel value, type); value -1: everything above half of full scale
+    checksum: str = ""  # sha256 of the mask file, where a reader read it
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ class _Splits:
     """The identity of the data, for the run folder."""
 
     def __init__(self, hash: str) -> None:
-        self.hash = hash
+        self.hash = self.photos = hash
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -62,6 +62,7 @@ class Splits:
     """No photo is divided here; a run wants to know of which split it is."""
 
     hash = "scale"
+    photos = ""
 
 
 class Steps:

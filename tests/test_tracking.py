@@ -23,6 +23,7 @@ mlflow = pytest.importorskip("mlflow")
 @dataclasses.dataclass
 class Splits:
     hash: str = "abc"
+    photos: str = "def"
 
 
 @pytest.fixture(autouse=True)

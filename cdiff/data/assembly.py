@@ -4,12 +4,14 @@ The readers of the layouts (mvtec.py, folders.py) only list entries: this photo,
 is decided here, over all masks of one kind in a source together, because one mask alone may show too little of it:
 - one value beside 0: binary;
 - up to 32 values, not as the soft edge of a brighter one: ids, each a type ("1", "2", ...; colours by their hex code);
-- more: a mask with grey edges (JPEG, smoothing), which is cut above half of full scale.
+- more: a mask with grey edges (smoothing), which is cut above half of full scale.
+JPEG keeps no ids: its masks, and what was saved again from them, are black and white, whatever few values are left.
 Zero is always background; in palette masks 255 beside other ids is void (Pascal VOC), so background too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cdiff.config import DataConfig
-from cdiff.data.images import EXTENSIONS, Limits, is_palette, probe, read_mask
+from cdiff.data.images import EXTENSIONS, Limits, is_jpeg, is_palette, probe, read_mask
 from cdiff.errors import DataError, offenders
 from cdiff.types import MaskFile, Sample
 
@@ -63,6 +65,8 @@ class MaskFacts:
     width: int
     height: int
     values: tuple[int, ...]  # other than 0, the first MOST_IDS + 1 of them
+    checksum: str  # sha256 of the file
+    lossy: bool  # compressed as JPEG is, which blurs ids
     bright: bool  # something lies above half of full scale
     area: int  # pixels above half of full scale, or where there are none: other than 0
     edged: bool  # values under the highest lie only between it and 0
@@ -144,6 +148,8 @@ def mask_facts(path: Path, limits: Limits) -> MaskFacts:
         width=values.shape[1],
         height=values.shape[0],
         values=tuple(int(value) for value in found[: MOST_IDS + 1]),
+        checksum=hashlib.sha256(path.read_bytes()).hexdigest(),
+        lossy=is_jpeg(path) or _compressed_once(found, scale),
         bright=bright,
         area=int((values > scale // 2).sum() if bright else (values != 0).sum()),
         edged=few and found.size > 1 and int(found[-1]) == scale and _edged(values, scale),
@@ -158,6 +164,14 @@ def _edged(values: NDArray[Any], full: int) -> bool:
     near_full = ndimage.binary_dilation(values == full, iterations=2)
     near_zero = ndimage.binary_dilation(values == 0, iterations=2)
     return float((near_full & near_zero)[between].mean()) > 0.9
+
+
+def _compressed_once(found: NDArray[Any], scale: int) -> bool:
+    """Whether the values other than 0 are those of black and white after JPEG: all near the extremes, and some that no id would be."""
+    low, high = found <= _NEAR, found >= scale - _NEAR
+    return bool(
+        (low | high).all() and low.any() and (high & (found < scale)).any() and (found == scale).any()
+    )
 
 
 def _soft(values: NDArray[Any]) -> float:
@@ -184,6 +198,9 @@ def _meaning(kind: str, facts: list[MaskFacts], source: Path) -> tuple[tuple[int
     edged = sum(fact.edged for fact in several) * 2 > len(several) > 0
     if len(values) == 1:
         return ((values[0], kind or "target"),)
+    lossy = sum(fact.lossy for fact in shown) * 2 > len(shown)
+    if lossy and all(fact.bright for fact in shown if fact.lossy):
+        return ((-1, kind or "target"),)
     if len(values) <= MOST_IDS and not edged:
         if 255 in values and any(fact.palette for fact in shown):
             values.remove(255)
@@ -193,6 +210,7 @@ def _meaning(kind: str, facts: list[MaskFacts], source: Path) -> tuple[tuple[int
             (value, f"{kind}-{name}" if kind else name) for value, name in zip(values, names, strict=True)
         )
     vague = float(np.median([fact.soft for fact in shown])) > 0.6
+    vague = vague or sum(_shows_ids(fact) for fact in shown) * 2 > len(shown)
     if vague or any(fact.coloured for fact in shown) or not any(fact.bright for fact in shown):
         raise DataError(
             f"the masks under {source} have {len(values)} or more different values, up to {values[-1]}: too many for "
@@ -200,6 +218,15 @@ def _meaning(kind: str, facts: list[MaskFacts], source: Path) -> tuple[tuple[int
             "Save them as 0 and 255, or one small id per type (instances of one type share its id)."
         )
     return ((-1, kind or "target"),)
+
+
+def _shows_ids(fact: MaskFacts) -> bool:
+    """Few values, some of them far from both extremes, and not as an edge: one mask of many ids."""
+    return (
+        len(fact.values) <= MOST_IDS
+        and not fact.edged
+        and any(_NEAR < value < 255 - _NEAR for value in fact.values)
+    )
 
 
 class _Problems:
@@ -242,7 +269,7 @@ def _sample(
             problems.sizes.append(f"{entry.image} ({sizes})")
         shown = _defect_meaning(kind, look) if entry.defect else _present(meanings[kind], look)
         if shown:
-            files.append(MaskFile(str(path), shown))
+            files.append(MaskFile(str(path), shown, look.checksum))
     if entry.defect and not files:
         problems.empty.append(str(entry.masks[0][0]))
     types = tuple(sorted({type for file in files for _, type in file.types}))

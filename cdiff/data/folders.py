@@ -29,6 +29,8 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+# TrainDataset, testA, val2017: a split's word grown together with another; the rest of such a name stays
+_JOINED_SPLIT = re.compile(rf"((?i:{'|'.join(_SPLITS)}))(?=[A-Z]|(?:19|20)\d\d$)")
 _IMAGE_WORDS = frozenset(
     [
         "image",
@@ -131,6 +133,8 @@ def _describe(source: Path, path: Path, files: list[Path]) -> _Folder:
         left = []
         for word in re.split(r"[^0-9a-zA-Z]+", part):
             low = word.lower()
+            joined = _JOINED_SPLIT.match(word)
+            split = _SPLITS[joined[1].lower()] if joined else split
             if low in _SPLITS:
                 split = _SPLITS[low]
             elif low in _IMAGE_WORDS | _MASK_WORDS:

@@ -21,20 +21,20 @@ log = logging.getLogger(__name__)
 
 
 def apply_groups(samples: Sequence[Sample], path: Path, scope: str) -> list[Sample]:
-    """Give samples the groups of a file; photos that it does not name stay their own group.
+    """Give samples the groups of a file; photos that it does not name, or names without a group, stay their own.
 
     Args:
         path: JSON or CSV file.
         scope: put before the ids, so that group 5 of one source is not group 5 of another.
     Raises:
-        DataError: unreadable file, a name that fits several photos, no name that fits any.
+        DataError: unreadable file, a name that fits several photos, names of one photo with different groups, no name that fits any.
     """
-    wanted = read_groups(path)
+    wanted = {name: group for name, group in read_groups(path).items() if group}
     by_name: dict[str, list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
         by_name[Path(sample.image).name].append(index)
     found: dict[int, str] = {}
-    vague = []
+    vague, torn = [], []
     for key, group in wanted.items():
         parts = PurePosixPath(key.replace("\\", "/")).parts
         fits = [
@@ -45,7 +45,12 @@ def apply_groups(samples: Sequence[Sample], path: Path, scope: str) -> list[Samp
         if len(fits) > 1:
             vague.append(f"{key} fits {' and '.join(samples[index].image for index in fits[:2])}")
         for index in fits:
-            found[index] = group
+            if found.setdefault(index, group) != group:
+                torn.append(f"{samples[index].image}: {found[index]} and {group}")
+    if torn:
+        raise DataError(
+            offenders(torn, len(wanted), f"photos have two groups in {path}", "Leave one line for each.")
+        )
     if vague:
         raise DataError(
             offenders(vague, len(wanted), f"names in {path} fit several photos", "Name more of their path.")

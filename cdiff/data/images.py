@@ -126,6 +126,12 @@ def is_palette(path: str | Path) -> bool:
         return image.mode in ("P", "PA")
 
 
+def is_jpeg(path: str | Path) -> bool:
+    """Whether a file is a JPEG, whatever it is called; only the header is read."""
+    with Image.open(path, formats=FORMATS) as image:
+        return image.format in ("JPEG", "MPO")
+
+
 def encode_png(array: NDArray[np.uint8] | NDArray[np.bool_], mode: str) -> bytes:
     """Encode uint8 [H, W, 3], uint8 [H, W] or bool [H, W] as PNG; equal input gives equal bytes.
 

@@ -25,6 +25,7 @@ _SCHEMA = pa.schema(
         ("types", pa.list_(pa.string())),
         ("fold", pa.int32()),
         ("calibration", pa.bool_()),
+        ("content", pa.string()),
     ]
 )
 
@@ -40,6 +41,7 @@ class Row:
     types: tuple[str, ...]
     fold: int  # -1 outside the training split
     calibration: bool  # a training photo that the generator does not see: gate thresholds come from it
+    content: str = ""  # hash of photo and masks; "" in what earlier versions wrote
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,13 @@ class Manifest:
 
     @cached_property
     def hash(self) -> str:
-        """Equal for equal splits, whatever the notes."""
-        return content_hash([asdict(row) for row in self.rows])
+        """Equal for equal splits, whatever the notes and whatever the photos show."""
+        return content_hash([{k: v for k, v in asdict(row).items() if k != "content"} for row in self.rows])
+
+    @cached_property
+    def photos(self) -> str:
+        """Equal for photos and masks of equal bytes and meanings."""
+        return content_hash([[row.sample_id, row.content] for row in self.rows])
 
     def ids(self, split: str) -> list[str]:
         """Sample ids of "train", "validation" or "test", sorted."""
@@ -125,6 +132,7 @@ def read_manifest(path: str | Path) -> Manifest:
             types=tuple(row["types"]),
             fold=row["fold"],
             calibration=row["calibration"],
+            content=row.get("content") or "",
         )
         for row in table.to_pylist()
     )

@@ -40,6 +40,9 @@ class Splits(Protocol):
     @property
     def hash(self) -> str: ...
 
+    @property
+    def photos(self) -> str: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -211,7 +214,7 @@ def create_run(home: str | Path, name: str, config: str, splits: Splits) -> Run:
     Args:
         name: letters, digits, dots, dashes and underscores.
         config: the resolved configuration as YAML (`cdiff.config_file.dump_config`).
-        splits: the manifest; its hash tells whether the data are still the same.
+        splits: the manifest; its hashes tell whether the data are still the same.
     Raises:
         RunError: a name that is no folder name, an existing run of another configuration or of other data (with what
             differs), or a home that cannot be written.
@@ -230,7 +233,12 @@ def create_run(home: str | Path, name: str, config: str, splits: Splits) -> Run:
         raise RunError(f"cannot write {run.path}: {error.strerror}. Choose another --home.") from None
     if not exists:
         storage.write("config.yaml", config.encode())
-        identity = {"name": name, "version": __version__, "split_hash": splits.hash}
+        identity = {
+            "name": name,
+            "version": __version__,
+            "split_hash": splits.hash,
+            "photos_hash": splits.photos,
+        }
         storage.write("run.json", json.dumps(identity, indent=1).encode())  # last: from here on it exists
     return run
 
@@ -272,7 +280,8 @@ def _demand_equal(run: Run, config: str, splits: Splits) -> None:
         stored = flat(Config().model_dump(mode="json")) | flat(
             yaml.safe_load(run.storage.read("config.yaml"))
         )
-        split_hash = json.loads(run.storage.read("run.json"))["split_hash"]
+        identity = json.loads(run.storage.read("run.json"))
+        split_hash, photos_hash = identity["split_hash"], identity.get("photos_hash", splits.photos)
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"the run {run.url} is damaged ({error}). Choose another run name.") from None
     wanted, nothing = flat(yaml.safe_load(config)), "nothing"
@@ -285,6 +294,8 @@ def _demand_equal(run: Run, config: str, splits: Splits) -> None:
         differing.append(
             f"  data: split {split_hash} there, {splits.hash} now (other photos, masks or groups)"
         )
+    elif photos_hash != splits.photos:
+        differing.append("  data: photos or masks of the same names have other content now")
     if differing:
         raise RunError(
             f"the run {run.url} was started otherwise:\n" + "\n".join(differing) + "\n"

@@ -18,7 +18,7 @@ from cdiff.data.dataset import Dataset
 from cdiff.data.leaks import check_overlap, drop_copies, join_groups, near_duplicates
 from cdiff.data.manifest import Manifest, Row, make_manifest, read_manifest, write_manifest
 from cdiff.errors import DataError
-from cdiff.types import MaskFile, Sample, Split
+from cdiff.types import Sample, Split, content_hash
 
 __all__ = ["Manifest", "Row", "make_splits", "read_manifest", "write_manifest"]
 
@@ -86,6 +86,7 @@ def _row(sample: Sample, split: Split, fold_of: Mapping[str, int], calibration: 
         types=sample.types,
         fold=fold_of.get(sample.group, -1) if split == "train" else -1,
         calibration=split == "train" and sample.group in calibration,
+        content=content_hash([sample.checksum, [[mask.checksum, mask.types] for mask in sample.masks]]),
     )
 
 
@@ -290,7 +291,9 @@ def _renamed(sample: Sample, pooled: set[str]) -> Sample:
     if not pooled & set(sample.types):
         return sample
     masks = tuple(
-        MaskFile(mask.path, tuple((value, POOLED if type in pooled else type) for value, type in mask.types))
+        dataclasses.replace(
+            mask, types=tuple((value, POOLED if type in pooled else type) for value, type in mask.types)
+        )
         for mask in sample.masks
     )
     types = tuple(sorted({POOLED if type in pooled else type for type in sample.types}))

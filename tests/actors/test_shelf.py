@@ -34,7 +34,7 @@ from cdiff.data.store import (
 )
 from cdiff.types import Assignment, Attempt, GenerationTask, Pose, Recipe, Revisions, Strengths
 
-SPLITS: Any = SimpleNamespace(hash="abc")
+SPLITS: Any = SimpleNamespace(hash="abc", photos="def")
 CONFIG = Config()
 
 

@@ -86,6 +86,63 @@ def test_split_folders_are_told(tmp_path, trees, layout):
     assert len({sample.sample_id for sample in samples}) == 6
 
 
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        ("TrainDataset/image TrainDataset/mask", "train"),
+        ("TestDataset/Kvasir/images TestDataset/Kvasir/masks", "test"),
+        ("images/val2017 masks/val2017", "validation"),
+        ("Testament/images Testament/masks", ""),
+        ("TRAINING/images TRAINING/masks", "train"),
+        ("test1/images test1/masks", ""),
+    ],
+)
+def test_a_splits_word_may_be_grown_together_with_another(tmp_path, trees, folders, splits):
+    images, masks = folders.split()
+    trees.pairs(tmp_path / images, tmp_path / masks, 2)
+    assert {sample.folder_split for sample in read_source(str(tmp_path), CONFIG)} == {splits}
+
+
+@pytest.mark.parametrize("quality", [75, 90, 95, 98, 100])
+@pytest.mark.parametrize("saved_again", [False, True])
+def test_a_mask_that_was_compressed_is_black_and_white(tmp_path, trees, quality, saved_again):
+    """However few values compression left: JPEG keeps no ids."""
+    rng, rows, columns = np.random.default_rng(quality), *np.indices((96, 128))
+    for name in "abcdef":
+        y, x, high, wide = rng.uniform((20, 30, 8, 8), (70, 90, 20, 30))
+        mask = (((rows - y) / high) ** 2 + ((columns - x) / wide) ** 2 < 1).astype(np.uint8) * 255
+        path = tmp_path / "masks" / f"{name}.jpg"
+        trees.save(tmp_path / "images" / f"{name}.png", rng.integers(0, 255, mask.shape).astype(np.uint8))
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(mask).save(path, quality=quality)
+        if saved_again:
+            with Image.open(path) as compressed:
+                compressed.save(path.with_suffix(".png"))
+            path.unlink()
+    assert {sample.types for sample in read_source(str(tmp_path), CONFIG)} == {("target",)}
+
+
+@pytest.mark.parametrize("ids", [range(1, 149), [*range(100, 140), 255], range(90, 200, 3)])
+def test_too_many_ids_are_refused_whatever_their_values(tmp_path, trees, ids):
+    """Cut above half of full scale, some of them would be targets and the others nothing."""
+    for number, part in enumerate(np.array_split(np.array(list(ids), np.uint8), 12)):
+        mask = np.zeros((48, 64), np.uint8)
+        for place, value in enumerate(part):
+            mask[3 * place : 3 * place + 3, :20] = value
+        trees.save(tmp_path / "images" / f"{number}.png", trees.photo(number))
+        trees.save(tmp_path / "masks" / f"{number}.png", mask)
+    with pytest.raises(DataError, match="too many for ids"):
+        read_source(str(tmp_path), CONFIG)
+
+
+def test_a_class_beside_a_void_of_255_stays_a_class(tmp_path, trees):
+    mask = trees.blob(value=1)
+    mask[0] = 255
+    trees.save(tmp_path / "images" / "a.png", trees.photo(1))
+    trees.save(tmp_path / "masks" / "a.png", mask)
+    assert read_source(str(tmp_path), CONFIG)[0].types == ("1", "255")
+
+
 def test_each_id_of_a_mask_is_a_type_and_a_photo_may_show_several(tmp_path, trees):
     both = trees.blob(value=1) + trees.blob(top=30, left=40, value=7)
     for name, mask in (("a", both), ("b", trees.blob(value=7)), ("c", trees.blob(value=0))):
@@ -227,6 +284,22 @@ def test_a_groups_file_names_photos_by_the_end_of_their_path(tmp_path, trees):
     by_id = {sample.sample_id: sample.group for sample in read_sources([str(root)], str(csv), CONFIG)}
     assert by_id["nut/bent/000"] == by_id["nut/bent/001"] == by_id["nut/good/000"] != by_id["nut/bent/002"]
     assert by_id["nut/bent/002"] == "nut/bent/002"
+
+
+def test_photos_without_a_group_in_the_sheet_stay_their_own_group(tmp_path, trees):
+    trees.pairs(tmp_path / "images", tmp_path / "masks", 5)
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text("photo,group\np0.png,A\np1.png,A\np2.png,\np3.png, \n")
+    samples = read_sources([str(tmp_path)], str(sheet), CONFIG)
+    assert [samples[0].group == samples[1].group, len({sample.group for sample in samples})] == [True, 4]
+
+
+def test_a_photo_that_two_names_put_into_two_groups_is_refused(tmp_path, trees):
+    trees.pairs(tmp_path / "images", tmp_path / "masks", 2)
+    sheet = tmp_path / "groups.json"
+    sheet.write_text(json.dumps({"p0.png": "A", "images/p0.png": "B"}))
+    with pytest.raises(DataError, match=r"p0\.png: A and B"):
+        read_sources([str(tmp_path)], str(sheet), CONFIG)
 
 
 def test_a_groups_file_inside_a_source_is_used_and_stays_within_it(tmp_path, trees):

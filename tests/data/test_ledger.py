@@ -44,6 +44,7 @@ from cdiff.types import (
 @dataclasses.dataclass
 class Splits:
     hash: str = "abc"
+    photos: str = "def"
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from cdiff.data.store import create_run
 @dataclasses.dataclass
 class Splits:
     hash: str = "abc"
+    photos: str = "def"
 
 
 @pytest.fixture(params=["folder", "bucket"])

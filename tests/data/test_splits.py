@@ -90,6 +90,18 @@ def test_splits_repeat_by_seed_and_differ_between_seeds(lit):
     assert first.ids("test") != other.ids("test")
 
 
+def test_the_split_stays_and_the_content_changes_where_a_mask_was_corrected(tmp_path, trees):
+    trees.pairs(tmp_path / "images", tmp_path / "masks", 8)
+    manifests = []
+    for side in (9, 12):
+        trees.save(tmp_path / "masks" / "p3.png", trees.blob(side=side))
+        manifest = make_splits(read_sources([str(tmp_path)], None, CONFIG), CONFIG, folds=2)[1]
+        write_manifest(manifest, tmp_path / "splits.parquet")
+        assert read_manifest(tmp_path / "splits.parquet") == manifest
+        manifests.append(manifest)
+    assert manifests[0].hash == manifests[1].hash and manifests[0].photos != manifests[1].photos
+
+
 def test_only_training_photos_have_folds_and_each_fold_sees_each_type(lit):
     _, manifest = make_splits(lit, CONFIG, folds=2)
     assert all((row.fold >= 0) == (row.split == "train") for row in manifest.rows)

@@ -32,6 +32,7 @@ from cdiff.types import Assignment, Attempt, GenerationTask, Pose, Recipe, Revis
 @dataclasses.dataclass
 class Splits:
     hash: str = "abc"
+    photos: str = "def"
 
 
 @pytest.fixture
@@ -211,6 +212,20 @@ def test_a_run_of_other_data_is_refused(tmp_path):
     create_run(tmp_path, "one", dump_config(Config()), Splits())
     with pytest.raises(RunError, match="split abc there, xyz now"):
         create_run(tmp_path, "one", dump_config(Config()), Splits("xyz"))
+
+
+def test_a_run_whose_photos_or_masks_were_changed_is_refused(tmp_path):
+    create_run(tmp_path, "one", dump_config(Config()), Splits())
+    with pytest.raises(RunError, match="photos or masks of the same names have other content"):
+        create_run(tmp_path, "one", dump_config(Config()), Splits(photos="xyz"))
+
+
+def test_a_run_of_a_version_that_knew_no_content_goes_on(tmp_path):
+    first = create_run(tmp_path, "one", dump_config(Config()), Splits())
+    told = json.loads(first.storage.read("run.json"))
+    del told["photos_hash"]
+    first.storage.write("run.json", json.dumps(told).encode())
+    assert create_run(tmp_path, "one", dump_config(Config()), Splits(photos="xyz")) == first
 
 
 def test_a_run_that_crashed_while_it_was_made_is_made_again(tmp_path):

@@ -34,6 +34,7 @@ from jobs.export import main
 @dataclasses.dataclass
 class Splits:
     hash: str = "abc"
+    photos: str = "def"
 
 
 def made(run: Run, number: int, kinds: list[str], mode: str) -> list[ShardRow]:
