@@ -14,6 +14,7 @@ import psutil
 
 from actors.crew import Assessed, Crew
 from actors.resources import code_hash
+from cdiff.data.carriers import from_json
 from cdiff.data.images import Limits, decode_mask_png, decode_png
 from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run
@@ -44,7 +45,7 @@ _DECISION = ("gain", "low", "high", "chance", "accepted", "stands")  # as metric
 def log_round(
     session: Session, tracker: Tracker, result: RoundResult, pairs: Sequence[Pair], fitted: Assessed
 ) -> None:
-    """One line for a person, and everything of the round for MLflow."""
+    """One line for a person, and everything of the round for MLflow; the ledger then knows that it is there."""
     reasons: dict[str, int] = {}
     for _, reason, count in result.counts:
         reasons[reason] = reasons.get(reason, 0) + count
@@ -84,6 +85,17 @@ def log_round(
         for name, pixels in (("pairs_kept", kept), ("pairs_turned_away", away)):
             if pixels is not None:
                 log.picture(name, pixels)
+    session.ledger.record(f"logged-{result.round}", run_id=tracker.run_id)
+
+
+def log_missed(session: Session, tracker: Tracker) -> None:
+    """Log the committed rounds that this MLflow run may lack: an earlier start ended before it came to that, or logged to another one."""
+    ledger = session.ledger
+    for result in ledger.rounds():
+        logged = ledger.milestone(f"logged-{result.round}") or {}
+        if logged.get("run_id") != tracker.run_id:
+            found = (ledger.milestone(f"round-{result.round}") or {})["assessed"]
+            log_round(session, tracker, result, ledger.pairs(result.round), from_json(Assessed, found))
 
 
 def _verdict(decision: Decision) -> str:

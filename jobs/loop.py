@@ -19,7 +19,7 @@ from cdiff.tracking import Tracker
 from cdiff.types import RoundResult
 from cdiff.wasm.quality import counts
 from cdiff.wasm.weakness import false_positives
-from jobs.closing import close, log_round, log_start
+from jobs.closing import close, log_missed, log_round, log_start
 from jobs.session import Session, open_session
 from jobs.stopping import exit_code
 
@@ -31,6 +31,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
     real_only = crew.assess(ledger, "real_only", pairs=[])
     best = crew.best(ledger, default=real_only)
     log_start(tracker, ledger, real_only)
+    log_missed(session, tracker)  # of an earlier start that was cut off between commit and log
     for number in ledger.remaining(config.rounds):
         seconds = Stopwatch()
         ledger.fold_verdicts()  # what people said of earlier pairs: what they turned away is trained on no more

@@ -3,7 +3,8 @@
 Both arms of a seed share start weights, the real batch of every step, and the number of optimiser steps and of crops;
 where the loop has crops of pairs beside a batch, real-only has further ones of real targets. A seed redraws start
 weights, batches, plans and pairs; the split and the generator stay (data.split_seed and generator.seed redraw those).
-Runs that this code has completed already are read, not repeated. --oracle (demo data only) adds an arm that trains on
+Its runs are its own, apart from those of jobs/loop.py, which may go on with other code and more rounds: what this code has completed
+already is read, not repeated; what other code began or finished is refused. --oracle (demo data only) adds an arm that trains on
 as many fresh procedural samples as the loop accepted pairs: the share of its gain that the loop reaches is reported.
 """
 
@@ -19,9 +20,9 @@ from cdiff.data.demo import fresh_samples
 from cdiff.downstream.scoring import score_photos
 from cdiff.downstream.segmenter import build_segmenter, load_segmenter
 from cdiff.downstream.training import batch_seed, fit, real_items, synthetic_item
-from cdiff.errors import RunError
+from cdiff.errors import ConfigError, RunError
 from cdiff.evaluation.protocol import best_iou_threshold, evaluate
-from jobs.loop import main as run_loop
+from jobs.loop import loop
 from jobs.session import Session, open_session
 
 METRICS = ("pixel_ap", "f1_max", "auroc", "aupro", "iou", "mdice", "miou", "image_auroc")
@@ -38,31 +39,45 @@ def run_seed(arguments: list[str], seed: int, oracle: bool) -> dict[str, Any]:
     """One run of the loop to its end; its closing event, with the oracle arm where asked for.
 
     Raises:
-        RunError: the loop ended early, or was run to its end by other code.
+        RunError: the run is not what this command measures. Or whatever ended the loop early.
     """
     own = [*arguments, f"seed={seed}"]
-    code = run_loop(own)
-    if code == 130:
-        raise KeyboardInterrupt
-    if code:
-        raise RunError(f"the loop of seed {seed} ended with exit code {code}; its message stands above.")
-    with open_session(own) as session:
-        assert session is not None
+    with open_session(own, purpose="loop-", program="jobs/benchmark.py loop") as session:
+        if session is None:
+            raise ConfigError("--dry-run is of jobs/loop.py: it prints the same configuration.")
+        demand_comparable(session)
+        with session.crew() as crew, session.tracker() as tracker:
+            loop(session, crew, session.ledger, tracker)
         finished = session.ledger.closing()
-        if finished is None:
-            raise RunError(f"{session.run.url} has no closing event. Run the loop again to finish it.")
-        if finished["code"] != code_hash():  # a run that was complete already
-            raise RunError(
-                f"{session.run.url} was made by other code than this. Give another --home, or go back to its commit."
-            )
+        assert finished is not None, "the loop closes its run"
         if oracle:
-            found = session.ledger.milestone("oracle") or _oracle(session, finished["pairs_accepted"])
-            finished["test"]["oracle"] = found["scores"]
+            finished["test"]["oracle"] = oracle_scores(session, finished["pairs_accepted"])
     return finished
 
 
-def _oracle(session: Session, count: int) -> dict[str, Any]:
-    """Fit on the real photos and as many fresh procedural samples as the loop kept pairs."""
+def demand_comparable(session: Session) -> None:
+    """Return if the run is new, or was begun by this code and has no other rounds than are asked for.
+
+    Raises:
+        RunError: it was begun or finished by other code, or it has other rounds.
+    """
+    ledger, url, wanted = session.ledger, session.run.url, session.config.rounds
+    session.demand_same_code("jobs", "tune")  # tune: strengths may be searched between rounds
+    finished, done = ledger.closing(), len(ledger.rounds())
+    if finished and finished["code"] != code_hash():  # somebody went on with jobs/loop.py --run
+        raise RunError(
+            f"{url} was finished by other code than this. Give another --home, or go back to its commit."
+        )
+    if done > wanted or (finished and done < wanted):
+        state = f"was finished with rounds={done}" if finished else f"has {done} rounds already"
+        raise RunError(f"{url} {state}; asked for is rounds={wanted}. Give rounds={done}, or another --home.")
+
+
+def oracle_scores(session: Session, count: int) -> dict[str, Any]:
+    """Test metrics of a fit on the real photos and as many fresh procedural samples as the loop accepted pairs."""
+    found = session.ledger.milestone("oracle")
+    if found is not None and found["count"] == count:  # with more rounds there are more
+        return dict(found["scores"])
     config, settings = session.config, session.config.downstream
     torch.set_num_threads(config.resources.threads)  # as in the actors that fitted the other arms
     side = config.data.demo_side
@@ -80,7 +95,7 @@ def _oracle(session: Session, count: int) -> dict[str, Any]:
     threshold = best_iou_threshold(maps, session.dataset, validation)
     scores = evaluate(score_photos(model, session.dataset, test, settings), session.dataset, test, threshold)
     session.ledger.record("oracle", scores=scores, count=count)
-    return {"scores": scores}
+    return scores
 
 
 def summary(finished: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from cdiff.data.demo import make_demo
 from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger, lease_of
 from cdiff.data.origin import brought
-from cdiff.data.run import FREE, run_of
+from cdiff.data.run import FREE, NAME, run_of
 from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder, home_of
 from cdiff.errors import CdiffError, ConfigError, DataError, RunError, shown_uri
@@ -180,7 +181,7 @@ def open_session(
         read_sources(sources, args.groups, config.data), config.data, config.wasm.folds
     )
     _demand_targets(samples, manifest)
-    run = run_of(place, purpose + (args.run or _name(args, config, manifest)))
+    run = run_of(place, purpose + args.run if args.run else _name(args, config, manifest, purpose))
     with (
         lease_of(run) as lease,
         meanwhile(lease.release),
@@ -258,11 +259,21 @@ def _demand_targets(samples: Sequence[Sample], manifest: Manifest) -> None:
         )
 
 
-def _name(args: argparse.Namespace, config: Config, manifest: Manifest) -> str:
+def _name(args: argparse.Namespace, config: Config, manifest: Manifest, purpose: str) -> str:
     """A name that the same configuration and data give again, so that the same command resumes; with more rounds, too."""
-    stem = Path(args.config).stem if args.config else ("demo" if not args.data else Path(args.data[0]).name)
+    stem = "demo"
+    if args.config:
+        stem = Path(args.config).stem
+    elif args.data:
+        stem = Path(os.path.abspath(args.data[0])).name  # of "." and "..", too; of a link, its own
     decisive = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
-    return f"{stem}-{content_hash([decisive, manifest.hash])[:8]}"
+    ending = content_hash([decisive, manifest.hash])[:8]
+    name = f"{purpose}{stem}-{ending}"
+    if stem and NAME.fullmatch(name):
+        return name
+    # a folder may be called anything; 60 leave room for purpose and hash
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:60] or "run"
+    return f"{purpose}{plain}-{ending}"
 
 
 @contextmanager

@@ -87,6 +87,9 @@ def test_all_mistakes_are_named_at_once() -> None:
         "sampling.scale=[2,1]",
         "wasm.band=[0.9,0.1]",
         "wasm.band=[40,85]",
+        "wasm.start_strengths=[0.3,1.5]",
+        "wasm.start_strengths=[-0.1]",
+        "wasm.start_strengths=[0.3,0.30]",
         "sampling.scale=[0,1]",
         "sampling.guidance_interval=[0,2]",
         "generator.margin=[0.2,0.4]",
@@ -98,6 +101,15 @@ def test_all_mistakes_are_named_at_once() -> None:
 def test_values_out_of_range_are_refused_by_name(override: str) -> None:
     with pytest.raises(ConfigError, match=override.split("=")[0].replace(".", r"\.")):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("values", "told"), [("[5,-1]", "each must lie between 0 and 1"), ("[0.3,0.3]", "give it once")]
+)
+def test_start_strengths_that_the_budget_cannot_choose_from_are_told_apart(values: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"wasm\.start_strengths.*{told}"):
+        load_config(None, [f"wasm.start_strengths={values}"])
+    assert load_config(None, ["wasm.start_strengths=[0,0.3,1]"]).wasm.start_strengths == (0.0, 0.3, 1.0)
 
 
 def test_shares_that_exceed_the_budget_are_refused() -> None:

@@ -14,6 +14,7 @@
     downstream.synthetic_mix          0.3 to 1          share of pairs among the crops beside a batch
 
 A YAML file narrows, widens or fixes any of them: `sampling.safe_strength: [1.5, 4]`, `sampling.steps: 16`, `sampling.mode: [mask_first]`.
+What is not whole is searched, and fixed, in four significant digits.
 A point is a flat mapping of these names to plain values; it crosses to trials, and is all that a searcher sees.
 """
 
@@ -211,8 +212,7 @@ def whole(dimensions: Sequence[Dimension], point: Mapping[str, Any]) -> Point:
     out: Point = {}
     for d in dimensions:
         value = point[d.name] if d.name in point else _end(d, False)
-        # four digits: what is measured is what the overlay says
-        out[d.name] = str(value) if d.choices else int(value) if d.whole else float(f"{value:.4g}")
+        out[d.name] = str(value) if d.choices else int(value) if d.whole else _four_digits(float(value))
     return out
 
 
@@ -225,6 +225,11 @@ def within(dimensions: Sequence[Dimension], point: Mapping[str, Any]) -> bool:
         if not inside:
             return False
     return True
+
+
+def _four_digits(value: float) -> float:
+    """What is measured is what the overlay says; ends of ranges are rounded likewise, so that no point leaves its range."""
+    return float(f"{value:.4g}")
 
 
 def _end(dimension: Dimension, last: bool) -> float | int | str:
@@ -258,4 +263,11 @@ def _narrowed(dimension: Dimension, wanted: Any) -> Dimension:
         raise ConfigError(f"{dimension.name}: {wanted!r} must be whole numbers.")
     if dimension.log and numbers[0] <= 0:
         raise ConfigError(f"{dimension.name}: {wanted!r} must be above 0.")
-    return replace(dimension, low=numbers[0], high=numbers[-1])
+    if dimension.whole:
+        return replace(dimension, low=numbers[0], high=numbers[-1])
+    low, high = _four_digits(numbers[0]), _four_digits(numbers[-1])
+    if low == high and numbers[0] != numbers[-1]:
+        raise ConfigError(
+            f"{dimension.name}: {wanted!r} is one value in four digits, in which points are told apart. Give a wider range, or {low:g} alone."
+        )
+    return replace(dimension, low=low, high=high)

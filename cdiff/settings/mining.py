@@ -70,6 +70,15 @@ class SamplingConfig(Settings):
     )
 
 
+def _unlike_shares(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Refuses a value outside [0, 1], and one that is there twice."""
+    if not all(0 <= value <= 1 for value in values):
+        raise ValueError("each must lie between 0 and 1")
+    if len(set(values)) < len(values):
+        raise ValueError("each must differ from the others: give it once")
+    return values
+
+
 class WasmConfig(Settings):
     folds: int = Field(2, ge=2, description="Cross-fitting folds of the training split.")
     pairs: int = Field(64, ge=1, description="Accepted pairs per round.")
@@ -88,7 +97,7 @@ class WasmConfig(Settings):
         description="Steps of a short fit with pairs of every slice and of one without, from which a benchmark's budget learns "
         "gains before it is spent; 0: none.",
     )
-    start_strengths: tuple[float, ...] = Field(
+    start_strengths: Annotated[tuple[float, ...], AfterValidator(_unlike_shares)] = Field(
         (),
         description="Start strengths that the budget learns to choose from, slice by slice; empty: the one of sampling.",
     )

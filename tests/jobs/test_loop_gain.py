@@ -1,13 +1,20 @@
 """The summary of a benchmark of the loop, and what it refuses to sum up."""
 
 from contextlib import contextmanager
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from actors.resources import code_hash
+from cdiff.config_file import dump_config, load_config
+from cdiff.data.ledger import Ledger
+from cdiff.data.manifest import Row, make_manifest
+from cdiff.data.run import create_run
 from cdiff.errors import RunError
+from cdiff.types import Decision, RoundResult, Split
 from jobs import loop_gain
-from jobs.loop_gain import METRICS, run_seed, summary
+from jobs.loop_gain import METRICS, demand_comparable, oracle_scores, run_seed, summary
+from jobs.session import Session
 
 
 def _scores(pixel_ap: float, mdice: float) -> dict:
@@ -49,20 +56,95 @@ def test_one_seed_has_no_spread():
     assert summary([_finished(0.1, 0.2)], [0])["gain"]["pixel_ap"]["sd"] is None
 
 
-@pytest.mark.parametrize(("code", "refused"), [("another", True), (loop_gain.code_hash(), False)])
-def test_a_run_that_other_code_completed_is_refused(monkeypatch, code, refused):
-    closed = _finished(0.1, 0.2) | {"code": code}
+@pytest.fixture
+def session(tmp_path, photos) -> Any:
+    """A new run that asks for two rounds, and fits for a moment."""
+    config = load_config(
+        None,
+        [
+            "rounds=2",
+            "data.demo=true",
+            "data.demo_side=64",
+            "downstream.longest_side=64",
+            "downstream.crop=32",
+            "downstream.steps=2",
+            "downstream.base_steps=0",
+            "downstream.batch=2",
+        ],
+    )
+    sides: tuple[Split, ...] = ("train", "validation", "test")
+    rows = [
+        Row(s.sample_id, sides[number % 6 // 2], s.group, s.category, s.types, 0, False)
+        for number, s in enumerate(photos.samples)
+    ]
+    manifest = make_manifest(rows, (), ())
+    run = create_run(tmp_path, "one", dump_config(config), manifest)
+    ledger = Ledger(run)
+    cluster: Any = None
+    yield Session(config, run, tmp_path, photos, manifest, ledger, cluster, None, "", demo=True)
+    ledger.close()
+
+
+def _round(ledger: Ledger, number: int) -> None:
+    decision = Decision(True, "better", 0.1, 0.0, 0.2, 0.9)
+    ledger.commit_round(RoundResult(number, (), (), 0, (), "rev", (), decision, ()), [])
+
+
+def _refused(session: Session, monkeypatch, told: str) -> None:
+    """Before a single actor starts."""
 
     @contextmanager
-    def opened(_):
-        yield SimpleNamespace(
-            ledger=SimpleNamespace(closing=lambda: closed), run=SimpleNamespace(url="/runs/one")
-        )
+    def opened(_, purpose, program):
+        assert purpose, "jobs/loop.py has runs of its own"
+        yield session
 
-    monkeypatch.setattr(loop_gain, "run_loop", lambda arguments: 0)
     monkeypatch.setattr(loop_gain, "open_session", opened)
-    if refused:
-        with pytest.raises(RunError, match="/runs/one was made by other code"):
-            run_seed([], 0, oracle=False)
-    else:
-        assert run_seed([], 0, oracle=False) == closed
+    before = session.ledger.events()
+    with pytest.raises(RunError, match=told):
+        run_seed([], 0, oracle=False)
+    assert session.ledger.events() == before
+
+
+def test_a_run_of_this_code_goes_on_and_is_read_again(session) -> None:
+    demand_comparable(session)
+    assert session.ledger.milestone("code") is not None, "before anything is made"
+    _round(session.ledger, 1)
+    demand_comparable(session)
+    _round(session.ledger, 2)
+    session.ledger.append("finished", code=code_hash())
+    demand_comparable(session)
+
+
+def test_a_run_that_other_code_had_a_part_in_is_refused(session, monkeypatch) -> None:
+    session.ledger.record("code", code="another")
+    _refused(session, monkeypatch, "measured by other code than this. Give another --home")
+    session.ledger.record("code", code=code_hash("actors", "cdiff", "jobs", "tune"))
+    for number in (1, 2):
+        _round(session.ledger, number)
+    session.ledger.append("finished", code="another")  # jobs/loop.py goes on with any
+    _refused(session, monkeypatch, "one was finished by other code than this. Give another --home")
+
+
+@pytest.mark.parametrize(
+    ("rounds", "finished", "told"),
+    [
+        (4, True, "was finished with rounds=4; asked for is rounds=2. Give rounds=4, or another --home"),
+        (1, True, "was finished with rounds=1; asked for is rounds=2. Give rounds=1"),
+        (3, False, "has 3 rounds already; asked for is rounds=2. Give rounds=3"),
+    ],
+)
+def test_a_run_of_another_number_of_rounds_is_refused(session, monkeypatch, rounds, finished, told) -> None:
+    demand_comparable(session)
+    for number in range(1, rounds + 1):
+        _round(session.ledger, number)
+    if finished:
+        session.ledger.append("finished", code=code_hash())
+    _refused(session, monkeypatch, told)
+
+
+def test_the_oracle_is_fitted_anew_where_more_pairs_were_accepted(session) -> None:
+    first = oracle_scores(session, 2)
+    session.ledger.record("oracle", scores=first | {"pixel_ap": 7.0}, count=2)
+    assert oracle_scores(session, 2)["pixel_ap"] == 7.0, "read, not fitted"
+    assert oracle_scores(session, 3)["pixel_ap"] <= 1
+    assert (session.ledger.milestone("oracle") or {})["count"] == 3

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from cdiff.config import Config
+from cdiff.data.run import run_of
 from cdiff.errors import DataError
-from jobs.session import _demand_targets
+from jobs.session import _demand_targets, _name, parser
 
 
 def _split(samples, groups: list[str]) -> tuple[list[Any], Any]:
@@ -31,3 +33,38 @@ def test_a_split_without_targets_is_named(photos):
     samples, manifest = _split(photos.samples, ["one", "another"])
     with pytest.raises(DataError, match="validation split"):
         _demand_targets([s for s in samples if s.sample_id not in manifest.ids("validation")], manifest)
+
+
+@pytest.mark.parametrize("purpose", ["", "sweep-", "quality-split12-"])
+@pytest.mark.parametrize(
+    ("told", "stem"),
+    [
+        (["--data", "/photos/tile"], "tile"),
+        (["--data", "/photos/MVTec_AD-1.0/"], "MVTec_AD-1.0"),
+        (["--data", "s3://bucket/tile", "--data", "/photos/more"], "tile"),
+        (["--config", "configs/mvtec.yaml", "--data", "/photos/Magnetic Tile"], "mvtec"),
+        ([], "demo"),
+        (["--data", "/photos/Magnetic Tile"], "Magnetic-Tile"),
+        (["--data", "/photos/M\u00e4ngel (2024)"], "M-ngel-2024"),
+        (["--data", "/photos/\u64e6\u308a\u50b7"], "run"),
+        (["--data", "/"], "run"),
+        (["--data", "."], "here"),
+        (["--data", "inside/.."], "here"),
+        (["--data", "/photos/" + "long " * 30], ("long-" * 12)),
+        (["--config", "my tiles.yaml"], "my-tiles"),
+    ],
+)
+def test_photos_may_lie_in_a_folder_of_any_name(told, stem, purpose, tmp_path, monkeypatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    name = _name(parser().parse_args(told), Config(), SimpleNamespace(hash="abc"), purpose)  # type: ignore[arg-type]
+    assert name[: -len("-01234567")] == purpose + stem
+    assert run_of(tmp_path, name).name == name
+
+
+def test_a_run_is_called_after_the_link_that_the_user_gave(tmp_path, monkeypatch) -> None:
+    (tmp_path / "2024-03-11").mkdir()
+    (tmp_path / "tile").symlink_to(tmp_path / "2024-03-11")
+    monkeypatch.chdir(tmp_path)
+    name = _name(parser().parse_args(["--data", "tile"]), Config(), SimpleNamespace(hash="abc"), "")  # type: ignore[arg-type]
+    assert name.startswith("tile-")

@@ -35,6 +35,7 @@ def test_every_arm_has_its_own_strengths() -> None:
         ({"sampling.mode": "joint"}, "not among"),  # arm B1 compares images of one mask
         ({"wasm.band.low": True}, "neither a number"),
         ({"sampling.guidance_interval.low": [0, 0.9]}, "lowest"),
+        ({"sampling.safe_strength": [1.23456, 1.23459]}, r"one value in four digits.*or 1\.235 alone"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_by_name(wanted, told) -> None:
@@ -90,6 +91,34 @@ def test_a_point_lies_within_a_space_or_not() -> None:
     assert within(dimensions, inside)
     assert not within(dimensions, inside | {"sampling.safe_strength": 5.0})
     assert not within(dimensions, inside | {"sampling.gradient_strength": 0.1})
+
+
+@pytest.mark.parametrize("config", [CONFIG, B3, B4], ids=lambda config: config.wasm.arm)
+def test_every_point_that_is_measured_lies_within_its_space(config) -> None:
+    """At both ends of every range, and where one is fixed: points are rounded."""
+    for dimension in [d for d in space(config) if not d.choices]:
+        value = dimension.low + (dimension.high - dimension.low) / 3
+        value = int(value) if dimension.whole else value + 1e-7
+        for wanted in (value, [value, dimension.high], [dimension.low, value]):
+            narrowed = space(config, {dimension.name: wanted})
+            (own,) = (d for d in narrowed if d.name == dimension.name)
+            for end in (own.low, own.high):
+                point = whole(narrowed, here(config, narrowed) | {dimension.name: end})
+                assert within(narrowed, point), (wanted, point)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "measured"),
+    [
+        ("sampling.safe_strength", 1.23456, 1.235),
+        ("sampling.safe_strength", 3.3333333, 3.333),
+        ("downstream.synthetic_mix", 0.33333, 0.3333),
+    ],
+)
+def test_a_fixed_value_of_many_digits_is_measured_and_found_again(name, wanted, measured) -> None:
+    dimensions = space(CONFIG, {name: wanted})
+    point = whole(dimensions, {key: domain.sample() for key, domain in domains(dimensions).items()})
+    assert point[name] == measured and within(dimensions, point)
 
 
 def test_where_the_configuration_stands_is_a_point_of_the_space() -> None:
