@@ -109,12 +109,13 @@ class Regenerated:
 
 
 def _pairs(run: Run, all_kept: bool) -> list[tuple[int, Pair]]:
-    """Kept pairs with their round, in the order of the ledger; those that people made come last."""
+    """Kept pairs with their round, in the order of the ledger; those that people made, and that these rounds trained on, come last."""
     ledger = Ledger(run)
     rounds = [result for result in ledger.rounds() if all_kept or result.decision.accepted]
     away = set() if all_kept else ledger.rejected(also_new=True)
     pairs = [(result.round, pair) for result in rounds for pair in ledger.pairs(result.round)]
-    pairs += ledger.human_pairs()
+    numbers = {result.round for result in rounds}
+    pairs += [(number, pair) for number, pair in ledger.human_pairs() if number in numbers]
     return [(number, pair) for number, pair in pairs if pair.kept and pair.task_id not in away]
 
 
