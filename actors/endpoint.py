@@ -305,7 +305,7 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
     Args:
         wanted: from a Serve config file or `serve run`, a mapping of the fields.
     Raises:
-        ConfigError: no token, or a field that there is not. RunError, DataError: a run or its photos are missing.
+        ConfigError: no token, a field that there is not, or two runs of one name. RunError, DataError: a run or its photos are missing.
     """
     try:
         served = Served.model_validate(wanted)
@@ -318,7 +318,8 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
             f"set {TOKEN} to a secret of at least {_LEAST} characters, as of: openssl rand -hex 32. Without a token the service "
             "starts with --insecure-loopback alone."
         )
-    runs = [run_of_model(name, served.home) for name in _listed(served.run)]
+    named = _by_name([run_of_model(name, served.home) for name in _listed(served.run)])
+    runs = list(named.values())
     configs = [load_config(run.local("config.yaml", anew=True)) for run in runs]
     datasets = photos_of(runs, _listed(served.data), served.groups)
     resources = configs[0].resources
@@ -334,13 +335,24 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": resources.cpus, "num_gpus": resources.gpus},
         **scaling,
     )
-    named = {run.name: run for run in runs}
     door = Door(token="" if served.insecure_loopback else token)
     photos = dict(zip(named, datasets, strict=True))
     behind = generators.bind(named, photos, configs[0], served.models_at_once)
     gateway: Any = Gateway  # a deployment, which Ray's stubs do not know
     bound: serve.Application = gateway.bind(behind, named, limits_of(configs[0]), door)
     return bound
+
+
+def _by_name(runs: Sequence[Run]) -> dict[str, Run]:
+    """Runs as requests name them: ConfigError where two have one name, as of different homes."""
+    named: dict[str, Run] = {}
+    for run in runs:
+        if (other := named.setdefault(run.name, run)) is not run:
+            raise ConfigError(
+                f"two runs are called {run.name}: {other.url} and {run.url}. A request names a model by its run: serve each by a "
+                "service of its own, and no run twice."
+            )
+    return named
 
 
 def run_of_model(name: str, home: str | None = None) -> Run:

@@ -38,9 +38,7 @@ class Splits:
     hash: str = "abc"
 
 
-def made(
-    run: Run, number: int, kinds: list[str], mode: str, purpose: Purpose = "weak"
-) -> list[ShardRow]:
+def made(run: Run, number: int, kinds: list[str], mode: str, purpose: Purpose = "weak") -> list[ShardRow]:
     recipe = Recipe("joint", "B0", 1, 0.25, 16, "euler", "float32", 8, 2)
     pose = Pose(1.5, 2.5, 0.0, 1.0, False, 0.05, 1.7)
     plan = [
