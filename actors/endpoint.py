@@ -11,6 +11,7 @@ at once. Where a client leaves, Serve cancels its request, and what of it has no
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -35,9 +36,8 @@ from actors.resources import set_threads
 from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset
-from cdiff.data.formats import read_sources
 from cdiff.data.images import Limits
-from cdiff.data.origin import brought
+from cdiff.data.photos import photos_of
 from cdiff.data.run import Run, find_run
 from cdiff.data.store import ShardRow
 from cdiff.errors import ConfigError
@@ -104,9 +104,11 @@ def _made_of(wishes: Sequence[tuple[Wish, int]]) -> list[_Made | Exception]:
 class Generating:
     """A replica that holds the studios of the runs, and makes what many requests want in common batches."""
 
-    def __init__(self, runs: dict[str, Run], dataset: Dataset, config: Config, models_at_once: int) -> None:
+    def __init__(
+        self, runs: dict[str, Run], datasets: dict[str, Dataset], config: Config, models_at_once: int
+    ) -> None:
         set_threads(config.resources.threads)
-        self._runs, self._dataset = runs, dataset
+        self._runs = runs
         # one thread does all the work: a studio is not for several, and this process's loop stays free to answer
         self._thread = ThreadPoolExecutor(1)
         keys: Any = ("model", "verdict")  # Ray's stubs know of one key
@@ -119,7 +121,8 @@ class Generating:
         )
 
         async def studio(model: str) -> Studio:
-            return await self._on_thread(lambda: Studio(runs[model], dataset))
+            own = copy.copy(datasets[model])  # its cache of photos goes when the studio goes
+            return await self._on_thread(lambda: Studio(runs[model], own))
 
         # Serve sends requests to the replicas that have their model, and lets the one asked for least recently go
         self._loaded = serve.multiplexed(studio, max_num_models_per_replica=models_at_once)
@@ -138,7 +141,7 @@ class Generating:
         studio = await self._studio(model)
         async with self._comparing:  # photos by the thousand: one comparison at a time
             await asyncio.to_thread(
-                demand_unseen, request, self._dataset, studio.manifest, studio.config.data
+                demand_unseen, request, studio.dataset, studio.manifest, studio.config.data
             )
         return await self._on_thread(lambda: human_pair(studio, request, task_id))
 
@@ -302,7 +305,7 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
     Args:
         wanted: from a Serve config file or `serve run`, a mapping of the fields.
     Raises:
-        ConfigError: no token, or a field that there is not. RunError, DataError: a run or its photos are missing.
+        ConfigError: no token, a field that there is not, or two runs of one name. RunError, DataError: a run or its photos are missing.
     """
     try:
         served = Served.model_validate(wanted)
@@ -315,10 +318,10 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
             f"set {TOKEN} to a secret of at least {_LEAST} characters, as of: openssl rand -hex 32. Without a token the service "
             "starts with --insecure-loopback alone."
         )
-    runs = [run_of_model(name, served.home) for name in _listed(served.run)]
+    named = _by_name([run_of_model(name, served.home) for name in _listed(served.run)])
+    runs = list(named.values())
     configs = [load_config(run.local("config.yaml", anew=True)) for run in runs]
-    sources, origins = brought(_listed(served.data))
-    dataset = Dataset(read_sources(sources, served.groups, configs[0].data), configs[0].data, origins)
+    datasets = photos_of(runs, _listed(served.data), served.groups)
     resources = configs[0].resources
     scaling: dict[str, Any] = {"num_replicas": served.replicas}
     if served.most_replicas:
@@ -332,12 +335,24 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
         ray_actor_options={"num_cpus": resources.cpus, "num_gpus": resources.gpus},
         **scaling,
     )
-    named = {run.name: run for run in runs}
     door = Door(token="" if served.insecure_loopback else token)
-    behind = generators.bind(named, dataset, configs[0], served.models_at_once)
+    photos = dict(zip(named, datasets, strict=True))
+    behind = generators.bind(named, photos, configs[0], served.models_at_once)
     gateway: Any = Gateway  # a deployment, which Ray's stubs do not know
     bound: serve.Application = gateway.bind(behind, named, limits_of(configs[0]), door)
     return bound
+
+
+def _by_name(runs: Sequence[Run]) -> dict[str, Run]:
+    """Runs as requests name them: ConfigError where two have one name, as of different homes."""
+    named: dict[str, Run] = {}
+    for run in runs:
+        if (other := named.setdefault(run.name, run)) is not run:
+            raise ConfigError(
+                f"two runs are called {run.name}: {other.url} and {run.url}. A request names a model by its run: serve each by a "
+                "service of its own, and no run twice."
+            )
+    return named
 
 
 def run_of_model(name: str, home: str | None = None) -> Run:

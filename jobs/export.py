@@ -27,11 +27,9 @@ import torch
 from tqdm import tqdm
 
 from cdiff.config_file import load_config
-from cdiff.data.dataset import Dataset
-from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger
 from cdiff.data.mvtec import pair_places
-from cdiff.data.origin import brought
+from cdiff.data.photos import photos_of
 from cdiff.data.store import Run, find_run, read_pair, read_provenance
 from cdiff.errors import ConfigError, RunError
 from cdiff.service.adoption import human_pair_again
@@ -92,9 +90,7 @@ class Regenerated:
             raise ConfigError(
                 f"the pairs of {run.url} were made on a GPU, and this machine has none: make them again where there is one."
             )
-        sources, origins = brought(data)
-        samples = read_sources(sources, groups, self._config.data)
-        self._dataset = Dataset(samples, self._config.data, origins)
+        (self._dataset,) = photos_of([run], data, groups)
         self.equal = 0
 
     def __call__(self, attempts: list[Attempt]) -> Iterator[tuple[bytes, bytes]]:
@@ -113,12 +109,13 @@ class Regenerated:
 
 
 def _pairs(run: Run, all_kept: bool) -> list[tuple[int, Pair]]:
-    """Kept pairs with their round, in the order of the ledger; those that people made come last."""
+    """Kept pairs with their round, in the order of the ledger; those that people made, and that these rounds trained on, come last."""
     ledger = Ledger(run)
     rounds = [result for result in ledger.rounds() if all_kept or result.decision.accepted]
     away = set() if all_kept else ledger.rejected(also_new=True)
     pairs = [(result.round, pair) for result in rounds for pair in ledger.pairs(result.round)]
-    pairs += ledger.human_pairs()
+    numbers = {result.round for result in rounds}
+    pairs += [(number, pair) for number, pair in ledger.human_pairs() if number in numbers]
     return [(number, pair) for number, pair in pairs if pair.kept and pair.task_id not in away]
 
 

@@ -3,7 +3,8 @@
     python jobs/predict.py RUN FOLDER [--out OUT] [--threshold T] [--home HOME]
 
 Writes OUT/masks/NAME.png (0 or 255), OUT/scores/NAME.png (grey: score x 255) and OUT/scores.csv (image score, share of
-the photo that is target). Photos keep their own size; OUT must be new or empty.
+the photo that is target). Photos keep their own size; OUT must be new or empty. Of photos that differ in their extension alone
+the names keep it: 7.jpg.png and 7.png.png.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,20 +48,31 @@ def predict(run: Run, folder: Path, out: Path, threshold: float | None) -> int:
     limits = Limits.of(load_config(config_path).data if config_path.exists() else DataConfig())
     checkpoint = run.checkpoint(revision)
     model, config = load_segmenter(checkpoint), segmenter_config(checkpoint)
-    rows = []
-    for path in tqdm(photos, desc="segmenting", unit="photo"):
-        scores = score_photo(model, read_image(path, limits), config)
-        name = path.relative_to(folder)
-        _write(out / "masks" / name, encode_png(scores >= level, "L"))
-        _write(out / "scores" / name, encode_png((scores * 255).round().astype(np.uint8), "L"))
+    names, rows = [path.relative_to(folder) for path in photos], []
+    places = zip(names, _places(names), strict=True)
+    for name, place in tqdm(places, total=len(names), desc="segmenting", unit="photo"):
+        scores = score_photo(model, read_image(folder / name, limits), config)
+        _write(out / "masks" / place, encode_png(scores >= level, "L"))
+        _write(out / "scores" / place, encode_png((scores * 255).round().astype(np.uint8), "L"))
         rows.append((name.as_posix(), f"{image_score(scores):.4f}", f"{(scores >= level).mean():.6f}"))
     with (out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("photo", "image_score", "target_share"), *rows])
     return len(rows)
 
 
+def _places(names: Sequence[Path]) -> list[Path]:
+    """Where each photo's mask lies: under its name as PNG; its extension stays in that where two would share it."""
+    whole: set[Path] = set()
+    while True:
+        places = [Path(f"{name}.png") if name in whole else name.with_suffix(".png") for name in names]
+        shared = {place for place, count in Counter(places).items() if count > 1}
+        if not shared:
+            return places
+        # again: a name with its extension may be another photo's (7.jpg and 7.png beside 7.jpg.png)
+        whole |= {name for name, place in zip(names, places, strict=True) if place in shared}
+
+
 def _write(path: Path, data: bytes) -> None:
-    path = path.with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
 

@@ -11,6 +11,7 @@ One generator is trained on all categories but the unseen ones. Then, without tr
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cdiff.config import Config
+from cdiff.config import Config, DataConfig
 from cdiff.config_file import dump_config, load_config
 from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_sources
+from cdiff.data.leaks import drop_copies, join_groups, near_duplicates
+from cdiff.data.origin import brought
 from cdiff.data.store import Run, create_run, home_of
 from cdiff.errors import DataError
 from cdiff.evaluation.scenes import describe_scenes
@@ -37,6 +40,8 @@ from cdiff.wasm.pool import plan_pool
 from cdiff.wasm.production import produce_shard
 from cdiff.wasm.quality import validity_reasons
 
+log = logging.getLogger(__name__)
+
 ENOUGH = 3  # objects of a type from which one is held out
 
 
@@ -47,12 +52,12 @@ def run(arguments: Sequence[str], unseen: Sequence[str], pairs: int) -> tuple[di
         arguments: `--data` (repeated), `--config`, `--home` and settings, as of jobs/loop.py.
         unseen: categories that the generator does not see. pairs: candidates per type of these.
     Raises:
-        DataError: a category that is not in the data, or nothing is left to train on.
+        DataError: a category that is not in the data, or nothing is left to train on; LeakError as of the loop.
     """
     args = _parser().parse_intermixed_args(list(arguments))
     config = load_config(args.config, [*args.overrides, "wasm.arm=B0"])
     torch.set_num_threads(config.resources.threads)
-    dataset = Dataset(read_sources(args.data, args.groups, config.data), config.data)
+    dataset = _photos(args.data, args.groups, config.data)
     known = {sample.category for sample in dataset.samples}
     if missing := sorted(set(unseen) - known):
         raise DataError(
@@ -63,7 +68,7 @@ def run(arguments: Sequence[str], unseen: Sequence[str], pairs: int) -> tuple[di
         raise DataError("every category is unseen: nothing is left to train the generator on.")
     home = home_of(args.home)
     name = f"safe-{content_hash([dump_config(config), [t.target_id for t in learned]])[:8]}"
-    run_folder = create_run(home, name, dump_config(config), _Splits(content_hash(sorted(known))))
+    run_folder = create_run(home, name, dump_config(config), _Splits(dataset))
     generator = _trained(dataset, learned, config, run_folder)
     rng = np.random.default_rng([config.seed, 51])
     photos = [sample.sample_id for sample in dataset.samples if sample.category not in unseen]
@@ -82,11 +87,25 @@ def run(arguments: Sequence[str], unseen: Sequence[str], pairs: int) -> tuple[di
     )
 
 
+def _photos(data: Sequence[str], groups: str | None, config: DataConfig) -> Dataset:
+    """Near-identical photos are of one object, as for the loop: what is held out has no copy that trains."""
+    sources, origins = brought(data)
+    samples = read_sources(sources, groups, config)
+    near = near_duplicates(samples, config)
+    samples, left_out = drop_copies(samples, near, config)
+    samples, joined = join_groups(samples, near)
+    for note in left_out + joined:
+        log.warning(note)
+    return Dataset(samples, config, origins)
+
+
 class _Splits:
     """The identity of the data, for the run folder."""
 
-    def __init__(self, hash: str) -> None:
-        self.hash = self.photos = hash
+    def __init__(self, dataset: Dataset) -> None:
+        self.hash = content_hash(sorted({sample.category for sample in dataset.samples}))
+        shown = [[s.sample_id, s.checksum, [mask.checksum for mask in s.masks]] for s in dataset.samples]
+        self.photos = content_hash(shown)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,14 +121,16 @@ def _parser() -> argparse.ArgumentParser:
 def _divided(dataset: Dataset, unseen: Sequence[str]) -> tuple[list[Target], list[Target]]:
     """Targets that train, and those of one held-out object of every type with enough objects."""
     objects: dict[tuple[str, ...], list[str]] = {}
-    shown = [s for s in dataset.samples if not s.is_normal and s.category not in unseen]
+    # by object, not by photo: one may stand in several categories
+    away = {s.group for s in dataset.samples if s.category in unseen}
+    shown = [s for s in dataset.samples if not s.is_normal and s.group not in away]
     for sample in shown:
         own = objects.setdefault((sample.category, *sample.types), [])
         if sample.group not in own:
             own.append(sample.group)
-    out = {(kind[0], own[-1]) for kind, own in objects.items() if len(own) >= ENOUGH}
-    held = [s.sample_id for s in shown if (s.category, s.group) in out]
-    rest = [s.sample_id for s in shown if (s.category, s.group) not in out]
+    out = {own[-1] for own in objects.values() if len(own) >= ENOUGH}
+    held = [s.sample_id for s in shown if s.group in out]
+    rest = [s.sample_id for s in shown if s.group not in out]
     return dataset.all_targets(rest), dataset.all_targets(held)
 
 

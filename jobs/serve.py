@@ -66,9 +66,9 @@ def serving(wanted: Mapping[str, Any], host: str, port: int) -> Iterator[None]:
 
     from actors.endpoint import Served, application
 
-    if wanted.get("insecure_loopback") and not ipaddress.ip_address(host).is_loopback:
+    if wanted.get("insecure_loopback") and not _is_loopback(host):
         raise ConfigError(
-            f"--insecure-loopback listens at {LOOPBACK} alone, not at {host}: set CDIFF_TOKEN instead."
+            f"--insecure-loopback listens at {LOOPBACK}, ::1 or localhost alone, not at {host!r}: set CDIFF_TOKEN instead."
         )
     service = application(Served(**wanted))
     print(f"cluster    {connect()}", flush=True)
@@ -93,6 +93,14 @@ def serving(wanted: Mapping[str, Any], host: str, port: int) -> Iterator[None]:
             serve.delete(_NAME)  # while the proxies live: what has begun is answered
         serve.shutdown()
         ray.shutdown()
+
+
+def _is_loopback(host: str) -> bool:
+    """Of names localhost alone: where another one leads is not known before it is looked up."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def serve_forever(args: argparse.Namespace) -> None:

@@ -30,10 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cdiff.config_file import load_config
-from cdiff.data.dataset import Dataset
-from cdiff.data.formats import read_sources
-from cdiff.data.origin import brought
+from cdiff.data.photos import photos_of
 from cdiff.data.run import find_run
 from cdiff.service.requests import PairRequest
 from cdiff.service.studio import Studio
@@ -73,9 +70,8 @@ def run(arguments: Sequence[str], name: str, requests: int) -> tuple[dict[str, A
     parser.add_argument("--home")
     args = parser.parse_args(list(arguments))
     found = find_run(name, args.home)
-    config = load_config(found.local("config.yaml", anew=True))
-    sources, origins = brought(args.data)
-    studio = Studio(found, Dataset(read_sources(sources, args.groups, config.data), config.data, origins))
+    (photos,) = photos_of([found], args.data, args.groups)
+    studio = Studio(found, photos)
     torch.set_num_threads(studio.config.resources.threads)
     wanted = _wanted(studio, requests)
     expected, offline = _offline(studio, wanted)

@@ -236,43 +236,49 @@ def tiny_loop() -> list[str]:
 @pytest.fixture(scope="session")
 def served_run(tmp_path_factory, photos, tiny_config, tiny_generator):
     """A run with a trained generator, as the service finds it."""
-    from cdiff.config_file import dump_config
-    from cdiff.data.carriers import to_json
-    from cdiff.data.ledger import Ledger
-    from cdiff.data.manifest import Row, make_manifest, write_manifest
-    from cdiff.data.store import create_run
-    from cdiff.wasm.quality import Thresholds
+    from cdiff.data.manifest import Row, make_manifest
 
     rows = [
         Row(s.sample_id, "train", s.group, s.category, s.types, number % 2, False)
         for number, s in enumerate(photos.samples)
     ]
     manifest = make_manifest(rows, (), ())
-    run = create_run(tmp_path_factory.mktemp("served"), "one", dump_config(tiny_config), manifest)
+    return write_run(tmp_path_factory.mktemp("served"), photos, manifest, tiny_generator, tiny_config, "pit")
+
+
+def write_run(home: Path, photos: Dataset, manifest: Any, generator: Generator, config: Config, kind: str):
+    """A run whose only round kept three pairs of a type of the category metal."""
+    from cdiff.config_file import dump_config
+    from cdiff.data.carriers import to_json
+    from cdiff.data.ledger import Ledger
+    from cdiff.data.manifest import write_manifest
+    from cdiff.data.store import create_run
+    from cdiff.wasm.quality import Thresholds
+
+    run = create_run(home, "one", dump_config(config), manifest)
     write_manifest(manifest, run.splits_path)
-    bank = tiny_generator.bank(photos, photos.all_targets(s.sample_id for s in photos.samples))
+    bank = generator.bank(photos, photos.all_targets(manifest.ids("train")))
     bank.save(run.checkpoints / f"{bank.revision}.safetensors")
     ledger = Ledger(run)
-    ledger.record("generator", revision=tiny_generator.save(run.checkpoints))
+    ledger.record("generator", revision=generator.save(run.checkpoints))
     ledger.record("extractor", bank=bank.revision, thresholds=to_json(Thresholds((("visible", "", 0.01),))))
-    _commit_round(run, ledger, photos, tiny_generator, bank, tiny_config)
+    _commit_round(run, ledger, photos, generator, bank, config, kind)
     ledger.close()
     return run
 
 
-def _commit_round(run, ledger, photos, generator, bank, config) -> None:
-    """A round that kept three pairs."""
+def _commit_round(run, ledger, photos, generator, bank, config, kind) -> None:
     from cdiff.service.requests import PairRequest
     from cdiff.service.studio import Studio
     from cdiff.types import Assignment, Decision, Pair, RoundResult
     from cdiff.wasm.mining import Miners
     from cdiff.wasm.production import produce_shard
 
-    tickets = Studio(run, photos).tickets(PairRequest(type="pit", n=3))
-    plan = [Assignment(ticket.task, "metal/pit", "uniform", i) for i, ticket in enumerate(tickets)]
+    tickets = Studio(run, photos).tickets(PairRequest(type=kind, n=3))
+    plan = [Assignment(ticket.task, f"metal/{kind}", "uniform", i) for i, ticket in enumerate(tickets)]
     made = produce_shard(plan, run, generator, bank, Miners(), photos, config)
     decision = Decision(True, "better", 0.1, 0.0, 0.2, 0.9)
-    result = RoundResult(1, (), (), 3, (("metal/pit", "kept", 3),), "rev", (), decision, ())
+    result = RoundResult(1, (), (), 3, ((f"metal/{kind}", "kept", 3),), "rev", (), decision, ())
     ledger.commit_round(result, [Pair(attempt, "") for attempt in made])
 
 

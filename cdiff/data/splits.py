@@ -282,12 +282,13 @@ def _pool(
         for (category, type), count in pooled.items()
     ]
     return [
-        _renamed(sample, {type for category, type in pooled if category == sample.category})
+        renamed(sample, {type for category, type in pooled if category == sample.category})
         for sample in samples
     ], notes
 
 
-def _renamed(sample: Sample, pooled: set[str]) -> Sample:
+def renamed(sample: Sample, pooled: set[str]) -> Sample:
+    """The sample with these types called "other", in its masks too."""
     if not pooled & set(sample.types):
         return sample
     masks = tuple(

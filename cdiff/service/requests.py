@@ -23,9 +23,12 @@ Name = Annotated[str, Field(pattern=_NAME)]
 
 def _decoded(value: Any) -> bytes:
     try:
-        return base64.b64decode(value, validate=True)
+        data = base64.b64decode(value, validate=True)
     except (TypeError, ValueError, binascii.Error):
         raise ValueError("no base64 of a PNG or JPEG file") from None
+    if not data:  # it would be taken for a picture that was left out
+        raise ValueError("empty: no PNG or JPEG file")
+    return data
 
 
 _SCHEMA = {"type": "string", "contentEncoding": "base64", "description": "A PNG or JPEG file, base64."}

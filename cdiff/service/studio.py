@@ -79,7 +79,7 @@ class Studio:
     """Of one run. Not for several threads at once.
 
     Args:
-        dataset: the photos of the run, as the loop was given them.
+        dataset: the photos of the run, as its loop split them (`cdiff.data.photos`).
     Raises:
         RunError: the run has no generator yet.
     """

@@ -24,7 +24,7 @@ def made_again(
     They are equal to what is stored, byte for byte, on a machine with the same PyTorch that rounds as the first did.
 
     Args:
-        dataset: the photos of the run. config: the run's.
+        dataset: the photos of the run, as its loop split them. config: the run's.
     Raises:
         DataError: a photo that a pair is made of is not in the set.
         RunError: a checkpoint is gone.

@@ -16,6 +16,7 @@ from cdiff.data.formats import read_source
 from cdiff.data.images import encode_png
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import Run, ShardRow, create_run, shard_name, write_shard
+from cdiff.data.verdicts import Verdict, write_verdict
 from cdiff.types import (
     Assignment,
     Attempt,
@@ -23,6 +24,7 @@ from cdiff.types import (
     GenerationTask,
     Pair,
     Pose,
+    Purpose,
     Recipe,
     Revisions,
     RoundResult,
@@ -37,7 +39,7 @@ class Splits:
     photos: str = "def"
 
 
-def made(run: Run, number: int, kinds: list[str], mode: str) -> list[ShardRow]:
+def made(run: Run, number: int, kinds: list[str], mode: str, purpose: Purpose = "weak") -> list[ShardRow]:
     recipe = Recipe("joint", "B0", 1, 0.25, 16, "euler", "float32", 8, 2)
     pose = Pose(1.5, 2.5, 0.0, 1.0, False, 0.05, 1.7)
     plan = [
@@ -46,7 +48,7 @@ def made(run: Run, number: int, kinds: list[str], mode: str) -> list[ShardRow]:
                 recipe, f"r{index}", "b", pose, Strengths(2.0, 0.4), 100 * number + index, Revisions("g", "t")
             ),
             f"metal/{kind}",
-            "weak",
+            purpose,
             index,
         )
         for index, kind in enumerate(kinds)
@@ -106,6 +108,26 @@ def test_all_kept_takes_rejected_rounds_too_in_their_own_mode(finished, tmp_path
     second = out / "metal/test/pit/001.png"
     assert second.read_bytes() == rows[5].image_png
     assert Image.open(second).mode == "RGB"
+
+
+def test_peoples_pairs_are_exported_with_the_rounds_that_trained_on_them(tmp_path):
+    run = create_run(tmp_path / "home", "one", dump_config(Config()), Splits())
+    ledger, theirs = Ledger(run), []
+    for number, accepted in ((1, True), (2, False), (3, None)):  # no model trained on the third yet
+        (row,) = made(run, 10 + number, ["pit"], "L", "human")
+        theirs.append(row.attempt.task_id)
+        write_verdict(run, Verdict(row.attempt.task_id, True, "Ada", number, row.attempt.shard))
+        ledger.fold_verdicts()
+        if accepted is not None:
+            decision = Decision(accepted, "", 0.0, 0.0, 0.0, 0.5)
+            ledger.commit_round(RoundResult(number, (), (), 0, (), "rev", (), decision, ()), [])
+    ledger.close()
+    for options, expected in (([], theirs[:1]), (["--all-kept"], theirs[:2])):
+        out = tmp_path / f"out{len(options)}"
+        assert main([str(run.path), str(out), *options]) == 0
+        records = pq.read_table(out / "provenance.parquet").to_pylist()
+        assert [record["task_id"] for record in records] == expected
+        assert len(files(out)) == 2 + 2 * len(expected)
 
 
 def test_the_export_is_read_back_as_an_mvtec_category(finished, tmp_path):

@@ -1,17 +1,22 @@
-"""Which segmenter of a run predicts."""
+"""Which segmenter of a run predicts, and where each photo's masks lie."""
 
+import csv
 import dataclasses
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from actors.crew import Assessed
 from cdiff.config import Config
 from cdiff.config_file import dump_config
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import create_run
+from cdiff.downstream.segmenter import build_segmenter, save_segmenter
 from cdiff.errors import RunError
 from cdiff.types import Decision, RoundResult
-from tests.jobs.test_export import Splits
+from jobs.predict import predict
+from tests.jobs.test_export import Splits, files
 
 
 def test_the_best_model_predicts_and_not_the_last_accepted_one(tmp_path):
@@ -28,3 +33,21 @@ def test_the_best_model_predicts_and_not_the_last_accepted_one(tmp_path):
         ledger.commit_round(RoundResult(number, (), (), 0, (), f"rev-{number}", (), decision, ()), [])
     ledger.close()
     assert Ledger(run).best_segmenter() == ("rev-1", 0.3)
+
+
+def test_photos_that_differ_in_their_extension_have_masks_of_their_own(tmp_path):
+    run = create_run(tmp_path / "home", "one", dump_config(Config()), Splits())
+    config = Config().downstream
+    ledger, revision = Ledger(run), save_segmenter(build_segmenter(config, 0), run.checkpoints, config)
+    ledger.record("real_only", assessed=Assessed(revision, {}, 0.3, (), 1.0, ()))
+    ledger.close()
+    photos, out = ["7.jpg", "7.png", "8.jpg", "9.jpg", "9.jpg.png", "9.png", "in/7.bmp"], tmp_path / "out"
+    for side, name in enumerate(photos, 40):
+        (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, side), 90, np.uint8)).save(tmp_path / "new" / name)
+    assert predict(run, tmp_path / "new", out, None) == len(photos)
+    masks = ["7.jpg.png", "7.png.png", "8.png", "9.jpg.png", "9.jpg.png.png", "9.png.png", "in/7.png"]
+    assert files(out / "masks") == files(out / "scores") == masks
+    assert [Image.open(out / "masks" / name).width for name in masks] == list(range(40, 47))
+    with (out / "scores.csv").open() as file:
+        assert [line["photo"] for line in csv.DictReader(file)] == photos

@@ -1,9 +1,12 @@
 """SAFE on a category that the generator never saw, with a tiny generator."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from cdiff.data.s3 import READ, clients
 from cdiff.errors import DataError
 from jobs.safe_check import run
 
@@ -66,3 +69,29 @@ def test_an_unknown_category_is_named_with_those_that_are_there(arguments):
         run(arguments, ["glass"], pairs=1)
     with pytest.raises(DataError, match="nothing is left to train"):
         run(arguments, ["metal", "wood"], pairs=1)
+
+
+def test_a_near_copy_of_a_held_out_object_does_not_train(data, tmp_path, tiny_overrides):
+    root = shutil.copytree(data, tmp_path / "data")
+    pits, masks = root / "metal" / "test" / "pit", root / "metal" / "ground_truth" / "pit"
+    darker = (np.asarray(Image.open(pits / "003.png")) * 0.95).astype(np.uint8)
+    Image.fromarray(darker).save(pits / "004.png")
+    shutil.copy(masks / "003_mask.png", masks / "004_mask.png")
+    # the last bar once more, as a photo of the other category: of an object that nobody is to have seen
+    bar = root / "metal" / "test" / "bar" / "003.png"
+    shutil.copy(bar, root / "wood" / "test" / "bar" / "004.png")
+    mask = root / "metal" / "ground_truth" / "bar" / "003_mask.png"
+    shutil.copy(mask, root / "wood" / "ground_truth" / "bar" / "004_mask.png")
+    folders = [word for name in ("metal", "wood") for word in ("--data", str(root / name))]
+    told = [*folders, "--home", str(tmp_path), *tiny_overrides, "wasm.shard=4"]
+    result, _ = run(told, ["wood"], pairs=1)
+    assert result["held_out_targets"] == 3  # the last pit with its copy, and the last bar but one
+    assert result["trained_on"]["targets"] == 5
+
+
+def test_photos_may_lie_in_a_bucket(data, bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "cache"))
+    for path in (data / "metal").rglob("*.png"):
+        clients(READ)[0].upload_file(str(path), "cdiff", f"safe/{path.relative_to(data).as_posix()}")
+    with pytest.raises(DataError, match="no category glass in the data; there are metal"):
+        run(["--data", f"{bucket}/safe/metal", "--home", str(tmp_path)], ["glass"], pairs=1)

@@ -1,5 +1,6 @@
 """The Serve config file: Serve takes it, and its arguments are those of the application."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +44,10 @@ def test_a_generators_checkpoint_names_its_run(judged_run) -> None:
     assert run_of_model(str(judged_run.path)).path == judged_run.path
     with pytest.raises(ConfigError, match="is not the generator of its run"):
         run_of_model(f"{judged_run.path}/checkpoints/generator-other")
+
+
+def test_two_runs_of_one_name_are_not_served_as_one(monkeypatch, judged_run, tmp_path) -> None:
+    other = shutil.copytree(judged_run.path, tmp_path / "another_home" / "runs" / judged_run.name)
+    monkeypatch.setenv(TOKEN, "a-token-of-some-length")
+    with pytest.raises(ConfigError, match=rf"called one: .*{judged_run.path} and {other}"):
+        application({"run": [str(judged_run.path), str(other)], "data": "never read"})

@@ -150,6 +150,8 @@ def test_a_target_is_not_blown_up_beyond_reason(studio, sent) -> None:
         {"type": "pit", "strengths": {"start_strenght": 0.5}},
         {"type": "pit", "seed": -1},
         {"type": "pit", "background": "no base64!"},
+        {"type": "pit", "background": ""},
+        {"type": "pit", "background": "AAAA", "mask": ""},
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_before_anything_is_decoded(fields) -> None:
