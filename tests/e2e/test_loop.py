@@ -211,7 +211,7 @@ def test_a_pair_made_by_hand_is_trained_on_in_the_next_round(done, home, tiny_lo
     assert more.returncode == 0, more.stderr[-3000:]
     ledger = Ledger(run)
     ((first, pair),) = ledger.human_pairs()
-    assert first == 3 and pair in ledger.kept_pairs() and "by_people=1" in more.stdout
+    assert first == 3 and pair in ledger.kept_pairs(accepted_only=False) and "by_people=1" in more.stdout
     page = next(run.report_dir.glob("*.html")).read_text(encoding="utf-8")
     assert "people made 1 of the pairs" in page
     sources, out = [part for path in data for part in ("--data", path)], str(tmp_path / "human")
