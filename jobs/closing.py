@@ -28,7 +28,7 @@ from cdiff.evaluation.pictures import (
     strip,
 )
 from cdiff.evaluation.report import Picture, ReportContent, write_report
-from cdiff.generator.paste import cut
+from cdiff.generator.crops import cut
 from cdiff.tracking import Tracker
 from cdiff.types import Decision, Pair, RoundResult
 from cdiff.wasm.quality import INVALID, STOPPED

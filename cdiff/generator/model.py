@@ -17,8 +17,8 @@ from cdiff.data.dataset import Dataset
 from cdiff.data.run import cache_folder
 from cdiff.data.weights import local_weights, weights_sum
 from cdiff.errors import RunError
+from cdiff.generator.crops import cut, shift_inside, square_around, to_resolution
 from cdiff.generator.denoiser import Denoiser, PixelDenoiser
-from cdiff.generator.paste import cut, shift_inside, square_around, to_resolution
 from cdiff.safe.cache import FeatureCache
 from cdiff.safe.features import masked_mean
 from cdiff.safe.tokens import Safe, TokenBank

@@ -22,20 +22,13 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
+from cdiff.generator.blend import blended
+from cdiff.generator.crops import cut, resized, shift_inside, square_around, to_resolution, to_side
 from cdiff.types import Box, Pose, Target
 
 BAND = 2  # how much coarser than the generator's resolution is the band that it decides while the real detail is kept
-_BANDS = (
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-)  # standard deviations, pixels, of the bands in which a pasted target keeps its own texture
-_LIGHT, _COLOUR = 0.9, 0.35  # bounds of the light's shift, and of a colour's against the light's, in logits
-_ROOM = 8.0  # grey levels beyond black and beyond white
 _SETTLE = 0.35  # how far a pose may settle, in longer sides of the target
 _GRID = 20  # side, pixels, of the coarse views that are compared when it does
-_FINE = 4.0  # pixels that a wide smoothing's standard deviation has on the shrunk copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,58 +43,6 @@ class Canvas:
     reach: float  # pixels by which the region exceeds the mask
     reference: np.ndarray  # [S', S', 3] the reference's own crop
     reference_mask: np.ndarray  # [S', S'] float32
-
-
-def square_around(x: float, y: float, longer_side: float, margin: float, min_side: int, limit: int) -> Box:
-    """The adaptive square crop: `margin` times the target's longer side, at least `min_side`, at most `limit` pixels."""
-    side = int(round(min(max(longer_side * margin, longer_side + 8, min_side), max(limit, longer_side + 4))))
-    left, top = int(round(x - side / 2)), int(round(y - side / 2))
-    return left, top, left + side, top + side
-
-
-def shift_inside(box: Box, width: int, height: int) -> Box:
-    """Move a crop onto the photo as far as it fits: real surroundings beat mirrored ones."""
-    left, top, right, bottom = box
-    dx = _shift(left, right, width)
-    dy = _shift(top, bottom, height)
-    return left + dx, top + dy, right + dx, bottom + dy
-
-
-def cut(array: np.ndarray, box: Box) -> np.ndarray:
-    """Cut a box out of [H, W] or [H, W, C]; beyond the photo's border it is mirrored (masks: empty)."""
-    left, top, right, bottom = box
-    height, width = array.shape[:2]
-    if left >= 0 and top >= 0 and right <= width and bottom <= height:
-        return array[top:bottom, left:right].copy()
-    if array.dtype == bool:
-        out = np.zeros((bottom - top, right - left), bool)
-        inner = array[max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
-        out[max(0, -top) : max(0, -top) + inner.shape[0], max(0, -left) : max(0, -left) + inner.shape[1]] = (
-            inner
-        )
-        return out
-    rows, columns = _mirrored(np.arange(top, bottom), height), _mirrored(np.arange(left, right), width)
-    return array[rows[:, None], columns[None, :]]
-
-
-def put(full: np.ndarray, part: np.ndarray, box: Box) -> None:
-    """The inverse of `cut`: write a box's pixels back, as far as they lie on the photo."""
-    left, top, right, bottom = box
-    x0, y0, x1, y1 = max(0, left), max(0, top), min(full.shape[1], right), min(full.shape[0], bottom)
-    full[y0:y1, x0:x1] = part[y0 - top : y1 - top, x0 - left : x1 - left]
-
-
-def to_resolution(array: np.ndarray, resolution: int) -> torch.Tensor:
-    """D: [S, S, C] or [S, S] floats to [C, R, R]; averages when it shrinks, interpolates when it enlarges."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    tensor = tensor[None, None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)[None]
-    return _resize(tensor, resolution)[0]
-
-
-def to_side(tensor: torch.Tensor, side: int) -> np.ndarray:
-    """U: [C, R, R] back to [S, S, C], or [S, S] for one channel."""
-    out = _resize(tensor[None].float(), side)[0]
-    return out[0].numpy() if out.shape[0] == 1 else out.permute(1, 2, 0).numpy()
 
 
 def lay_out(
@@ -135,7 +76,7 @@ def lay_out(
     else:
         patch, mask = warp(reference, reference_mask, target, pose, box, rng)
         mask = mask * cut(np.ones(background.shape[:2], bool), box)  # a mask ends at the photo's border
-        pasted = _blend(base, patch, mask, longer)
+        pasted = blended(base, patch, mask, longer)
     reach = max(2.0, dilation * longer)
     region = ndimage.distance_transform_edt(mask <= 0.25) <= reach if (mask > 0.25).any() else mask > 0.25
     own = shift_inside(
@@ -214,7 +155,7 @@ def _surroundings(
     last = small.shape[-1] - size
     at = [(round((box[0] - left) / shrunk), round((box[1] - top) / shrunk)) for box in boxes]
     places = [(min(x, last), min(y, last)) for x, y in at]
-    return _resize(torch.stack([small[:, y : y + size, x : x + size] for x, y in places]), _GRID)
+    return resized(torch.stack([small[:, y : y + size, x : x + size] for x, y in places]), _GRID)
 
 
 def warp(
@@ -315,7 +256,7 @@ def given_back(residual: torch.Tensor, paste: torch.Tensor, mask: torch.Tensor) 
 
 def _coarse(tensor: torch.Tensor, side: int) -> np.ndarray:
     """L: the coarse bands of a [C, R, R] tensor, at the crop's own size."""
-    return to_side(_resize(tensor[None], max(1, tensor.shape[-1] // BAND))[0], side)
+    return to_side(resized(tensor[None], max(1, tensor.shape[-1] // BAND))[0], side)
 
 
 def feathered(region: np.ndarray, reach: float) -> np.ndarray:
@@ -325,95 +266,11 @@ def feathered(region: np.ndarray, reach: float) -> np.ndarray:
     return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
 
 
-def _blend(base: np.ndarray, patch: np.ndarray, mask: np.ndarray, longer: float) -> np.ndarray:
-    """Paste by mask with the light matched along the outline: the shift is carried inwards from the ring around it.
-
-    The shift is one of logits: in the dark it multiplies, as light does with what a surface reflects, and towards white it
-    fades out, as a camera's response does, so that no bright target burns out. Single colours follow within bounds, so
-    that a target takes on the tint of its new surface but not the black of a corner.
-    """
-    spread = max(1.0, 0.04 * longer)
-    near = ndimage.distance_transform_edt(mask <= 0.5) if (mask > 0.5).any() else np.full(mask.shape, np.inf)
-    ring = ((near > spread) & (near <= 3 * spread + 2)).astype(np.float32)
-    sigma = max(3.0, 0.3 * longer)
-    seen = np.concatenate([np.ones_like(base[..., :1]), base, patch], -1) * ring[..., None]
-    weight, here, there = np.split(_smoothed(seen, sigma), (1, 4), -1)
-    here, there = here / (weight + 1e-6), there / (weight + 1e-6)
-    light = np.clip(
-        _logit(here.mean(-1, keepdims=True)) - _logit(there.mean(-1, keepdims=True)), -_LIGHT, _LIGHT
-    )
-    shift = np.clip(_logit(here) - _logit(there), light - _COLOUR, light + _COLOUR)
-    lit = np.clip((255 + 2 * _ROOM) / (1 + np.exp(-_logit(patch) - shift)) - _ROOM, 0, 255)
-    alpha = np.clip(1 - (near - 0.5) / (2 * spread), 0, 1)[..., None].astype(np.float32)
-    alpha = np.maximum(alpha * alpha * (3 - 2 * alpha), mask[..., None])
-    around = (near > spread + 1) & (near <= max(8.0, 0.5 * longer))
-    return base + alpha * (_own_texture(base, lit, mask, around, longer) - base)
-
-
-def _smoothed(array: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian smoothing of [S, S, C]. A wide one is taken on a shrunk copy: at full size it was half of a pasted pair's time."""
-    side = array.shape[0]
-    small = max(1, round(side / max(1.0, sigma / _FINE)))
-    narrow = sigma * small / side
-    coarse = ndimage.gaussian_filter(to_resolution(array, small).numpy(), (0, narrow, narrow))
-    return to_side(torch.from_numpy(coarse), side)
-
-
-def _logit(colours: np.ndarray) -> np.ndarray:
-    """Log odds of colours in [0, 255], with room added at both ends: black and white have no ratio."""
-    share = (colours + _ROOM) / (255 + 2 * _ROOM)
-    return np.log(share / (1 - share))
-
-
-def _own_texture(
-    base: np.ndarray, patch: np.ndarray, mask: np.ndarray, around: np.ndarray, longer: float
-) -> np.ndarray:
-    """The patch, with the texture that is its old surface's and not the target's exchanged for that of the new surface.
-
-    Band by band: what is no stronger inside the target than around it is the surface (a stain lets the grain through),
-    what is at least twice as strong is the target (a crack, the gleam of a polyp). Without it, a segmenter learns that
-    foreign grain is a defect.
-    """
-    inside = mask > 0.5
-    if inside.sum() < 4 or around.sum() < 16:
-        return patch
-    out = np.zeros_like(base)
-    for sigma in _BANDS:
-        if sigma > max(1.0, 0.25 * longer):
-            break
-        smooth_patch, smooth_base = (ndimage.gaussian_filter(a, (sigma, sigma, 0)) for a in (patch, base))
-        own, new = patch - smooth_patch, base - smooth_base
-        strength = float((own[inside] ** 2).mean() / ((own[around] ** 2).mean() + 1e-6))
-        share = min(1.0, max(0.0, strength - 1))
-        out += share * own + (1 - share) * new
-        patch, base = smooth_patch, smooth_base
-    return np.clip(out + patch, 0, 255)
-
-
 def _elastic(side: int, amplitude: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A smooth random displacement field of a few waves, largest shift `amplitude` pixels."""
     coarse = torch.from_numpy(rng.uniform(-1, 1, (1, 2, 5, 5)).astype(np.float32))
     field = F.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=True)[0].numpy()
     return amplitude * field[0], amplitude * field[1]
-
-
-def _resize(tensor: torch.Tensor, size: int) -> torch.Tensor:
-    if tensor.shape[-1] == size:
-        return tensor
-    if tensor.shape[-1] > size:
-        return F.interpolate(tensor, size=(size, size), mode="area")
-    return F.interpolate(tensor, size=(size, size), mode="bilinear", align_corners=False)
-
-
-def _shift(low: int, high: int, size: int) -> int:
-    if high - low >= size:
-        return (size - high - low) // 2
-    return max(0, -low) - max(0, high - size)
-
-
-def _mirrored(index: np.ndarray, size: int) -> np.ndarray:
-    period = np.mod(index, 2 * size)
-    return np.where(period < size, period, 2 * size - 1 - period)
 
 
 def _centre(box: Box) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from cdiff.config import GeneratorConfig
 from cdiff.data.dataset import Dataset
-from cdiff.generator.paste import cut, shift_inside, square_around, to_resolution
+from cdiff.generator.crops import cut, shift_inside, square_around, to_resolution
 from cdiff.types import Target
 from cdiff.workers import WHOLE, Part
 

@@ -28,8 +28,8 @@ from cdiff.data.store import ShardRow
 from cdiff.downstream.scoring import image_score, score_photo
 from cdiff.downstream.segmenter import load_segmenter, segmenter_config
 from cdiff.errors import RequestError, RunError
+from cdiff.generator.crops import cut, put, to_resolution, to_side
 from cdiff.generator.model import square_of
-from cdiff.generator.paste import cut, put, to_resolution, to_side
 from cdiff.generator.placement import Frame, draw_pose, frame_of, repaint_pose
 from cdiff.generator.sampling import Condition, Sampler
 from cdiff.safe.tokens import TokenBank

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from cdiff.generator.paste import cut, to_resolution
+from cdiff.generator.crops import cut, to_resolution
 from cdiff.generator.sampling import Condition, Sampler
 from cdiff.wasm.layout import Layout, coverage, noise_of
 

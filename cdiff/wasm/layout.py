@@ -9,8 +9,9 @@ import torch
 
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
+from cdiff.generator.crops import to_resolution
 from cdiff.generator.model import Generator
-from cdiff.generator.paste import Canvas, lay_out, paste_back, to_resolution
+from cdiff.generator.paste import Canvas, lay_out, paste_back
 from cdiff.generator.sampling import Condition
 from cdiff.types import Attempt, Box, GenerationTask
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from cdiff.data.dataset import Dataset
-from cdiff.generator.paste import to_resolution
+from cdiff.generator.crops import to_resolution
 from cdiff.types import Target
 
 THUMBNAIL = 24  # side of a fingerprint

@@ -12,8 +12,8 @@ from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.images import encode_png
 from cdiff.data.store import Run, ShardRow, read_attempts, shard_committed, shard_name, write_shard
+from cdiff.generator.crops import cut, put
 from cdiff.generator.model import Generator
-from cdiff.generator.paste import cut, put
 from cdiff.generator.placement import foreground
 from cdiff.safe.tokens import TokenBank
 from cdiff.types import Assignment, Attempt, Box, GenerationTask

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from cdiff.config import Config
-from cdiff.generator.paste import cut, feathered, given_back, to_resolution
+from cdiff.generator.crops import cut, to_resolution
+from cdiff.generator.paste import feathered, given_back
 from cdiff.generator.sampling import Condition
 from cdiff.types import Box
 from cdiff.wasm.layout import Layout, coverage, detail_share
@@ -150,7 +151,7 @@ def around(mask: np.ndarray, config: Config) -> Box:
 
 
 def cut_plain(array: np.ndarray, box: Box) -> np.ndarray:
-    """`paste.cut` where beyond a photo's border maps are empty, and photos mirrored."""
+    """`crops.cut` where beyond a photo's border maps are empty, and photos mirrored."""
     if array.ndim == 3:
         return cut(array, box)
     left, top, right, bottom = box

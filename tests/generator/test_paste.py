@@ -5,16 +5,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from cdiff.generator.paste import (
-    _smoothed,
-    cut,
-    feathered,
-    lay_out,
-    paste_back,
-    settle,
-    square_around,
-    to_resolution,
-)
+from cdiff.generator.blend import smoothed
+from cdiff.generator.crops import cut, square_around, to_resolution
+from cdiff.generator.paste import feathered, lay_out, paste_back, settle
 from cdiff.types import Pose, Target
 
 
@@ -208,7 +201,7 @@ def test_wide_smoothing_gives_the_means_of_full_size(sigma: float) -> None:
     seen = np.stack([ring, ring * light], -1)
     (weight, total), (rough_weight, rough_total) = (
         np.moveaxis(smoothed, -1, 0)
-        for smoothed in (ndimage.gaussian_filter(seen, (sigma, sigma, 0)), _smoothed(seen, sigma))
+        for smoothed in (ndimage.gaussian_filter(seen, (sigma, sigma, 0)), smoothed(seen, sigma))
     )
     near = weight > 0.1 * weight.max()
     means, rough_means = total[near] / weight[near], rough_total[near] / rough_weight[near]

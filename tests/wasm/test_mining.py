@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from cdiff.generator.crops import cut, to_resolution
 from cdiff.generator.denoiser import Denoiser
-from cdiff.generator.paste import cut, to_resolution
 from cdiff.generator.placement import draw_pose, frame_of
 from cdiff.generator.sampling import Condition, Sampler
 from cdiff.types import GenerationTask, Pose, Recipe, Revisions, Strengths
