@@ -17,18 +17,12 @@ stopped. While anything is still being chosen, `quality --look validation` leave
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from cdiff.errors import shown_uri
 from jobs import backbone, loop_gain, quality, quality_report, safe_check, scale, serve_load
+from jobs.measured import how_measured
 from jobs.quality_choices import MINED
 from jobs.stopping import exit_code
 
@@ -110,44 +104,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{line}\nwritten    {args.out}")
 
     return exit_code(work, "the same command goes on from what is measured")
-
-
-def how_measured(program: str, told: list[str]) -> dict[str, Any]:
-    """How, where and when something was measured."""
-    return {
-        "command": shown_uri(f"python {program} " + " ".join(generic(told))),
-        "commit": _commit(),
-        "date": datetime.date.today().isoformat(),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "device": "cpu",
-        },
-        "versions": {name: version(name) for name in ("torch", "diffusers", "ray", "monai", "numpy")},
-    }
-
-
-def _commit() -> str:
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
-    return told.stdout.strip() or "unknown"
-
-
-def generic(arguments: list[str]) -> list[str]:
-    """The command without this machine's folders: the last part of a data path says which set it is."""
-    folders = {"--data": "DATA/", "--home": "DATA/", "--groups": "DATA/"}
-    folders |= dict.fromkeys(("--out", "--before", "--best", "--space", "--overlay"), "")
-    out, after = [], ""
-    for argument in arguments:
-        local = after in folders and Path(argument).is_absolute()
-        out.append(folders[after] + Path(argument).name if local else argument)
-        after = argument
-    return out
 
 
 if __name__ == "__main__":

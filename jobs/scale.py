@@ -57,7 +57,7 @@ def run(arguments: Sequence[str], args: argparse.Namespace, about: Found) -> tup
     """One object and one line for a person.
 
     Args:
-        arguments: `--home`, as of jobs/loop.py. args: as `add_options` says. about: how it is measured (jobs.benchmark.how_measured).
+        arguments: `--home`, as of jobs/loop.py. args: as `add_options` says. about: how it is measured (jobs.measured.how_measured).
     Raises:
         RunError: a process ended before it had told everything.
     """

@@ -22,7 +22,7 @@ from cdiff.data.ledger import Ledger
 from cdiff.errors import ConfigError
 from cdiff.tracking import Tracker
 from cdiff.types import Outcome, Revisions
-from jobs.benchmark import how_measured
+from jobs.measured import how_measured
 from jobs.session import Session, open_session
 from jobs.stopping import exit_code
 from tune.bench import Budget, bench_of, demand_tunable, search_points

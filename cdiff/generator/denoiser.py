@@ -17,6 +17,7 @@ from torch import nn
 
 from cdiff.config import GeneratorConfig, SafeConfig
 from cdiff.generator.codec import PixelCodec
+from cdiff.generator.recorded import Recorded
 
 TIME_SCALE = 1000.0  # the sinusoidal embedding expects times of this range
 SMALL_TIME = 0.25  # below it the weight 1 / t^2 grows no further: almost clean inputs teach little
@@ -24,6 +25,22 @@ SMALL_TIME = 0.25  # below it the weight 1 / t^2 grows no further: almost clean 
 
 class Denoiser(nn.Module):
     """What sampler and objective ask of a backbone. As it stands, the canvas is the image itself, [B, 3, R, R]."""
+
+    unet: Any
+    _recorded: Recorded | None = None
+
+    def for_sampling(self, dtype: torch.dtype, compiled: bool) -> None:
+        """Make it ready to be sampled from, and never trained again: on a card, recorded; if wanted, compiled.
+
+        Args:
+            dtype: in which the sampler computes.
+            compiled: by torch.compile, whenever a new size of batch is met: minutes once, and faster from then on.
+        """
+        self.requires_grad_(False).eval()
+        if compiled:
+            self.unet.compile(dynamic=False)
+        if next(self.parameters()).is_cuda:
+            self._recorded = Recorded(self.evaluate)
 
     def canvas(self, image_B3RR: torch.Tensor) -> torch.Tensor:
         """What of an image is denoised, [B, C, S, S]; images in [-1, 1]."""
@@ -65,6 +82,23 @@ class Denoiser(nn.Module):
             known_BKSS, region_B1RR: the surroundings, as `known` gives them, and where may be painted.
             tokens_BND: SAFE tokens.
         """
+        given = canvas_BCSS, mask_B1RR, time_image_B, time_mask_B, known_BKSS, region_B1RR, tokens_BND
+        if self._recorded is None or torch.is_grad_enabled():
+            return self.evaluate(*given)
+        canvas, mask = self._recorded(*given)
+        return canvas, mask
+
+    def evaluate(
+        self,
+        canvas_BCSS: torch.Tensor,
+        mask_B1RR: torch.Tensor,
+        time_image_B: torch.Tensor,
+        time_mask_B: torch.Tensor,
+        known_BKSS: torch.Tensor,
+        region_B1RR: torch.Tensor,
+        tokens_BND: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `forward`, by the network itself."""
         raise NotImplementedError
 
 
@@ -101,7 +135,7 @@ class PixelDenoiser(Denoiser):
             class_embed_type="timestep",
         )
 
-    def forward(
+    def evaluate(
         self,
         canvas_BCSS: torch.Tensor,
         mask_B1RR: torch.Tensor,

@@ -22,7 +22,14 @@ from cdiff.config import GeneratorConfig, SafeConfig
 from cdiff.errors import ConfigError
 from cdiff.generator.codec import PixelCodec
 from cdiff.generator.denoiser import TIME_SCALE, Denoiser
-from cdiff.generator.pretrained import adapted_unet, attend_by, autoencoder, noise_levels, prompt_tokens
+from cdiff.generator.pretrained import (
+    Merged,
+    adapted_unet,
+    attend_by,
+    autoencoder,
+    noise_levels,
+    prompt_tokens,
+)
 
 
 class LatentDenoiser(Denoiser):
@@ -39,7 +46,7 @@ class LatentDenoiser(Denoiser):
 
     def __init__(self, config: GeneratorConfig, safe: SafeConfig, folder: Path) -> None:
         super().__init__()
-        self.vae = autoencoder(folder)
+        self.vae = autoencoder(folder, getattr(torch, config.vae_dtype))
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.codec = PixelCodec(factor)
         self.unet = adapted_unet(folder, self.codec.mask_channels, config)
@@ -56,15 +63,25 @@ class LatentDenoiser(Denoiser):
         self.register_buffer("text", text, persistent=False)  # [1, T, D]
         attend_by(self.unet, config.attention)
 
+    def for_sampling(self, dtype: torch.dtype, compiled: bool) -> None:
+        """As of all backbones; LoRA is added to the weights that it changes, and these are cast once instead of in every step."""
+        self.unet = Merged(self.unet, dtype)
+        super().for_sampling(dtype, compiled=False)
+        if compiled:  # images pass the autoencoder one by one: its halves meet a single size
+            for part in (self.unet.unet, self.vae.encoder, self.vae.decoder):
+                part.to(memory_format=torch.channels_last)
+                part.compile(dynamic=False)
+
     def canvas(self, image_B3RR: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), _exact(image_B3RR):
-            latents: torch.Tensor = self.vae.encode(image_B3RR.float()).latent_dist.mode()
-        return latents * self.vae.config.scaling_factor
+            latents: torch.Tensor = self.vae.encode(image_B3RR.to(self.vae.dtype)).latent_dist.mode().float()
+        return self._finite(latents) * self.vae.config.scaling_factor
 
     def image(self, canvas_BCSS: torch.Tensor) -> torch.Tensor:
         with _exact(canvas_BCSS):
-            image: torch.Tensor = self.vae.decode(canvas_BCSS.float() / self.vae.config.scaling_factor).sample
-        return image.clamp(-1, 1)
+            latents = canvas_BCSS.float() / self.vae.config.scaling_factor
+            image: torch.Tensor = self.vae.decode(latents.to(self.vae.dtype)).sample.float()
+        return self._finite(image).clamp(-1, 1)
 
     def bounded(self, canvas_BCSS: torch.Tensor) -> torch.Tensor:
         return canvas_BCSS
@@ -82,7 +99,7 @@ class LatentDenoiser(Denoiser):
             return sigma.square().reciprocal()
         return 1 + sigma.square().reciprocal() if self.predicts == "v_prediction" else torch.ones_like(sigma)
 
-    def forward(
+    def evaluate(
         self,
         canvas_BCSS: torch.Tensor,
         mask_B1RR: torch.Tensor,
@@ -116,6 +133,13 @@ class LatentDenoiser(Denoiser):
         below, above = table[upper - 1], table[upper]
         return (upper - 1) + ((wanted - below) / (above - below)).clamp(0, 1)
 
+    def _finite(self, made: torch.Tensor) -> torch.Tensor:
+        if self.vae.dtype != torch.float32 and not torch.isfinite(made).all():
+            raise ConfigError(
+                "generator.vae_dtype=float16: this checkpoint's autoencoder leaves the range of that type. Set generator.vae_dtype=float32."
+            )
+        return made
+
     def _sigma(self, time_B: torch.Tensor) -> torch.Tensor:
         """Noise by signal at a time, within what the checkpoint has seen."""
         return (time_B / (1 - time_B).clamp_min(1e-6)).clamp(self.sigmas[0], self.sigmas[-1])
@@ -130,5 +154,5 @@ class LatentDenoiser(Denoiser):
 
 
 def _exact(tensor: torch.Tensor) -> torch.autocast:
-    """The autoencoder works in float32: in less, it leaves grain that a segmenter could learn."""
+    """The autoencoder works in its own type, whatever the sampler's: bfloat16 leaves grain that a segmenter could learn (docs/gpus.md)."""
     return torch.autocast(tensor.device.type, enabled=False)

@@ -52,6 +52,11 @@ class Generator(nn.Module):
         parameters = dict(self.named_parameters())
         return {name: parameters[name] for name in self._learned}
 
+    def for_sampling(self, dtype: str, compiled: bool) -> Generator:
+        """Itself, made ready to be sampled from in this type; it cannot be trained or saved any more."""
+        self.denoiser.for_sampling(getattr(torch, dtype), compiled)
+        return self
+
     def feature_cache(self, writes: bool = True) -> FeatureCache | None:
         """Of pooled features, on this machine; None where the encoder is trained.
 

@@ -68,11 +68,55 @@ def adapted_unet(folder: Path, mask_channels: int, config: GeneratorConfig) -> A
     return unet
 
 
-def autoencoder(folder: Path) -> Any:
+class Merged(nn.Module):
+    """An adapted UNet for sampling alone: LoRA is part of the weights, and all is in one type. What it is given and gives is float32.
+
+    Autocast would leave norms in float32, whose traffic costs a card more than their arithmetic; diffusers' own pipelines compute in one type, too.
+
+    Args:
+        unet: of `adapted_unet`; it is changed.
+    """
+
+    def __init__(self, unet: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for module in list(unet.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, BaseTunerLayer):
+                    child.merge()
+                    setattr(module, name, child.get_base_layer())
+        self.unet = _in(dtype, unet)
+
+    def forward(
+        self,
+        codes: torch.Tensor,
+        step_B: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        class_labels: torch.Tensor,
+    ) -> Any:
+        kind = self.unet.dtype
+        with torch.autocast(codes.device.type, enabled=False):
+            return self.unet(
+                codes.to(kind),
+                step_B,
+                encoder_hidden_states=encoder_hidden_states.to(kind),
+                class_labels=class_labels,
+            )
+
+
+def autoencoder(folder: Path, dtype: torch.dtype) -> Any:
     """The checkpoint's autoencoder, frozen; it works image by image, which bounds its memory."""
-    vae = _part(AutoencoderKL, folder, "vae").requires_grad_(False).eval()
+    vae = _in(dtype, _part(AutoencoderKL, folder, "vae").requires_grad_(False).eval())
     vae.enable_slicing()
     return vae
+
+
+def _in(dtype: torch.dtype, model: Any) -> Any:
+    """The same with weights of this type; diffusers' own `to` warns of parts that should not be cast, even where there are none."""
+    for part in (*model.parameters(), *model.buffers()):
+        part.data = part.data.to(dtype)
+    return model
 
 
 def noise_levels(folder: Path) -> tuple[torch.Tensor, str]:

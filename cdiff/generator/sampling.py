@@ -198,19 +198,12 @@ class Sampler:
         for step in range(1, max(counts) + 1):
             clean_image, clean_mask = self._clean(states)
             clean_image = guide(states, clean_image) if guide else clean_image
-            for i, state in enumerate(states):
-                if step > counts[i]:
-                    continue
-                left = 1 - share * step / counts[i]
-                to_image = begin[i][0] * left if move_image else state.time_image
-                to_mask = begin[i][1] * left
-                canvas = _step(state.canvas_CSS, clean_image[i], state.time_image, to_image)
-                mask = _step(state.mask_1RR, clean_mask[i], state.time_mask, to_mask)
-                if move_image:
-                    canvas = _keep_surroundings(canvas, state, to_image)
-                states[i] = replace(
-                    state, canvas_CSS=canvas, mask_1RR=mask, time_image=to_image, time_mask=to_mask
-                )
+            to = [
+                (image * left if move_image else image, mask * left) if step <= count else None
+                for (image, mask), count in zip(begin, counts, strict=True)
+                for left in [1 - share * step / max(1, count)]
+            ]
+            states = _moved(states, clean_image, clean_mask, to, move_image)
         return states
 
     @torch.inference_mode()
@@ -264,15 +257,55 @@ def _guidance(state: State) -> float:
     return state.condition.guidance if low <= left <= high else 1.0
 
 
-def _step(noisy: torch.Tensor, clean: torch.Tensor, time: float, to: float) -> torch.Tensor:
-    """One Euler step from a time to an earlier one: x + (to - time) v with v = (x - x_0-hat) / time."""
-    if to == time:
-        return noisy
-    return (to / time) * noisy + (1 - to / time) * clean
+def _moved(
+    states: Sequence[State],
+    clean_image: torch.Tensor,
+    clean_mask: torch.Tensor,
+    to: Sequence[tuple[float, float] | None],
+    move_image: bool,
+) -> list[State]:
+    """One Euler step of each state to its earlier times (image, mask); None: it rests.
+
+    x + (to - time) v with v = (x - x_0-hat) / time, so a state that stays keeps its values to the last bit. The batch moves as one: on a card, state by
+    state would take as long as the network.
+    """
+    times = [(s.time_image, s.time_mask) if aim is None else aim for s, aim in zip(states, to, strict=True)]
+    rows = [
+        (_share(image, s.time_image), _share(mask, s.time_mask), image)
+        for s, (image, mask) in zip(states, times, strict=True)
+    ]
+    device = clean_image.device
+    kept_image, kept_mask, time = torch.tensor(rows, dtype=torch.float64).T.to(device)
+    canvas = _mixed(torch.stack([s.canvas_CSS for s in states]), clean_image, kept_image)
+    mask = _mixed(torch.stack([s.mask_1RR for s in states]), clean_mask, kept_mask)
+    if move_image:
+        canvas = _keep_surroundings(canvas, states, time.float())
+    return [
+        state
+        if to[i] is None
+        else replace(
+            state, canvas_CSS=canvas[i], mask_1RR=mask[i], time_image=times[i][0], time_mask=times[i][1]
+        )
+        for i, state in enumerate(states)
+    ]
 
 
-def _keep_surroundings(canvas_CSS: torch.Tensor, state: State, time: float) -> torch.Tensor:
+def _share(to: float, time: float) -> float:
+    """Of a noisy value, what is left at an earlier time."""
+    return 1.0 if to == time else to / time
+
+
+def _mixed(noisy: torch.Tensor, clean: torch.Tensor, share_B: torch.Tensor) -> torch.Tensor:
+    share = share_B.view(-1, 1, 1, 1)
+    return share.float() * noisy + (1 - share).float() * clean
+
+
+def _keep_surroundings(
+    canvas_BCSS: torch.Tensor, states: Sequence[State], time_B: torch.Tensor
+) -> torch.Tensor:
     """Outside the region the path is known: blending it in keeps brightness continuous over the border."""
-    scene = state.condition.scene
-    known = noised(scene.background_CSS[None], state.noise_CSS[None], canvas_CSS.new_tensor([time]))[0]
-    return scene.region_1SS * canvas_CSS + (1 - scene.region_1SS) * known
+    scenes = [state.condition.scene for state in states]
+    background = torch.stack([scene.background_CSS for scene in scenes])
+    region = torch.stack([scene.region_1SS for scene in scenes])
+    known = noised(background, torch.stack([state.noise_CSS for state in states]), time_B)
+    return region * canvas_BCSS + (1 - region) * known

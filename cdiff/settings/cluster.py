@@ -23,6 +23,10 @@ class ResourceConfig(Settings):
         None, ge=0, description="Of a generator actor, where it wants another share than `gpus`."
     )
     downstream_gpus: float | None = Field(None, ge=0, description="Of a downstream actor, likewise.")
+    compile: bool = Field(
+        False,
+        description="Compile networks for sampling (torch.compile; needs a C compiler on the node): minutes once, and faster from then on.",
+    )
     threads: int = Field(
         1, ge=1, description="Torch threads per actor: two actors of one thread do more than one of two."
     )

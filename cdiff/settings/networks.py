@@ -61,6 +61,10 @@ class GeneratorConfig(Settings):
     weights_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="In which its frozen weights are kept; bfloat16 halves their memory."
     )
+    vae_dtype: Literal["float32", "float16"] = Field(
+        "float32",
+        description="In which its autoencoder computes; float16 is faster on GPUs and moves images by an eighth of a grey level.",
+    )
     prompt: str = Field("", description="Text beside the SAFE tokens, for the latent backbone; empty: none.")
     lora_rank: int = Field(
         16, ge=1, le=256, description="Rank of the low-rank change of its attention (LoRA)."

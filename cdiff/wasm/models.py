@@ -21,11 +21,14 @@ class Models:
     """Of one run, each loaded once."""
 
     def __init__(self, run: Run, config: Config) -> None:
-        self._run, self._device = run, config.resources.device
+        self._run, self._config, self._device = run, config, config.resources.device
         self._loaded: dict[str, Any] = {}
 
     def generator(self, revisions: Revisions) -> tuple[Generator, TokenBank]:
-        generator = self._load(revisions.generator, lambda path: Generator.load(path, self._device))
+        how = self._config.sampling.dtype, self._config.resources.compile
+        generator = self._load(
+            revisions.generator, lambda path: Generator.load(path, self._device).for_sampling(*how)
+        )
         return generator, self._load(revisions.bank, lambda path: TokenBank.load(_file(path)))
 
     def miners(self, revisions: Revisions) -> Miners:

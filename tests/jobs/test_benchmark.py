@@ -3,7 +3,7 @@
 import pytest
 
 from cdiff.errors import ConfigError
-from jobs.benchmark import generic
+from jobs.measured import generic
 from jobs.quality_choices import variants
 
 

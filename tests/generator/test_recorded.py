@@ -1,0 +1,146 @@
+"""Generators made ready to be sampled from: LoRA in the weights, one type, recorded on a card, compiled."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from cdiff.config_file import load_config
+from cdiff.errors import ConfigError
+from cdiff.generator.denoiser import Denoiser, PixelDenoiser
+from cdiff.generator.latent import LatentDenoiser
+from cdiff.generator.sampling import Condition, Sampler
+
+SIDE = 64
+on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+
+
+def latent(tiny_overrides, checkpoint, *more) -> LatentDenoiser:
+    """As if it had been trained: what is silent at first speaks."""
+    told = ["generator.backbone=latent", f"generator.weights={checkpoint}", f"generator.resolution={SIDE}"]
+    config = load_config(None, [*tiny_overrides, *told, "generator.lora_rank=2", *more])
+    torch.manual_seed(0)
+    out = LatentDenoiser(config.generator, config.safe, checkpoint).eval()
+    with torch.no_grad():
+        for name, part in out.named_parameters():
+            if part.requires_grad:
+                part.add_(torch.randn_like(part), alpha=0.2 if "lora_" in name else 0.05)
+    return out
+
+
+def scene(device="cpu", seed=0, batch=2) -> Any:
+    noise = torch.Generator().manual_seed(seed)
+    canvas, known = torch.randn(2, batch, 4, SIDE // 8, SIDE // 8, generator=noise)
+    mask = torch.randn(batch, 1, SIDE, SIDE, generator=noise)
+    region = torch.zeros(batch, 1, SIDE, SIDE)
+    region[:, :, 20:44, 16:40] = 1
+    time = torch.rand(2, batch, generator=noise)
+    tokens = torch.randn(batch, 9, 32, generator=noise)
+    return [part.to(device) for part in (canvas, mask, *time, known, region, tokens)]
+
+
+def sampled(denoiser: Denoiser, device: str, dtype: str = "float32", batch: int = 2) -> torch.Tensor:
+    """Three candidates, of other strengths, in batches of two: the last one is padded."""
+    draw = Sampler(denoiser, torch.zeros(9, 32, device=device), 4, batch, dtype)
+    states = []
+    for seed, tau in enumerate((1.0, 0.6, 0.3)):
+        noise = torch.Generator().manual_seed(seed)
+        image, start = (torch.rand(2, 3, SIDE, SIDE, generator=noise) * 2 - 1).to(device)
+        region = torch.zeros(1, SIDE, SIDE, device=device)
+        region[:, 20:44, 16:40] = 1
+        tokens = torch.randn(9, 32, generator=noise).to(device)
+        condition = Condition.of(denoiser, image, region, tokens, start, region * 2 - 1, 2.0, tau)
+        states.append(draw.start_joint(condition, noise))
+    return torch.stack([draw.image(s.condition, s.canvas_CSS) for s in draw.run(states)])
+
+
+@torch.inference_mode()
+def test_merging_lora_changes_nothing(tiny_overrides, checkpoint) -> None:
+    learned = latent(tiny_overrides, checkpoint)
+    ready = copy.deepcopy(learned)
+    ready.for_sampling(torch.float32, compiled=False)
+    assert "lora" not in str(ready.unet) and not any(p.requires_grad for p in ready.parameters())
+    silent = copy.deepcopy(learned)
+    for name, part in silent.named_parameters():
+        if "lora_" in name:
+            part.zero_()
+    for a, b, without in zip(ready(*scene()), learned(*scene()), silent(*scene()), strict=True):
+        assert (a - b).abs().max() < 1e-4 < 10 * (b - without).abs().max(), "LoRA itself does more than that"
+
+
+@torch.inference_mode()
+def test_one_type_is_as_near_to_float32_as_autocast(tiny_overrides, checkpoint) -> None:
+    exact = latent(tiny_overrides, checkpoint)
+    ready = copy.deepcopy(exact)
+    ready.for_sampling(torch.bfloat16, compiled=False)
+    assert {part.dtype for part in ready.unet.parameters()} == {torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        auto, ours = exact(*scene()), ready(*scene())
+    for a, b, right in zip(ours, auto, exact(*scene()), strict=True):
+        assert a.dtype == torch.float32
+        assert (a - right).square().mean() < 4 * (b.float() - right).square().mean()
+
+
+def test_gradients_still_reach_what_is_denoised(tiny_overrides, checkpoint) -> None:
+    """Arm B4 asks for them."""
+    ready = latent(tiny_overrides, checkpoint)
+    ready.for_sampling(torch.float32, compiled=False)
+    canvas, *others = scene()
+    ready(canvas.requires_grad_(), *others)[0].square().sum().backward()
+    assert canvas.grad is not None and canvas.grad.abs().max() > 0
+
+
+def test_a_float16_autoencoder_moves_images_by_a_fraction_of_a_grey_level(tiny_overrides, checkpoint) -> None:
+    exact = latent(tiny_overrides, checkpoint)
+    half = latent(tiny_overrides, checkpoint, "generator.vae_dtype=float16")
+    image = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        canvas = exact.canvas(image)
+        assert half.canvas(image).dtype == torch.float32
+        assert 0 < (half.image(canvas) - exact.image(canvas)).abs().mean() < 0.25 / 127.5
+        for part in half.vae.parameters():
+            part.mul_(100)
+        with pytest.raises(ConfigError, match="vae_dtype=float32"):
+            half.image(canvas)
+
+
+@pytest.mark.long
+def test_a_compiled_generator_makes_the_same_pictures(tiny_overrides, checkpoint) -> None:
+    plain = latent(tiny_overrides, checkpoint)
+    ready = copy.deepcopy(plain)
+    ready.for_sampling(torch.float32, compiled=True)
+    assert (sampled(ready, "cpu") - sampled(plain, "cpu")).abs().max() < 1e-3
+
+
+@pytest.mark.gpu
+@on_a_card
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_recorded_network_gives_the_same_bits(tiny_overrides, checkpoint, dtype) -> None:
+    ready = latent(tiny_overrides, checkpoint).to("cuda")
+    ready.for_sampling(dtype, compiled=False)
+    for batch in (2, 3, 2):
+        for seed in range(2):
+            given = scene("cuda", seed, batch)
+            with torch.inference_mode(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                pairs = zip(ready(*given), ready.evaluate(*given), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+    assert ready._recorded is not None and len(ready._recorded._known) == 2
+
+
+@pytest.mark.gpu
+@on_a_card
+def test_a_card_draws_what_a_cpu_draws(tiny_overrides, checkpoint, tiny_config) -> None:
+    torch.backends.cudnn.allow_tf32 = False
+    for plain in (latent(tiny_overrides, checkpoint), _pixels(tiny_config)):
+        ready = copy.deepcopy(plain).to("cuda")
+        ready.for_sampling(torch.float32, compiled=False)
+        here, there = sampled(plain, "cpu"), sampled(ready, "cuda").cpu()
+        assert (here - there).abs().max() < 1e-2
+        assert torch.equal(there, sampled(ready, "cuda").cpu())
+
+
+def _pixels(config) -> PixelDenoiser:
+    torch.manual_seed(0)
+    settings = config.generator.model_copy(update={"resolution": SIDE})
+    return PixelDenoiser(settings, config.safe).eval()
