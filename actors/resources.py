@@ -309,7 +309,10 @@ def _knock(address: str | None) -> None:
 def _same_folder() -> dict[str, Any]:
     """Workers of this machine import the project from where the driver does, installed or not."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"env_vars": {"PYTHONPATH": os.pathsep.join(path)}}
+    return {
+        "env_vars": {"PYTHONPATH": os.pathsep.join(path)},
+        "worker_process_setup_hook": "actors.quiet.quiet",
+    }
 
 
 def _nodes() -> list[Resources]:

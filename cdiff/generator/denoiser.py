@@ -38,7 +38,7 @@ class Denoiser(nn.Module):
         """
         self.requires_grad_(False).eval()
         if compiled:
-            self.unet.compile(dynamic=False)
+            self.unet.compile(dynamic=False, fullgraph=True)
         if next(self.parameters()).is_cuda:
             self._recorded = Recorded(self.evaluate)
 

@@ -70,7 +70,7 @@ class LatentDenoiser(Denoiser):
         if compiled:  # images pass the autoencoder one by one: its halves meet a single size
             for part in (self.unet.unet, self.vae.encoder, self.vae.decoder):
                 part.to(memory_format=torch.channels_last)
-                part.compile(dynamic=False)
+                part.compile(dynamic=False, fullgraph=True)
 
     def canvas(self, image_B3RR: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), _exact(image_B3RR):

@@ -47,10 +47,13 @@ class Recorded:
 
     def _record(self, given: Outputs) -> tuple[torch.cuda.CUDAGraph, Outputs, Outputs]:
         inputs = tuple(part.clone(memory_format=torch.contiguous_format) for part in given)
+        self._work(
+            *inputs
+        )  # whoever compiles does it here: on another stream than the usual one it finds other graphs
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
-            for _ in range(3):  # libraries choose their kernels, compilers compile
+            for _ in range(2):  # libraries choose their kernels and take their memory
                 self._work(*inputs)
         torch.cuda.current_stream().wait_stream(aside)
         self._pool = self._pool or torch.cuda.graph_pool_handle()

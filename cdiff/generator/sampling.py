@@ -198,11 +198,11 @@ class Sampler:
         for step in range(1, max(counts) + 1):
             clean_image, clean_mask = self._clean(states)
             clean_image = guide(states, clean_image) if guide else clean_image
-            to = [
-                (image * left if move_image else image, mask * left) if step <= count else None
-                for (image, mask), count in zip(begin, counts, strict=True)
-                for left in [1 - share * step / max(1, count)]
-            ]
+            to = []
+            for state, (image, mask), count in zip(states, begin, counts, strict=True):
+                left = 1 - share * step / max(1, count)
+                moved = (image * left if move_image else image, mask * left)
+                to.append(moved if step <= count else (state.time_image, state.time_mask))
             states = _moved(states, clean_image, clean_mask, to, move_image)
         return states
 
@@ -261,18 +261,17 @@ def _moved(
     states: Sequence[State],
     clean_image: torch.Tensor,
     clean_mask: torch.Tensor,
-    to: Sequence[tuple[float, float] | None],
+    to: Sequence[tuple[float, float]],
     move_image: bool,
 ) -> list[State]:
-    """One Euler step of each state to its earlier times (image, mask); None: it rests.
+    """One Euler step of each state to its earlier times (image, mask).
 
-    x + (to - time) v with v = (x - x_0-hat) / time, so a state that stays keeps its values to the last bit. The batch moves as one: on a card, state by
+    x + (to - time) v with v = (x - x_0-hat) / time. What stays at its time is the very tensor that it was. The batch moves as one: on a card, state by
     state would take as long as the network.
     """
-    times = [(s.time_image, s.time_mask) if aim is None else aim for s, aim in zip(states, to, strict=True)]
     rows = [
         (_share(image, s.time_image), _share(mask, s.time_mask), image)
-        for s, (image, mask) in zip(states, times, strict=True)
+        for s, (image, mask) in zip(states, to, strict=True)
     ]
     device = clean_image.device
     kept_image, kept_mask, time = torch.tensor(rows, dtype=torch.float64).T.to(device)
@@ -280,13 +279,16 @@ def _moved(
     mask = _mixed(torch.stack([s.mask_1RR for s in states]), clean_mask, kept_mask)
     if move_image:
         canvas = _keep_surroundings(canvas, states, time.float())
+    moved = zip(states, to, canvas, mask, strict=True)
     return [
-        state
-        if to[i] is None
-        else replace(
-            state, canvas_CSS=canvas[i], mask_1RR=mask[i], time_image=times[i][0], time_mask=times[i][1]
+        replace(
+            s,
+            canvas_CSS=new_canvas if image != s.time_image else s.canvas_CSS,
+            mask_1RR=new_mask if masked != s.time_mask else s.mask_1RR,
+            time_image=image,
+            time_mask=masked,
         )
-        for i, state in enumerate(states)
+        for s, (image, masked), new_canvas, new_mask in moved
     ]
 
 
