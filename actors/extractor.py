@@ -14,6 +14,7 @@ from cdiff.evaluation.fidelity import by_kind, coverage, kid, standardised
 from cdiff.generator.model import Generator
 from cdiff.generator.placement import Frame, cut_off, frame_of
 from cdiff.types import Attempt
+from cdiff.wasm.budget import recipe_of
 from cdiff.wasm.calibration import calibrate
 from cdiff.wasm.features import pair_features, real_features
 from cdiff.wasm.quality import Thresholds
@@ -52,6 +53,8 @@ class ExtractorActor:
     def thresholds(self, revision: str, target_ids: list[str], held_out: list[str]) -> Thresholds:
         """The gate's thresholds: pixels from all real training targets, label agreement from held-out ones."""
         generator = Generator.load(self.run.checkpoint(revision), self.config.resources.device)
+        recipe = recipe_of(self.config)  # ready as for the pairs that they will judge
+        generator.for_sampling(recipe.dtype, recipe.compiled)
         return calibrate(generator, self.dataset, target_ids, held_out, self.config)
 
     def fidelity(

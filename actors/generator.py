@@ -65,7 +65,7 @@ class GeneratorActor:
         """
         config = with_half_batches(self.config) if halved else self.config
         revisions = shard[0].task.revisions
-        generator, bank = self.models.generator(revisions)
+        generator, bank = self.models.generator(revisions, shard[0].task.recipe)
         name = shard_name(shard)
         take_shard(self.run, name, shard, self.dataset, self.config)
         attempts = produce_shard(
@@ -77,7 +77,7 @@ class GeneratorActor:
 
     def adapt(self, tasks: list[GenerationTask], outcomes: list[Outcome], seed: int) -> Revisions:
         """Fit what the tasks' arm learns each round; the tasks' revisions with those of the new parts."""
-        generator, bank = self.models.generator(tasks[0].revisions)
+        generator, bank = self.models.generator(tasks[0].revisions, tasks[0].recipe)
         miners = self.models.miners(tasks[0].revisions)
         folder = self.run.checkpoints
         adapted = adapt(

@@ -69,7 +69,8 @@ def _content(sample: Sample, paths: tuple[str, ...]) -> list[Any]:
 
 def _made_by(config: Config) -> list[Any]:
     """Code as this process imported it, and what else rounds otherwise."""
-    return [_CODE, torch.__version__, config.resources.threads, config.resources.device]
+    resources = config.resources
+    return [_CODE, torch.__version__, resources.threads, resources.device, resources.compile]
 
 
 def taken_fit(run: Run, key: str) -> dict[str, Any] | None:

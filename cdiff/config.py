@@ -53,7 +53,14 @@ class Config(Settings):
             raise ValueError(
                 "safe.weights names the encoder of safe.features=clip or dinov2: give both or none"
             )
-        latent_alone = ("prompt", "weights_dtype", "lora_rank", "gradient_checkpointing", "attention")
+        latent_alone = (
+            "prompt",
+            "weights_dtype",
+            "vae_dtype",
+            "lora_rank",
+            "gradient_checkpointing",
+            "attention",
+        )
         for name in latent_alone:
             if generator.backbone != "latent" and getattr(generator, name) != getattr(
                 GeneratorConfig(), name
@@ -70,6 +77,14 @@ class Config(Settings):
         ):
             raise ValueError(
                 "generator.weights_dtype=bfloat16 computes in bfloat16 alone: set sampling.dtype=bfloat16 and generator.bfloat16=true"
+            )
+        if generator.vae_dtype == "float16" and self.wasm.arm.endswith(("B2", "B4")):
+            raise ValueError(
+                f"arm {self.wasm.arm} goes back through the autoencoder, whose gradients float16 loses: set generator.vae_dtype=float32"
+            )
+        if self.sampling.dtype == "float16" and self.wasm.arm.startswith("B3"):
+            raise ValueError(
+                "arm B3 learns its token through the network, whose gradients float16 loses: set sampling.dtype=bfloat16"
             )
         return self
 

@@ -183,6 +183,11 @@ class Recipe:
     guided_from: float = 0.0  # part of the path on which there is guidance: 0 is its clean end
     guided_to: float = 1.0
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the networks are compiled, which rounds otherwise."""
+        return self.sampler.endswith("compiled")
+
 
 @dataclass(frozen=True, slots=True)
 class Pose:

@@ -119,7 +119,7 @@ def _configured(args: argparse.Namespace, folder: Path) -> Config:
             weights_dtype="bfloat16" if args.dtype == "bfloat16" else "float32",
             vae_dtype="float32" if args.dtype == "float32" else "float16",
             gradient_checkpointing=args.gradient_checkpointing,
-            batch=max(2, *args.batch, args.batch[0]),
+            batch=max(2, *args.batch),
         ),
     )
 

@@ -32,47 +32,47 @@ _CANDIDATES, _FRACTION = 4, 0.25  # of best-of-K, judged after this share of the
 def beside(
     denoiser: LatentDenoiser, folder: Path, args: argparse.Namespace, batch: int, found: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One size of batch: our sampler and, unless the look is a quick one, the pipeline."""
+    """One size of batch: our sampler and, unless the look is a quick one, the pipeline, in turns."""
     pairs = -(-max(args.pairs, batch) // batch) * batch
-    row: dict[str, Any] = {"batch": batch, "pairs": pairs}
-    row["sampling"] = _sampling(denoiser, args, batch, pairs)
-    tflops = (
-        found["tflop_per_evaluation"]
-        * row["sampling"]["evaluations_per_pair"]
-        * row["sampling"]["pairs_per_second"]
-    )
-    row["sampling"]["share_of_matrix_rate"] = tflops / found["matrix_tflops"]
-    if args.quick:
-        return row
-    row["inpainting_pipeline"] = _pipeline(folder, args, batch, pairs)
-    ratio = row["sampling"]["pairs_per_second"] / row["inpainting_pipeline"]["images_per_second"]
-    return row | {"pairs_to_pipeline_images": ratio}
-
-
-def _sampling(denoiser: LatentDenoiser, args: argparse.Namespace, batch: int, pairs: int) -> dict[str, Any]:
     scenes = _scenes(denoiser, args, pairs)
     make = partial(_pairs, denoiser, args, batch, scenes)
-    began = time.perf_counter()
-    if not args.quick:
-        _pairs(denoiser, args, batch, scenes[:batch])
-    first = time.perf_counter() - began
-    base, seconds, peak = _timed(make, None, args.device, args.repeats)
-    assert all(bool(torch.isfinite(image).all()) for image in base)
-    middle = statistics.median(seconds)
-    out = {
-        "pairs_per_second": pairs / middle,
-        "range": [pairs / max(seconds), pairs / min(seconds)],
-        "evaluations_per_pair": 2 * args.steps,  # guidance all along
+    evaluations = 2 * args.steps  # of the network, guidance all along
+    row: dict[str, Any] = {"batch": batch, "pairs": pairs, "evaluations": evaluations}
+    if args.quick:
+        made, seconds, peak = _timed(make, args.device)
+        row["sampling"] = _rates("pairs", pairs, [seconds], peak)
+    else:
+        # of the first batch recording and compiling are a part, in time and in memory
+        made, first, peak = _timed(partial(_pairs, denoiser, args, batch, scenes[:batch]), args.device)
+        held = _reserved(args.device)
+        images = _pipeline(folder, args, batch)
+        _, _, rival_peak = _timed(lambda: images(batch), args.device)
+        ours, theirs = [], []
+        for _ in range(args.repeats):
+            ours.append(_timed(make, args.device)[1])
+            theirs.append(_timed(lambda: images(pairs), args.device)[1])
+        row["sampling"] = _rates("pairs", pairs, ours, peak) | {"first_batch_seconds": first}
+        row["inpainting_pipeline"] = _rates("images", pairs, theirs, rival_peak - held)
+        row["pairs_to_pipeline_images"] = statistics.median(theirs) / statistics.median(ours)
+    assert all(bool(torch.isfinite(image).all()) for image in made)
+    tflops = found["tflop_per_evaluation"] * evaluations * row["sampling"]["pairs_per_second"]
+    row["sampling"]["share_of_matrix_rate"] = tflops / found["matrix_tflops"]
+    return row
+
+
+def _rates(what: str, number: int, seconds: Sequence[float], peak: float) -> dict[str, Any]:
+    return {
+        f"{what}_per_second": number / statistics.median(seconds),
+        "range": [number / max(seconds), number / min(seconds)],
         "peak_gb": peak,
     }
-    return out | {"first_batch_seconds": first}  # recording and compiling included
 
 
 def apart(denoiser: LatentDenoiser, args: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     """What guidance on a part of the path, and rejecting candidates early, bring on top: by how much so many pairs are faster."""
     make = partial(_pairs, denoiser, args, row["batch"], _scenes(denoiser, args, row["pairs"]))
     whole, guided, late, early = (
-        statistics.median(_timed(work, None, args.device, args.repeats)[1])
+        statistics.median(_timed(work, args.device)[1] for _ in range(args.repeats))
         for work in (
             make,
             partial(make, guided=_GUIDED),
@@ -134,19 +134,20 @@ def training(denoiser: LatentDenoiser, config: Config, args: argparse.Namespace)
         optimiser.step()
         losses.append(loss.item())
 
-    warm, repeats = (step, 5 * args.repeats) if args.device == "cuda" else (None, 1)
-    _, seconds, peak = _timed(step, warm, args.device, repeats)
+    card = args.device == "cuda"
+    times = [_timed(step, args.device) for _ in range(1 + 5 * args.repeats if card else 1)]
+    seconds = [one for _, one, _ in times[card:]]  # a card's first step chooses its kernels
     return {
         "steps_per_second": 1 / statistics.median(seconds),
         "range": [1 / max(seconds), 1 / min(seconds)],
         "batch": batch,
-        "peak_gb": peak,
+        "peak_gb": max(peak for _, _, peak in times),
         "loss": losses[-1],
     }
 
 
-def _pipeline(folder: Path, args: argparse.Namespace, batch: int, pairs: int) -> dict[str, Any]:
-    """diffusers' own inpainting on the same terms: its 4-channel form, as the checkpoint is."""
+def _pipeline(folder: Path, args: argparse.Namespace, batch: int) -> Callable[[int], None]:
+    """diffusers' own inpainting on the same terms: its 4-channel form, as the checkpoint is. Makes so many images when it is called."""
     from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
     from diffusers.utils import logging as told
 
@@ -190,13 +191,7 @@ def _pipeline(folder: Path, args: argparse.Namespace, batch: int, pairs: int) ->
                 output_type="pt",
             )
 
-    _, seconds, peak = _timed(lambda: images(pairs), lambda: images(batch), args.device, args.repeats)
-    return {
-        "images_per_second": pairs / statistics.median(seconds),
-        "range": [pairs / max(seconds), pairs / min(seconds)],
-        "evaluations_per_image": 2 * args.steps,
-        "peak_gb": peak,
-    }
+    return images
 
 
 def _scenes(denoiser: LatentDenoiser, args: argparse.Namespace, number: int) -> list[_Scene]:
@@ -250,30 +245,34 @@ def matrix_rate(device: str, dtype: str, side: int = 0) -> float:
     side = side or (8192 if device == "cuda" else 2048)
     a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     rounds = 20 if device == "cuda" else 3
-    _, (seconds,), _ = _timed(lambda: [a @ b for _ in range(rounds)][-1], lambda: a @ b, device)
+    _timed(lambda: a @ b, device)
+    _, seconds, _ = _timed(lambda: [a @ b for _ in range(rounds)][-1], device)
     return 2 * side**3 * rounds / seconds / 1e12
 
 
-def _timed(
-    work: Callable[[], Any], warm: Callable[[], Any] | None, device: str, repeats: int = 1
-) -> tuple[Any, list[float], float]:
-    """What work gives, seconds of each time, and the peak of memory in gigabytes: the card's, or this process's so far."""
-    if warm is not None:
-        warm()
+def _timed(work: Callable[[], Any], device: str) -> tuple[Any, float, float]:
+    """What work gives, its seconds, and the most gigabytes that were held meanwhile: of the card, recordings included, or by this process."""
     if device == "cuda":
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     else:
         with contextlib.suppress(OSError):  # where the kernel lets a process forget its peak
             Path("/proc/self/clear_refs").write_text("5")
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        out = work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return out, seconds, torch.cuda.max_memory_allocated() / GB if device == "cuda" else _peak()
+    began = time.perf_counter()
+    out = work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    return out, seconds, torch.cuda.max_memory_reserved() / GB if device == "cuda" else _peak()
+
+
+def _reserved(device: str) -> float:
+    """Gigabytes that are held on a card before something else comes; a process's own are not told apart."""
+    if device != "cuda":
+        return 0.0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved() / GB
 
 
 def _peak() -> float:

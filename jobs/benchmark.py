@@ -20,6 +20,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from jobs import backbone, loop_gain, quality, quality_report, safe_check, scale, serve_load
 from jobs.measured import how_measured
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
             found, line = safe_check.run(rest, args.unseen, args.pairs)
             result = about | found
         elif args.kind == "backbone":
-            found, line = backbone.run(args)
+            found, line = backbone.run(args, lambda found: _write(args.out, about | found))
             result = about | found
         elif args.kind == "scale":
             found, line = scale.run(rest, args, about)
@@ -99,11 +100,15 @@ def main(arguments: list[str] | None = None) -> int:
             result = about | found
         else:
             result, line = quality_report.run(rest, args, about)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        _write(args.out, result)
         print(f"{line}\nwritten    {args.out}")
 
     return exit_code(work, "the same command goes on from what is measured")
+
+
+def _write(file: Path, result: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

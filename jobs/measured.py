@@ -5,12 +5,11 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from cdiff.errors import shown_uri
 
@@ -26,10 +25,21 @@ def how_measured(program: str, told: list[str]) -> dict[str, Any]:
         "machine": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "cards": _cards(),
         },
         "versions": {name: found for name in _TOLD if (found := _version(name))},
     }
+
+
+def _cards() -> list[str]:
+    """GPUs of this machine, used or not; asked of the driver's own program, since PyTorch would take a part of their memory."""
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return []
+    told = subprocess.run(
+        [program, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return told.stdout.splitlines() if told.returncode == 0 else []
 
 
 def _version(name: str) -> str | None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from cdiff.config import GeneratorConfig, SafeConfig
 from cdiff.generator.codec import PixelCodec
+from cdiff.generator.compiling import Compiled
 from cdiff.generator.recorded import Recorded
 
 TIME_SCALE = 1000.0  # the sinusoidal embedding expects times of this range
@@ -38,9 +39,9 @@ class Denoiser(nn.Module):
         """
         self.requires_grad_(False).eval()
         if compiled:
-            self.unet.compile(dynamic=False, fullgraph=True)
+            self.unet = Compiled(self.unet)
         if next(self.parameters()).is_cuda:
-            self._recorded = Recorded(self.evaluate)
+            self._recorded = Recorded()
 
     def canvas(self, image_B3RR: torch.Tensor) -> torch.Tensor:
         """What of an image is denoised, [B, C, S, S]; images in [-1, 1]."""
@@ -85,7 +86,7 @@ class Denoiser(nn.Module):
         given = canvas_BCSS, mask_B1RR, time_image_B, time_mask_B, known_BKSS, region_B1RR, tokens_BND
         if self._recorded is None or torch.is_grad_enabled():
             return self.evaluate(*given)
-        canvas, mask = self._recorded(*given)
+        canvas, mask = self._recorded(self.evaluate, *given)
         return canvas, mask
 
     def evaluate(

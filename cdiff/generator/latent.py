@@ -21,12 +21,14 @@ from torch import nn
 from cdiff.config import GeneratorConfig, SafeConfig
 from cdiff.errors import ConfigError
 from cdiff.generator.codec import PixelCodec
+from cdiff.generator.compiling import Compiled
 from cdiff.generator.denoiser import TIME_SCALE, Denoiser
 from cdiff.generator.pretrained import (
-    Merged,
+    InOneType,
     adapted_unet,
     attend_by,
     autoencoder,
+    merged,
     noise_levels,
     prompt_tokens,
 )
@@ -65,23 +67,22 @@ class LatentDenoiser(Denoiser):
 
     def for_sampling(self, dtype: torch.dtype, compiled: bool) -> None:
         """As of all backbones; LoRA is added to the weights that it changes, and these are cast once instead of in every step."""
-        self.unet = Merged(self.unet, dtype)
-        super().for_sampling(dtype, compiled=False)
-        if compiled:  # images pass the autoencoder one by one: its halves meet a single size
-            for part in (self.unet.unet, self.vae.encoder, self.vae.decoder):
-                part.to(memory_format=torch.channels_last)
-                part.compile(dynamic=False, fullgraph=True)
+        self.unet = merged(self.unet, dtype)
+        super().for_sampling(dtype, compiled)
+        self.unet = InOneType(self.unet, dtype)
+        if compiled:  # images pass it one by one: its halves meet a single size
+            self.vae.encoder, self.vae.decoder = Compiled(self.vae.encoder), Compiled(self.vae.decoder)
 
     def canvas(self, image_B3RR: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), _exact(image_B3RR):
             latents: torch.Tensor = self.vae.encode(image_B3RR.to(self.vae.dtype)).latent_dist.mode().float()
-        return self._finite(latents) * self.vae.config.scaling_factor
+        return self._finite(latents, image_B3RR) * self.vae.config.scaling_factor
 
     def image(self, canvas_BCSS: torch.Tensor) -> torch.Tensor:
         with _exact(canvas_BCSS):
             latents = canvas_BCSS.float() / self.vae.config.scaling_factor
             image: torch.Tensor = self.vae.decode(latents.to(self.vae.dtype)).sample.float()
-        return self._finite(image).clamp(-1, 1)
+        return self._finite(image, canvas_BCSS).clamp(-1, 1)
 
     def bounded(self, canvas_BCSS: torch.Tensor) -> torch.Tensor:
         return canvas_BCSS
@@ -133,8 +134,9 @@ class LatentDenoiser(Denoiser):
         below, above = table[upper - 1], table[upper]
         return (upper - 1) + ((wanted - below) / (above - below)).clamp(0, 1)
 
-    def _finite(self, made: torch.Tensor) -> torch.Tensor:
-        if self.vae.dtype != torch.float32 and not torch.isfinite(made).all():
+    def _finite(self, made: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        lost = self.vae.dtype != torch.float32 and not torch.isfinite(made).all()
+        if lost and torch.isfinite(given).all():  # otherwise it was lost before
             raise ConfigError(
                 "generator.vae_dtype=float16: this checkpoint's autoencoder leaves the range of that type. Set generator.vae_dtype=float32."
             )

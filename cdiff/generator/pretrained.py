@@ -68,25 +68,27 @@ def adapted_unet(folder: Path, mask_channels: int, config: GeneratorConfig) -> A
     return unet
 
 
-class Merged(nn.Module):
-    """An adapted UNet for sampling alone: LoRA is part of the weights, and all is in one type. What it is given and gives is float32.
+def merged(unet: Any, dtype: torch.dtype) -> Any:
+    """A UNet of `adapted_unet`, changed for sampling alone: LoRA is part of the weights, and all are of one type."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in list(unet.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, BaseTunerLayer):
+                child.merge()
+                setattr(module, name, child.get_base_layer())
+    return _in(dtype, unet)
+
+
+class InOneType(nn.Module):
+    """A merged UNet that is given float32, whatever autocast says.
 
     Autocast would leave norms in float32, whose traffic costs a card more than their arithmetic; diffusers' own pipelines compute in one type, too.
-
-    Args:
-        unet: of `adapted_unet`; it is changed.
     """
 
-    def __init__(self, unet: Any, dtype: torch.dtype) -> None:
+    def __init__(self, unet: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        for module in list(unet.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, BaseTunerLayer):
-                    child.merge()
-                    setattr(module, name, child.get_base_layer())
-        self.unet = _in(dtype, unet)
+        self.unet, self._dtype = unet, dtype
 
     def forward(
         self,
@@ -95,12 +97,11 @@ class Merged(nn.Module):
         encoder_hidden_states: torch.Tensor,
         class_labels: torch.Tensor,
     ) -> Any:
-        kind = self.unet.dtype
         with torch.autocast(codes.device.type, enabled=False):
             return self.unet(
-                codes.to(kind),
+                codes.to(self._dtype),
                 step_B,
-                encoder_hidden_states=encoder_hidden_states.to(kind),
+                encoder_hidden_states=encoder_hidden_states.to(self._dtype),
                 class_labels=class_labels,
             )
 

@@ -90,7 +90,7 @@ class Studio:
         self._limits = limits_of(self.config)
         self.manifest: Manifest = read_manifest(run.local("splits.parquet", anew=True))
         self._models = Models(run, self.config)
-        self.generator, self._bank = self._models.generator(self.revisions)
+        self.generator, self._bank = self._models.generator(self.revisions, recipe_of(self.config))
         self._segmenter: tuple[str, Any, Any] = ("", None, None)  # revision, network, settings
         self._targets: dict[tuple[str, str], list[Target]] = {}
         for target_id in sorted(self._bank.tokens):

@@ -25,7 +25,8 @@ class ResourceConfig(Settings):
     downstream_gpus: float | None = Field(None, ge=0, description="Of a downstream actor, likewise.")
     compile: bool = Field(
         False,
-        description="Compile networks for sampling (torch.compile; needs a C compiler on the node): minutes once, and faster from then on.",
+        description="Compile networks for sampling (torch.compile; needs a C compiler on the node): minutes for each size of batch, faster from then on, and other "
+        "last bits.",
     )
     threads: int = Field(
         1, ge=1, description="Torch threads per actor: two actors of one thread do more than one of two."

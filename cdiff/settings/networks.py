@@ -63,7 +63,7 @@ class GeneratorConfig(Settings):
     )
     vae_dtype: Literal["float32", "float16"] = Field(
         "float32",
-        description="In which its autoencoder computes; float16 is faster on GPUs and moves images by an eighth of a grey level.",
+        description="In which its autoencoder computes; float16 is faster on GPUs (docs/gpus.md).",
     )
     prompt: str = Field("", description="Text beside the SAFE tokens, for the latent backbone; empty: none.")
     lora_rank: int = Field(

@@ -235,7 +235,7 @@ def recipe_of(config: Config) -> Recipe:
         candidates=config.wasm.candidates if best_of_k else 1,
         fraction=config.wasm.fraction if best_of_k else 1.0,
         steps=config.sampling.steps,
-        sampler="euler",
+        sampler="euler, compiled" if config.resources.compile else "euler",
         dtype=config.sampling.dtype,
         micro_batch=config.sampling.micro_batch,
         threads=config.resources.threads,

@@ -11,7 +11,7 @@ from cdiff.data.run import Run
 from cdiff.downstream.segmenter import load_segmenter
 from cdiff.generator.model import Generator
 from cdiff.safe.tokens import TokenBank
-from cdiff.types import Revisions
+from cdiff.types import Recipe, Revisions
 from cdiff.wasm.mining import Miners
 from cdiff.wasm.noise import NoiseMiner
 from cdiff.wasm.token import WeaknessToken
@@ -21,14 +21,17 @@ class Models:
     """Of one run, each loaded once."""
 
     def __init__(self, run: Run, config: Config) -> None:
-        self._run, self._config, self._device = run, config, config.resources.device
-        self._loaded: dict[str, Any] = {}
+        self._run, self._device = run, config.resources.device
+        self._loaded: dict[Any, Any] = {}
 
-    def generator(self, revisions: Revisions) -> tuple[Generator, TokenBank]:
-        how = self._config.sampling.dtype, self._config.resources.compile
-        generator = self._load(
-            revisions.generator, lambda path: Generator.load(path, self._device).for_sampling(*how)
-        )
+    def generator(self, revisions: Revisions, recipe: Recipe) -> tuple[Generator, TokenBank]:
+        """The generator, ready to be sampled from as a recipe says, and its token bank."""
+        how = recipe.dtype, recipe.compiled
+
+        def ready(path: Path) -> Generator:
+            return Generator.load(path, self._device).for_sampling(*how)
+
+        generator = self._load(revisions.generator, ready, *how)
         return generator, self._load(revisions.bank, lambda path: TokenBank.load(_file(path)))
 
     def miners(self, revisions: Revisions) -> Miners:
@@ -44,10 +47,11 @@ class Models:
             known["token"] = self._load(revisions.token, lambda path: WeaknessToken.load(_file(path)))
         return Miners(**known)
 
-    def _load(self, revision: str, read: Callable[[Path], Any]) -> Any:
-        if revision not in self._loaded:
-            self._loaded[revision] = read(self._run.checkpoint(revision))
-        return self._loaded[revision]
+    def _load(self, revision: str, read: Callable[[Path], Any], *how: Any) -> Any:
+        key = revision, *how
+        if key not in self._loaded:
+            self._loaded[key] = read(self._run.checkpoint(revision))
+        return self._loaded[key]
 
 
 def _file(path: Path) -> Path:

@@ -232,8 +232,14 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(tiny_overrides, c
     ):
         with pytest.raises(ConfigError, match=says):
             settings(tiny_overrides, checkpoint, more)
-    with pytest.raises(ConfigError, match=r"only generator\.backbone=latent has it"):
-        load_config(None, [*tiny_overrides, "generator.attention=math"])
+    for name in ("attention=math", "vae_dtype=float16"):
+        with pytest.raises(ConfigError, match=r"only generator\.backbone=latent has it"):
+            load_config(None, [*tiny_overrides, f"generator.{name}"])
+    for arm in ("B2", "B3+B2", "B4"):
+        with pytest.raises(ConfigError, match="goes back through the autoencoder"):
+            settings(tiny_overrides, checkpoint, "generator.vae_dtype=float16", f"wasm.arm={arm}")
+    with pytest.raises(ConfigError, match="learns its token through the network"):
+        settings(tiny_overrides, checkpoint, "sampling.dtype=float16", "wasm.arm=B3+B1")
     with pytest.raises(ConfigError, match="no commit"):
         local_weights("owner/name@main")
     with pytest.raises(ConfigError, match="no such folder"):

@@ -1,16 +1,26 @@
 """Generators made ready to be sampled from: LoRA in the weights, one type, recorded on a card, compiled."""
 
 import copy
+import dataclasses
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
 
 from cdiff.config_file import load_config
+from cdiff.data.run import Run
 from cdiff.errors import ConfigError
+from cdiff.generator.compiling import Compiled
 from cdiff.generator.denoiser import Denoiser, PixelDenoiser
 from cdiff.generator.latent import LatentDenoiser
+from cdiff.generator.recorded import Recorded
 from cdiff.generator.sampling import Condition, Sampler
+from cdiff.safe.tokens import TokenBank
+from cdiff.types import Revisions
+from cdiff.wasm.budget import recipe_of
+from cdiff.wasm.models import Models
 
 SIDE = 64
 on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
@@ -66,13 +76,16 @@ def test_merging_lora_changes_nothing(tiny_overrides, checkpoint) -> None:
         if "lora_" in name:
             part.zero_()
     for a, b, without in zip(ready(*scene()), learned(*scene()), silent(*scene()), strict=True):
-        assert (a - b).abs().max() < 1e-4 < 10 * (b - without).abs().max(), "LoRA itself does more than that"
+        assert (a - b).abs().max() < 1e-4
+        assert (b - without).abs().max() > 1e-2, "LoRA itself does more than that"
 
 
+@pytest.mark.parametrize("kept", ["float32", "bfloat16"])
 @torch.inference_mode()
-def test_one_type_is_as_near_to_float32_as_autocast(tiny_overrides, checkpoint) -> None:
+def test_one_type_is_as_near_to_float32_as_autocast(tiny_overrides, checkpoint, kept) -> None:
     exact = latent(tiny_overrides, checkpoint)
-    ready = copy.deepcopy(exact)
+    told = [f"generator.weights_dtype={kept}", "sampling.dtype=bfloat16", "generator.bfloat16=true"]
+    ready = latent(tiny_overrides, checkpoint, *told)
     ready.for_sampling(torch.bfloat16, compiled=False)
     assert {part.dtype for part in ready.unet.parameters()} == {torch.bfloat16}
     with torch.autocast("cpu", torch.bfloat16):
@@ -105,6 +118,46 @@ def test_a_float16_autoencoder_moves_images_by_a_fraction_of_a_grey_level(tiny_o
             half.image(canvas)
 
 
+def test_a_run_loads_its_generator_ready_to_be_sampled_from(tiny_config, tiny_generator, tmp_path) -> None:
+    """As the tasks' recipe says, and once for each way."""
+    run = Run(tmp_path / "run")
+    revision = tiny_generator.save(run.checkpoints)
+    TokenBank({}, "bank-0").save(run.checkpoint("bank-0").with_suffix(".safetensors"))
+    models, named = Models(run, tiny_config), Revisions(revision, "bank-0")
+    plain = recipe_of(tiny_config)
+    first, _ = models.generator(named, plain)
+    assert not any(part.requires_grad for part in first.denoiser.parameters())
+    assert models.generator(named, plain)[0] is first
+    other, _ = models.generator(named, dataclasses.replace(plain, sampler="euler, compiled"))
+    assert isinstance(other.denoiser.unet, Compiled) and not isinstance(first.denoiser.unet, Compiled)
+
+
+def test_compiled_pairs_are_told_apart_from_others(tiny_config) -> None:
+    wanted = tiny_config.resources.model_copy(update={"compile": True})
+    recipe = recipe_of(tiny_config.model_copy(update={"resources": wanted}))
+    assert recipe.compiled and not recipe_of(tiny_config).compiled
+
+
+def test_without_a_compiler_the_remedy_is_named(tiny_config, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match=r"resources\.compile=false"):
+        _pixels(tiny_config).for_sampling(torch.float32, compiled=True)
+
+
+def test_a_dropped_generator_is_freed_at_once(tiny_config) -> None:
+    """Its memory is a card's, which Python's collector does not see."""
+    ready = _pixels(tiny_config)
+    ready.for_sampling(torch.float32, compiled=False)
+    ready._recorded = Recorded()
+    gone = weakref.ref(ready)
+    gc.disable()
+    try:
+        del ready
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.long
 def test_a_compiled_generator_makes_the_same_pictures(tiny_overrides, checkpoint) -> None:
     plain = latent(tiny_overrides, checkpoint)
@@ -130,8 +183,8 @@ def test_a_recorded_network_gives_the_same_bits(tiny_overrides, checkpoint, dtyp
 
 @pytest.mark.gpu
 @on_a_card
-def test_a_card_draws_what_a_cpu_draws(tiny_overrides, checkpoint, tiny_config) -> None:
-    torch.backends.cudnn.allow_tf32 = False
+def test_a_card_draws_what_a_cpu_draws(tiny_overrides, checkpoint, tiny_config, monkeypatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     for plain in (latent(tiny_overrides, checkpoint), _pixels(tiny_config)):
         ready = copy.deepcopy(plain).to("cuda")
         ready.for_sampling(torch.float32, compiled=False)
