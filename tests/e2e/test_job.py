@@ -32,6 +32,11 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
+def _heeds_interrupts() -> None:
+    """A shell's background jobs ignore SIGINT, and their children would, too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _environment(home: Path, **more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "CDIFF_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
@@ -148,14 +153,22 @@ def test_a_stopped_run_ends_cleanly_and_says_that_it_goes_on(
     log = tmp_path / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [*command, "generator.steps=100000"], env=environment, stdout=file, stderr=file, cwd=tmp_path
+            [*command, "generator.steps=100000"],
+            env=environment,
+            stdout=file,
+            stderr=file,
+            cwd=tmp_path,
+            preexec_fn=_heeds_interrupts,
         )
-        for _ in range(120):
-            if "training the generator" in log.read_text():
-                break
-            time.sleep(1)
-        process.send_signal(signum)
-        assert process.wait(bound) == code
+        try:
+            for _ in range(120):
+                if "training the generator" in log.read_text():
+                    break
+                time.sleep(1)
+            process.send_signal(signum)
+            assert process.wait(bound) == code
+        finally:
+            process.kill()
     assert "Traceback" not in log.read_text()
     assert signum == signal.SIGTERM or "stopped; the same command goes on" in log.read_text()
     lease = json.loads((tmp_path / "runs" / "stopped" / "lease.json").read_text())
