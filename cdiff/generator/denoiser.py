@@ -67,23 +67,8 @@ class Denoiser(nn.Module):
         """By which the squared error of an expected canvas counts in training, from the time of its noise."""
         return time_B.clamp_min(SMALL_TIME).square().reciprocal()
 
-    def forward(
-        self,
-        canvas_BCSS: torch.Tensor,
-        mask_B1RR: torch.Tensor,
-        time_image_B: torch.Tensor,
-        time_mask_B: torch.Tensor,
-        known_BKSS: torch.Tensor,
-        region_B1RR: torch.Tensor,
-        tokens_BND: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The clean canvas and the clean mask [B, 1, R, R] that are behind noisy ones.
-
-        Args:
-            known_BKSS, region_B1RR: the surroundings, as `known` gives them, and where may be painted.
-            tokens_BND: SAFE tokens.
-        """
-        given = canvas_BCSS, mask_B1RR, time_image_B, time_mask_B, known_BKSS, region_B1RR, tokens_BND
+    def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `evaluate`; recorded on a card, once it is ready for sampling and where no gradient is wanted."""
         if self._recorded is None or torch.is_grad_enabled():
             return self.evaluate(*given)
         canvas, mask = self._recorded(self.evaluate, *given)
@@ -99,7 +84,12 @@ class Denoiser(nn.Module):
         region_B1RR: torch.Tensor,
         tokens_BND: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `forward`, by the network itself."""
+        """The clean canvas and the clean mask [B, 1, R, R] that are behind noisy ones.
+
+        Args:
+            known_BKSS, region_B1RR: the surroundings, as `known` gives them, and where may be painted.
+            tokens_BND: SAFE tokens.
+        """
         raise NotImplementedError
 
 

@@ -42,7 +42,7 @@ def test_memory_speed_and_the_rival_are_told_on_equal_terms(checkpoint) -> None:
     for row in found["batches"]:
         sampling, rival = row["sampling"], row["inpainting_pipeline"]
         assert row["pairs_to_pipeline_images"] == pytest.approx(
-            sampling["pairs_per_second"] / rival["images_per_second"], rel=0.5
+            sampling["pairs_per_second"] / rival["images_per_second"]
         )
         assert sampling["range"][0] <= sampling["pairs_per_second"] <= sampling["range"][1]
         assert 0 < sampling["share_of_matrix_rate"] < 1

@@ -202,7 +202,7 @@ class Heading(Denoiser):
         super().__init__()
         self.mask = mask_1RR
 
-    def forward(self, image, mask, *_):
+    def evaluate(self, image, mask, *_):
         return image, self.mask.expand_as(mask)
 
 
