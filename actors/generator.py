@@ -66,6 +66,8 @@ class GeneratorActor:
         config = with_half_batches(self.config) if halved else self.config
         revisions = shard[0].task.revisions
         generator, bank = self.models.generator(revisions, shard[0].task.recipe)
+        if halved:
+            generator.denoiser.forget_recordings()
         name = shard_name(shard)
         take_shard(self.run, name, shard, self.dataset, self.config)
         attempts = produce_shard(

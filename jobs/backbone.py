@@ -96,9 +96,10 @@ def run(
         denoiser.for_sampling(getattr(torch, args.dtype), args.compile)
         found["batches"] = []
         for batch in args.batch:
+            denoiser.forget_recordings()
             found["batches"].append(beside(denoiser, folder, args, batch, found))
             so_far(found)
-        if not args.quick:
+        if not (args.quick or args.compile):  # where nobody guides is another size to compile
             found["apart"] = apart(denoiser, args, max(found["batches"], key=lambda row: row["batch"]))
     rows = found["batches"]
     peaks = max(row["sampling"]["peak_gb"] for row in rows), found["training"]["peak_gb"]

@@ -19,7 +19,8 @@ from cdiff.config import Config
 from cdiff.generator.latent import LatentDenoiser
 from cdiff.generator.objective import Clean, flow_loss
 from cdiff.generator.pretrained import attend_by
-from cdiff.generator.sampling import Condition, Sampler, State
+from cdiff.generator.sampling import Sampler
+from cdiff.generator.states import Condition, State
 
 _Scene = tuple[torch.Tensor, ...]
 
@@ -70,7 +71,12 @@ def _rates(what: str, number: int, seconds: Sequence[float], peak: float) -> dic
 
 def apart(denoiser: LatentDenoiser, args: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
     """What guidance on a part of the path, and rejecting candidates early, bring on top: by how much so many pairs are faster."""
-    make = partial(_pairs, denoiser, args, row["batch"], _scenes(denoiser, args, row["pairs"]))
+    scenes = _scenes(denoiser, args, row["pairs"])
+    make = partial(_pairs, denoiser, args, row["batch"], scenes)
+    if (
+        args.device == "cuda"
+    ):  # who is not guided passes the network in batches of half the size: recorded before it is timed
+        _pairs(denoiser, args, row["batch"], scenes[: row["batch"]], guided=_GUIDED)
     whole, guided, late, early = (
         statistics.median(_timed(work, args.device)[1] for _ in range(args.repeats))
         for work in (

@@ -24,10 +24,16 @@ TIME_SCALE = 1000.0  # the sinusoidal embedding expects times of this range
 SMALL_TIME = 0.25  # below it the weight 1 / t^2 grows no further: almost clean inputs teach little
 
 
+def hide(image: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    """What a network is shown of a photo: what lies in the region, 1 where may be painted, is hidden."""
+    return image * (1 - region)
+
+
 class Denoiser(nn.Module):
     """What sampler and objective ask of a backbone. As it stands, the canvas is the image itself, [B, 3, R, R]."""
 
     unet: Any
+    lossy = False  # whether an image on its way to a canvas and back is another one
     _recorded: Recorded | None = None
 
     def for_sampling(self, dtype: torch.dtype, compiled: bool) -> None:
@@ -38,10 +44,17 @@ class Denoiser(nn.Module):
             compiled: by torch.compile, whenever a new size of batch is met: minutes once, and faster from then on.
         """
         self.requires_grad_(False).eval()
+        self.zero_grad(set_to_none=True)
         if compiled:
             self.unet = Compiled(self.unet)
         if next(self.parameters()).is_cuda:
             self._recorded = Recorded()
+
+    def forget_recordings(self) -> None:
+        """Free what they hold of a card's memory; what is drawn next is recorded anew."""
+        if self._recorded is not None:
+            self._recorded = Recorded()
+            torch.cuda.empty_cache()
 
     def canvas(self, image_B3RR: torch.Tensor) -> torch.Tensor:
         """What of an image is denoised, [B, C, S, S]; images in [-1, 1]."""
@@ -54,10 +67,6 @@ class Denoiser(nn.Module):
     def bounded(self, canvas_BCSS: torch.Tensor) -> torch.Tensor:
         """An expected canvas without values that no image has."""
         return canvas_BCSS.clamp(-1, 1)
-
-    def known(self, image_B3RR: torch.Tensor, region_B1RR: torch.Tensor) -> torch.Tensor:
-        """What the network is shown of a photo: what lies in the region, 1 where may be painted, is hidden."""
-        return image_B3RR * (1 - region_B1RR)
 
     def place(self, region_B1RR: torch.Tensor) -> torch.Tensor:
         """The region on the canvas, [B, 1, S, S] in {0, 1}: all that has a pixel in it."""
@@ -87,7 +96,7 @@ class Denoiser(nn.Module):
         """The clean canvas and the clean mask [B, 1, R, R] that are behind noisy ones.
 
         Args:
-            known_BKSS, region_B1RR: the surroundings, as `known` gives them, and where may be painted.
+            known_BKSS, region_B1RR: the surroundings, a canvas of what `hide` leaves, and where may be painted.
             tokens_BND: SAFE tokens.
         """
         raise NotImplementedError

@@ -43,6 +43,7 @@ class LatentDenoiser(Denoiser):
         ConfigError: it is no checkpoint of this class, or does not fit the resolution.
     """
 
+    lossy = True
     sigmas: torch.Tensor
     text: torch.Tensor | None
 
@@ -72,6 +73,8 @@ class LatentDenoiser(Denoiser):
         self.unet = InOneType(self.unet, dtype)
         if compiled:  # images pass it one by one: its halves meet a single size
             self.vae.encoder, self.vae.decoder = Compiled(self.vae.encoder), Compiled(self.vae.decoder)
+        elif self.sigmas.is_cuda:  # three images of a task take the time of two
+            self.vae.disable_slicing()
 
     def canvas(self, image_B3RR: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), _exact(image_B3RR):
@@ -86,9 +89,6 @@ class LatentDenoiser(Denoiser):
 
     def bounded(self, canvas_BCSS: torch.Tensor) -> torch.Tensor:
         return canvas_BCSS
-
-    def known(self, image_B3RR: torch.Tensor, region_B1RR: torch.Tensor) -> torch.Tensor:
-        return self.canvas(image_B3RR * (1 - region_B1RR))
 
     def place(self, region_B1RR: torch.Tensor) -> torch.Tensor:
         return F.max_pool2d(region_B1RR, self.codec.factor)

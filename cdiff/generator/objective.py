@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from cdiff.config import GeneratorConfig
-from cdiff.generator.denoiser import SMALL_TIME, Denoiser
+from cdiff.generator.denoiser import SMALL_TIME, Denoiser, hide
 from cdiff.workers import WHOLE, Part
 
 # How often each use of the network is practised: joint, independent times, given mask, mask from image, mask first.
@@ -52,7 +52,7 @@ class Clean:
         cls, denoiser: Denoiser, image_B3RR: torch.Tensor, mask_B1RR: torch.Tensor, region_B1RR: torch.Tensor
     ) -> Clean:
         """Crops in [-1, 1], masks in [0, 1] and regions in {0, 1}, encoded."""
-        known = denoiser.known(image_B3RR, region_B1RR)
+        known = denoiser.canvas(hide(image_B3RR, region_B1RR))
         return cls(denoiser.canvas(image_B3RR), mask_B1RR * 2 - 1, known, region_B1RR)
 
 

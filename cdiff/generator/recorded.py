@@ -28,7 +28,6 @@ class Recorded:
         self._known: dict[Any, tuple[torch.cuda.CUDAGraph, Outputs, Outputs]] = {}
         # recordings share their memory: one is replayed at a time, and its results are copied out
         self._pool: Any = None
-        self._largest = 0
 
     @torch.inference_mode()
     def __call__(self, work: Work, *given: torch.Tensor) -> Outputs:
@@ -38,21 +37,12 @@ class Recorded:
         key = (autocast, *((part.shape, part.dtype) for part in given))
         with self._lock:
             if key not in self._known:
-                self._forget_larger(len(given[0]))
                 self._known[key] = self._record(work, given)
             graph, inputs, outputs = self._known[key]
             for kept, new in zip(inputs, given, strict=True):
                 kept.copy_(new)
             graph.replay()
             return tuple(part.clone() for part in outputs)
-
-    def _forget_larger(self, batch: int) -> None:
-        """Who asks for a smaller batch than before is short of memory, and a recording holds its own."""
-        if batch < self._largest:
-            self._known.clear()
-            self._pool = None
-            torch.cuda.empty_cache()
-        self._largest = batch
 
     def _record(self, work: Work, given: Outputs) -> tuple[torch.cuda.CUDAGraph, Outputs, Outputs]:
         inputs = tuple(part.clone(memory_format=torch.contiguous_format) for part in given)

@@ -31,7 +31,8 @@ from cdiff.errors import RequestError, RunError
 from cdiff.generator.crops import cut, put, to_resolution, to_side
 from cdiff.generator.model import square_of
 from cdiff.generator.placement import Frame, draw_pose, frame_of, repaint_pose
-from cdiff.generator.sampling import Condition, Sampler
+from cdiff.generator.sampling import Sampler
+from cdiff.generator.states import Condition
 from cdiff.safe.tokens import TokenBank
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
 from cdiff.service.uploads import Upload, WithUploads, upload_of

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from cdiff.config import Config
-from cdiff.generator.sampling import Sampler, State, shown
+from cdiff.generator.sampling import Sampler, shown
+from cdiff.generator.states import State
 from cdiff.wasm.layout import Layout, composite, noise_of
 from cdiff.wasm.noise import NoiseMiner
 from cdiff.wasm.view import Job, View, difficulty, seen_by

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from cdiff.generator.crops import cut, to_resolution
-from cdiff.generator.sampling import Condition, Sampler
+from cdiff.generator.sampling import Sampler
+from cdiff.generator.states import Condition
 from cdiff.wasm.layout import Layout, coverage, noise_of
 
 READ_STEPS = 6  # steps in which a mask is read from a finished image

@@ -12,7 +12,7 @@ from cdiff.data.dataset import Dataset
 from cdiff.generator.crops import to_resolution
 from cdiff.generator.model import Generator
 from cdiff.generator.paste import Canvas, lay_out, paste_back
-from cdiff.generator.sampling import Condition
+from cdiff.generator.states import Condition
 from cdiff.types import Attempt, Box, GenerationTask
 
 _SHOWN = 0.5  # share of a new target that must lie beside the photo's own: nothing new is seen of the rest

@@ -28,7 +28,8 @@ from torch import nn
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.generator.model import Generator
-from cdiff.generator.sampling import Condition, Sampler, State
+from cdiff.generator.sampling import Sampler
+from cdiff.generator.states import Condition, State
 from cdiff.safe.tokens import TokenBank
 from cdiff.types import GenerationTask, Recipe
 from cdiff.wasm.arms import BestOfK, Gradient, Judge, MinedNoise, MiningArm, RandomSeeds

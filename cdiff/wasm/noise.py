@@ -23,7 +23,8 @@ from torch import nn
 
 from cdiff.config import Config
 from cdiff.generator.model import weights_hash
-from cdiff.generator.sampling import Condition, Sampler, shown
+from cdiff.generator.sampling import Sampler, shown
+from cdiff.generator.states import Condition
 from cdiff.wasm.layout import noise_of
 from cdiff.wasm.view import Job, difficulty, seen_by
 

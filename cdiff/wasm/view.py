@@ -17,7 +17,7 @@ from torch import nn
 from cdiff.config import Config
 from cdiff.generator.crops import cut, to_resolution
 from cdiff.generator.paste import feathered, given_back
-from cdiff.generator.sampling import Condition
+from cdiff.generator.states import Condition
 from cdiff.types import Box
 from cdiff.wasm.layout import Layout, coverage, detail_share
 

@@ -15,7 +15,8 @@ from cdiff.errors import ConfigError, RunError
 from cdiff.generator.latent import LatentDenoiser
 from cdiff.generator.model import Generator
 from cdiff.generator.objective import Clean
-from cdiff.generator.sampling import Condition, Sampler
+from cdiff.generator.sampling import Sampler
+from cdiff.generator.states import Condition
 from cdiff.generator.training import train_generator
 from cdiff.types import GenerationTask, Outcome, Pose, Revisions, Strengths
 from cdiff.wasm.adaptation import adapt

@@ -16,7 +16,8 @@ from cdiff.generator.compiling import Compiled
 from cdiff.generator.denoiser import Denoiser, PixelDenoiser
 from cdiff.generator.latent import LatentDenoiser
 from cdiff.generator.recorded import Recorded
-from cdiff.generator.sampling import Condition, Sampler
+from cdiff.generator.sampling import Sampler
+from cdiff.generator.states import Condition
 from cdiff.safe.tokens import TokenBank
 from cdiff.types import Revisions
 from cdiff.wasm.budget import recipe_of
@@ -158,10 +159,19 @@ def test_a_dropped_generator_is_freed_at_once(tiny_config) -> None:
         gc.enable()
 
 
+def test_what_is_sampled_from_keeps_no_gradients(tiny_overrides, checkpoint) -> None:
+    ready = latent(tiny_overrides, checkpoint)
+    ready(*scene())[0].square().sum().backward()
+    ready.for_sampling(torch.bfloat16, compiled=False)
+    assert all(part.grad is None for part in ready.parameters())
+
+
 @pytest.mark.long
 def test_a_compiled_generator_makes_the_same_pictures(tiny_overrides, checkpoint) -> None:
+    """Also of one that comes from its training, with gradients."""
     plain = latent(tiny_overrides, checkpoint)
     ready = copy.deepcopy(plain)
+    ready(*scene())[0].square().sum().backward()
     ready.for_sampling(torch.float32, compiled=True)
     assert (sampled(ready, "cpu") - sampled(plain, "cpu")).abs().max() < 1e-3
 
@@ -179,6 +189,28 @@ def test_a_recorded_network_gives_the_same_bits(tiny_overrides, checkpoint, dtyp
                 pairs = zip(ready(*given), ready.evaluate(*given), strict=True)
             assert all(torch.equal(a, b) for a, b in pairs)
     assert ready._recorded is not None and len(ready._recorded._known) == 2
+
+
+@pytest.mark.gpu
+@on_a_card
+def test_on_a_card_a_candidate_does_not_depend_on_its_neighbours(tiny_overrides, checkpoint) -> None:
+    """Who is guided and who is not pass the network in batches of other sizes."""
+    ready = latent(tiny_overrides, checkpoint).to("cuda")
+    ready.for_sampling(torch.bfloat16, compiled=False)
+
+    def drawn(*wanted: tuple[int, float, tuple[float, float]]) -> list[torch.Tensor]:
+        draw, states = Sampler(ready, torch.zeros(9, 32, device="cuda"), 4, 3, "bfloat16"), []
+        for seed, guidance, guided in wanted:
+            _, mask, *_, region, tokens = (part[0] for part in scene("cuda", seed))
+            image = torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)).to("cuda")
+            condition = Condition.of(ready, image, region, tokens, image, mask, guidance, 1.0, guided)
+            states.append(draw.start_joint(condition, torch.Generator().manual_seed(seed)))
+        return [torch.cat([s.canvas_CSS.flatten(), s.mask_1RR.flatten()]) for s in draw.run(states)]
+
+    all_along, partly, never = (1, 3.0, (0.0, 1.0)), (2, 3.0, (0.4, 0.8)), (3, 1.0, (0.0, 1.0))
+    among = drawn(all_along, partly, never)
+    for one, expected in zip((all_along, partly, never), among, strict=True):
+        assert torch.equal(drawn(one)[0], expected)
 
 
 @pytest.mark.gpu

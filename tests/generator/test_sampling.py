@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cdiff.generator.sampling import Condition, Sampler
+from cdiff.generator.sampling import Sampler
+from cdiff.generator.states import Condition
 
 
 def _condition(generator, seed: int, guidance: float = 2.0, tau: float = 1.0) -> Condition:

@@ -11,7 +11,8 @@ import torch
 from cdiff.generator.crops import cut, to_resolution
 from cdiff.generator.denoiser import Denoiser
 from cdiff.generator.placement import draw_pose, frame_of
-from cdiff.generator.sampling import Condition, Sampler
+from cdiff.generator.sampling import Sampler
+from cdiff.generator.states import Condition
 from cdiff.types import GenerationTask, Pose, Recipe, Revisions, Strengths
 from cdiff.wasm.calibration import label_agreement
 from cdiff.wasm.labels import mask_agreement
