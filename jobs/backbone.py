@@ -4,7 +4,7 @@ Runs where Ray and MLflow are not installed, as `python -m jobs.backbone --out F
 the networks have the shapes of Stable Diffusion 1.5 and random weights: what is measured does not depend on them.
 
 Equal terms: both sides have the same device, dtype, attention kernel, batch, resolution and number of evaluations of the network. Three things differ to our
-cost: a pair is an image with its mask; our autoencoder works in a type of at least float16's digits, one image after the other, where the pipeline's has its
+cost: a pair is an image with its mask; our autoencoder works in a type of at least float16's digits, and a few images at a time at most, where the pipeline's has its
 dtype and batch; and it runs five times for a pair, three for an image of the pipeline. To our gain are recorded kernels on a card, and --compile.
 Gains that are not the sampler's own (guidance on a part of the path, rejecting candidates early) are apart.
 """

@@ -107,7 +107,7 @@ class InOneType(nn.Module):
 
 
 def autoencoder(folder: Path, dtype: torch.dtype) -> Any:
-    """The checkpoint's autoencoder, frozen; it works image by image, which bounds its memory."""
+    """The checkpoint's autoencoder, frozen; until it is told otherwise it works image by image, which bounds its memory."""
     vae = _in(dtype, _part(AutoencoderKL, folder, "vae").requires_grad_(False).eval())
     vae.enable_slicing()
     return vae
