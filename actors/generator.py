@@ -67,7 +67,7 @@ class GeneratorActor:
         revisions = shard[0].task.revisions
         generator, bank = self.models.generator(revisions, shard[0].task.recipe)
         if halved:
-            generator.denoiser.forget_recordings()
+            self.models.draw_at_most(config.sampling.micro_batch)
         name = shard_name(shard)
         take_shard(self.run, name, shard, self.dataset, self.config)
         attempts = produce_shard(

@@ -5,7 +5,7 @@ the networks have the shapes of Stable Diffusion 1.5 and random weights: what is
 
 Equal terms: both sides have the same device, dtype, attention kernel, batch, resolution and number of evaluations of the network. Three things differ to our
 cost: a pair is an image with its mask; our autoencoder works in a type of at least float16's digits, and a few images at a time at most, where the pipeline's has its
-dtype and batch; and it runs five times for a pair, three for an image of the pipeline. To our gain are recorded kernels on a card, and --compile.
+dtype and batch; and five images pass it for a pair, three for an image of the pipeline. To our gain are recorded kernels on a card, and --compile.
 Gains that are not the sampler's own (guidance on a part of the path, rejecting candidates early) are apart.
 """
 
@@ -60,7 +60,9 @@ def add_options(out: argparse.ArgumentParser) -> None:
         "--repeats", type=int, default=1, help="how often they are; medians are told, and the range"
     )
     out.add_argument(
-        "--compile", action="store_true", help="as resources.compile: takes minutes for each size of batch"
+        "--compile",
+        action="store_true",
+        help="as resources.compile: takes minutes for each size of batch; what is apart is left out",
     )
     out.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     out.add_argument("--attention", default="auto", choices=["auto", "flash", "efficient", "math", "sliced"])
@@ -99,7 +101,9 @@ def run(
             denoiser.forget_recordings()
             found["batches"].append(beside(denoiser, folder, args, batch, found))
             so_far(found)
-        if not (args.quick or args.compile):  # where nobody guides is another size to compile
+        if not (
+            args.quick or args.compile
+        ):  # steps without guidance are another size of batch, to be compiled as well
             found["apart"] = apart(denoiser, args, max(found["batches"], key=lambda row: row["batch"]))
     rows = found["batches"]
     peaks = max(row["sampling"]["peak_gb"] for row in rows), found["training"]["peak_gb"]

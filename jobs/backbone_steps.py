@@ -73,9 +73,8 @@ def apart(denoiser: LatentDenoiser, args: argparse.Namespace, row: dict[str, Any
     """What guidance on a part of the path, and rejecting candidates early, bring on top: by how much so many pairs are faster."""
     scenes = _scenes(denoiser, args, row["pairs"])
     make = partial(_pairs, denoiser, args, row["batch"], scenes)
-    if (
-        args.device == "cuda"
-    ):  # who is not guided passes the network in batches of half the size: recorded before it is timed
+    # steps without guidance pass the network in batches of half the size: those are recorded before anything is timed
+    if args.device == "cuda":
         _pairs(denoiser, args, row["batch"], scenes[: row["batch"]], guided=_GUIDED)
     whole, guided, late, early = (
         statistics.median(_timed(work, args.device)[1] for _ in range(args.repeats))

@@ -140,6 +140,7 @@ def _offline(studio: Studio, wanted: Sequence[dict[str, Any]]) -> tuple[list[byt
 def _rate(studio: Studio, wanted: Sequence[dict[str, Any]], size: int) -> tuple[float, list[bytes]]:
     """Pairs per second at a batch size, and the images."""
     own = studio.with_batches_of(size)
+    own.generator.denoiser.forget_recordings()
     own.make(own.tickets(PairRequest.model_validate(wanted[0])))  # warm
     began, images = time.perf_counter(), []
     for first in range(0, len(wanted), size):

@@ -44,17 +44,18 @@ class Denoiser(nn.Module):
             compiled: by torch.compile, whenever a new size of batch is met: minutes once, and faster from then on.
         """
         self.requires_grad_(False).eval()
-        self.zero_grad(set_to_none=True)
+        self.zero_grad(
+            set_to_none=True
+        )  # what a training left, in another type than the weights, keeps a network from being compiled
         if compiled:
             self.unet = Compiled(self.unet)
         if next(self.parameters()).is_cuda:
             self._recorded = Recorded()
 
-    def forget_recordings(self) -> None:
-        """Free what they hold of a card's memory; what is drawn next is recorded anew."""
+    def forget_recordings(self, above: int = 0) -> None:
+        """Free what recordings hold of a card's memory, if there is one of a larger batch than this."""
         if self._recorded is not None:
-            self._recorded = Recorded()
-            torch.cuda.empty_cache()
+            self._recorded.forget(above)
 
     def canvas(self, image_B3RR: torch.Tensor) -> torch.Tensor:
         """What of an image is denoised, [B, C, S, S]; images in [-1, 1]."""

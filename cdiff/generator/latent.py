@@ -44,6 +44,7 @@ class LatentDenoiser(Denoiser):
     """
 
     lossy = True
+    _at_once = 1  # images that pass the autoencoder together: that bounds its memory
     sigmas: torch.Tensor
     text: torch.Tensor | None
 
@@ -73,18 +74,20 @@ class LatentDenoiser(Denoiser):
         self.unet = InOneType(self.unet, dtype)
         if compiled:  # images pass it one by one: its halves meet a single size
             self.vae.encoder, self.vae.decoder = Compiled(self.vae.encoder), Compiled(self.vae.decoder)
-        elif self.sigmas.is_cuda:  # three images of a task take the time of two
-            self.vae.disable_slicing()
+        elif self.sigmas.is_cuda:  # the three of a task take the time of two
+            self._at_once = 3
 
     def canvas(self, image_B3RR: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), _exact(image_B3RR):
-            latents: torch.Tensor = self.vae.encode(image_B3RR.to(self.vae.dtype)).latent_dist.mode().float()
+            parts = image_B3RR.to(self.vae.dtype).split(self._at_once)
+            latents = torch.cat([self.vae.encode(part).latent_dist.mode() for part in parts]).float()
         return self._finite(latents, image_B3RR) * self.vae.config.scaling_factor
 
     def image(self, canvas_BCSS: torch.Tensor) -> torch.Tensor:
         with _exact(canvas_BCSS):
             latents = canvas_BCSS.float() / self.vae.config.scaling_factor
-            image: torch.Tensor = self.vae.decode(latents.to(self.vae.dtype)).sample.float()
+            parts = latents.to(self.vae.dtype).split(self._at_once)
+            image = torch.cat([self.vae.decode(part).sample for part in parts]).float()
         return self._finite(image, canvas_BCSS).clamp(-1, 1)
 
     def bounded(self, canvas_BCSS: torch.Tensor) -> torch.Tensor:

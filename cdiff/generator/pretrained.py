@@ -107,10 +107,8 @@ class InOneType(nn.Module):
 
 
 def autoencoder(folder: Path, dtype: torch.dtype) -> Any:
-    """The checkpoint's autoencoder, frozen; until it is told otherwise it works image by image, which bounds its memory."""
-    vae = _in(dtype, _part(AutoencoderKL, folder, "vae").requires_grad_(False).eval())
-    vae.enable_slicing()
-    return vae
+    """The checkpoint's autoencoder, frozen."""
+    return _in(dtype, _part(AutoencoderKL, folder, "vae").requires_grad_(False).eval())
 
 
 def _in(dtype: torch.dtype, model: Any) -> Any:

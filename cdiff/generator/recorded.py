@@ -1,6 +1,6 @@
 """A network's work on a card, recorded once and replayed: without that, the CPU's launches take longer than the card's arithmetic.
 
-The sampler's batches have one size, so a few recordings serve a whole run. What is replayed are the very kernels that were recorded: results stay the
+The sampler's batches have two sizes, with guidance and without, so a few recordings serve a whole run. What is replayed are the very kernels that were recorded: results stay the
 same to the last bit.
 """
 
@@ -43,6 +43,14 @@ class Recorded:
                 kept.copy_(new)
             graph.replay()
             return tuple(part.clone() for part in outputs)
+
+    def forget(self, above: int = 0) -> None:
+        """All of them, if one is of a larger batch than this: they share their memory."""
+        with self._lock:
+            if any(len(inputs[0]) > above for _, inputs, _ in self._known.values()):
+                self._known.clear()
+                self._pool = None
+                torch.cuda.empty_cache()
 
     def _record(self, work: Work, given: Outputs) -> tuple[torch.cuda.CUDAGraph, Outputs, Outputs]:
         inputs = tuple(part.clone(memory_format=torch.contiguous_format) for part in given)

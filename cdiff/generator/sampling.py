@@ -14,10 +14,10 @@ import torch
 
 from cdiff.generator.denoiser import Denoiser
 from cdiff.generator.states import Condition, State
-from cdiff.generator.stepping import Batch, Step, paths, steps_of
+from cdiff.generator.stepping import Kept, Step, paths, steps_of, wide
 
-# Maps states and their expected canvases [B, C, S, S] to moved ones.
-Guide = Callable[[Sequence[State], torch.Tensor], torch.Tensor]
+# Maps conditions and their expected canvases [B, C, S, S] to moved ones.
+Guide = Callable[[Sequence[Condition], torch.Tensor], torch.Tensor]
 
 
 class Sampler:
@@ -37,6 +37,8 @@ class Sampler:
         self.steps = steps
         self.micro_batch = micro_batch
         self.dtype: torch.dtype = getattr(torch, dtype)
+        # predictions with and without the tokens in one batch: on a card twice the size takes less than two of it
+        self.joined = null_ND.is_cuda
 
     def of_steps(self, steps: int) -> Sampler:
         """The same with another number of steps."""
@@ -124,11 +126,12 @@ class Sampler:
         self, states: list[State], share: float, move_image: bool, guide: Guide | None
     ) -> list[State]:
         times = paths(states, share, self.steps, move_image)
-        batch, canvas, mask = Batch.of(states), *_stacked(states)
-        for step in steps_of([s.condition for s in states], times, canvas.device):
-            clean_canvas, clean_mask = self._clean(batch, canvas, mask, step)
-            clean_canvas = guide(states, clean_canvas) if guide else clean_canvas
-            canvas, mask = step.moved(batch, canvas, mask, clean_canvas, clean_mask)
+        kept, canvas, mask = Kept.of(states), *_stacked(states)
+        conditions = [s.condition for s in states]
+        for step in steps_of(conditions, times, canvas.device):
+            clean_canvas, clean_mask = self._clean(kept, canvas, mask, step)
+            clean_canvas = guide(conditions, clean_canvas) if guide else clean_canvas
+            canvas, mask = step.moved(kept, canvas, mask, clean_canvas, clean_mask)
         return [
             replace(
                 s,  # what stays at its time is the very tensor that it was
@@ -142,36 +145,35 @@ class Sampler:
 
     @torch.inference_mode()
     def _expected(self, states: Sequence[State]) -> torch.Tensor:
-        here = [(s.time_image, s.time_mask) for s in states]
+        times = [[(s.time_image, s.time_mask) for s in states], [(0.0, 0.0)] * len(states)]
         canvas, mask = _stacked(states)
-        (step,) = steps_of([s.condition for s in states], [here, here], canvas.device)
-        return self._clean(Batch.of(states), canvas, mask, step)[0]
+        (step,) = steps_of([s.condition for s in states], times, canvas.device)
+        return self._clean(Kept.of(states), canvas, mask, step)[0]
 
     @torch.inference_mode()
     def _clean(
-        self, batch: Batch, canvas: torch.Tensor, mask: torch.Tensor, step: Step
-    ) -> tuple[torch.Tensor, ...]:
-        """Canvases and masks that are behind noisy ones, guided."""
-        inputs = canvas, mask, step.time_image, step.time_mask, batch.known_BKSS, batch.region_B1RR
-        if not any(step.guided):
-            return self._denoised(*inputs, batch.tokens_BND)
-        shown, null = self._with_and_without(inputs, batch.tokens_BND)
-        plain = shown
-        if canvas.is_cuda and not all(step.guided):  # as in a batch that nobody guides
-            plain = self._denoised(*inputs, batch.tokens_BND)
-        scale = step.scale.view(-1, 1, 1, 1)
-        # without guidance a state has the plain prediction, bit by bit, whatever its neighbours want
-        return tuple(
-            torch.where(scale == 1, alone, without + scale * (told - without))
-            for alone, told, without in zip(plain, shown, null, strict=True)
+        self, kept: Kept, canvas: torch.Tensor, mask: torch.Tensor, step: Step
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Canvases and masks that are behind noisy ones, guided where that is wanted."""
+        inputs = canvas, mask, step.time_image, step.time_mask, kept.known_BKSS, kept.region_B1RR
+        if not step.with_guidance:
+            return self._denoised(*inputs, kept.tokens_BND)
+        told, untold = self._with_and_without(inputs, kept.tokens_BND)
+        # who is not guided has the prediction of a batch that nobody guides, bit by bit, whatever its neighbours want
+        plain = self._denoised(*inputs, kept.tokens_BND) if self.joined and step.without else told
+        scale = wide(step.scale)
+        canvas, mask = (
+            torch.where(scale == 1, alone, null + scale * (known - null))
+            for alone, known, null in zip(plain, told, untold, strict=True)
         )
+        return canvas, mask
 
     def _with_and_without(
         self, inputs: Sequence[torch.Tensor], tokens_BND: torch.Tensor
-    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        """Predictions with the tokens, and without. On a card at once: a batch of twice the size takes less than two of it."""
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """Predictions that are told the tokens, and that are not."""
         null = self.null_ND.expand_as(tokens_BND)
-        if not tokens_BND.is_cuda:
+        if not self.joined:
             return self._denoised(*inputs, tokens_BND), self._denoised(*inputs, null)
         both = self._denoised(*(torch.cat([part, part]) for part in inputs), torch.cat([tokens_BND, null]))
         (canvas, canvas_null), (mask, mask_null) = (part.chunk(2) for part in both)

@@ -20,7 +20,7 @@ Times = tuple[float, float]  # of image and mask
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Kept:
     """What the candidates of a batch keep on their way, stacked once."""
 
     known_BKSS: torch.Tensor
@@ -31,7 +31,7 @@ class Batch:
     noise_BCSS: torch.Tensor
 
     @classmethod
-    def of(cls, states: Sequence[State]) -> Batch:
+    def of(cls, states: Sequence[State]) -> Kept:
         conditions = [state.condition for state in states]
         scenes = [condition.scene for condition in conditions]
         return cls(
@@ -46,35 +46,36 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Numbers of one step; all but the first are tensors [B] on the device."""
+    """What is asked of the network in one step, and numbers [B] on the device."""
 
-    guided: tuple[bool, ...]
+    with_guidance: bool  # by one who moves; who rests needs no prediction
+    without: bool
     time_image: torch.Tensor
     time_mask: torch.Tensor
     scale: torch.Tensor  # guidance; 1 is none
     to_image: torch.Tensor
     kept_image: torch.Tensor  # share of the noisy value that is left
-    new_image: torch.Tensor
+    new_image: torch.Tensor  # share of x_0-hat; 0 where it rests
     kept_mask: torch.Tensor
     new_mask: torch.Tensor
 
     def moved(
         self,
-        batch: Batch,
+        kept: Kept,
         canvas_BCSS: torch.Tensor,
         mask_B1RR: torch.Tensor,
         clean_canvas: torch.Tensor,
         clean_mask: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Canvases and masks after the step. Outside the region the path is known: blending it in keeps brightness continuous over the border."""
-        canvas = _wide(self.kept_image) * canvas_BCSS + _wide(self.new_image) * clean_canvas
-        mask = _wide(self.kept_mask) * mask_B1RR + _wide(self.new_mask) * clean_mask
-        surroundings = noised(batch.background_BCSS, batch.noise_BCSS, self.to_image)
-        canvas = batch.place_B1SS * canvas + (1 - batch.place_B1SS) * surroundings
+        canvas = wide(self.kept_image) * canvas_BCSS + wide(self.new_image) * clean_canvas
+        mask = wide(self.kept_mask) * mask_B1RR + wide(self.new_mask) * clean_mask
+        surroundings = noised(kept.background_BCSS, kept.noise_BCSS, self.to_image)
+        canvas = kept.place_B1SS * canvas + (1 - kept.place_B1SS) * surroundings
         # what rests is what it was, whatever the network says of it
         return (
-            torch.where(_wide(self.new_image) == 0, canvas_BCSS, canvas),
-            torch.where(_wide(self.new_mask) == 0, mask_B1RR, mask),
+            torch.where(wide(self.new_image) == 0, canvas_BCSS, canvas),
+            torch.where(wide(self.new_mask) == 0, mask_B1RR, mask),
         )
 
 
@@ -97,21 +98,31 @@ def steps_of(
     conditions: Sequence[Condition], times: Sequence[Sequence[Times]], device: torch.device
 ) -> Iterator[Step]:
     """The steps between such times; their numbers come to the device at once."""
-    rows = []
-    for now, to in pairwise(times):
-        each = [_numbers(c, *one) for c, one in zip(conditions, zip(now, to, strict=True), strict=True)]
-        rows.append(torch.tensor(each, dtype=torch.float64).T)
-    numbers = torch.stack(rows).float().to(device) if rows else ()
-    for on_device, told in zip(numbers, rows, strict=True):
-        yield Step(tuple((told[2] != 1).tolist()), *on_device)
+    told = [list(map(_numbers, conditions, now, to)) for now, to in pairwise(times)]
+    if not told:
+        return
+    names = list(told[0][0])
+    rows = [[[one[name] for one in each] for name in names] for each in told]
+    table = torch.tensor(rows, dtype=torch.float64).float()
+    for here, there in zip(table, table.to(device), strict=True):
+        known = dict(zip(names, here, strict=True))
+        moves, guided = (known["new_image"] != 0) | (known["new_mask"] != 0), known["scale"] != 1
+        asked = bool((moves & guided).any()), bool((moves & ~guided).any())
+        yield Step(*asked, **dict(zip(names, there, strict=True)))
 
 
-def _numbers(condition: Condition, now: Times, to: Times) -> tuple[float, ...]:
-    left_image, left_mask = (
-        1.0 if after == before else after / before for before, after in zip(now, to, strict=True)
-    )
-    scale = _guidance(condition, now)
-    return *now, scale, to[0], left_image, 1 - left_image, left_mask, 1 - left_mask
+def _numbers(condition: Condition, now: Times, to: Times) -> dict[str, float]:
+    image, mask = (1.0 if after == before else after / before for before, after in zip(now, to, strict=True))
+    return {
+        "time_image": now[0],
+        "time_mask": now[1],
+        "scale": _guidance(condition, now),
+        "to_image": to[0],
+        "kept_image": image,
+        "new_image": 1 - image,
+        "kept_mask": mask,
+        "new_mask": 1 - mask,
+    }
 
 
 def _guidance(condition: Condition, now: Times) -> float:
@@ -121,5 +132,6 @@ def _guidance(condition: Condition, now: Times) -> float:
     return condition.guidance if low <= left <= high else 1.0
 
 
-def _wide(number_B: torch.Tensor) -> torch.Tensor:
+def wide(number_B: torch.Tensor) -> torch.Tensor:
+    """For each of a batch a number, as images take it."""
     return number_B.view(-1, 1, 1, 1)

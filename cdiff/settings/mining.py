@@ -21,7 +21,9 @@ class SamplingConfig(Settings):
         description="Denoising steps from pure noise; a start at tau runs the last tau of them.",
     )
     micro_batch: int = Field(
-        8, ge=1, description="Fixed batch of the sampler, padded: bytes do not depend on neighbours."
+        8,
+        ge=1,
+        description="Fixed batch of the sampler, padded: bytes do not depend on neighbours. On a card, guidance doubles it.",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="In which the denoiser computes; only in float32 on a CPU do bytes repeat."
@@ -31,8 +33,8 @@ class SamplingConfig(Settings):
     )
     guidance_interval: ShareRange = Field(
         (0.0, 1.0),
-        description="Part of the path on which there is guidance, from 0 (its clean end) to 1 (its noisy start); elsewhere one pass of the "
-        "network instead of two.",
+        description="Part of the path on which there is guidance, from 0 (its clean end) to 1 (its noisy start); elsewhere half of the "
+        "network's work.",
     )
     start_strength: float = Field(
         0.4, ge=0, le=1, description="Noise on the pasted real target: 0 copy-paste, 1 pure noise."

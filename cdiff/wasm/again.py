@@ -36,6 +36,7 @@ def made_again(
         as_then = config.model_copy(update={"sampling": sampling})
         torch.set_num_threads(recipe.threads)
         together = list(own)
+        models.draw_at_most(at_once)
         generator, bank = models.generator(revisions, recipe)
         tasks = [attempt.assignment.task for attempt in together]
         for first in range(0, len(tasks), recipe.micro_batch):

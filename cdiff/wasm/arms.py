@@ -16,7 +16,7 @@ from torch import nn
 
 from cdiff.config import Config
 from cdiff.generator.sampling import Sampler, shown
-from cdiff.generator.states import State
+from cdiff.generator.states import Condition, State
 from cdiff.wasm.layout import Layout, composite, noise_of
 from cdiff.wasm.noise import NoiseMiner
 from cdiff.wasm.view import Job, View, difficulty, seen_by
@@ -94,27 +94,27 @@ class Gradient:
         self.segmenter.to(jobs[0].condition.background_3RR.device)
         views = {id(job.condition): (job, seen_by(job, self.config)) for job in jobs}
 
-        def guide(states: Sequence[State], clean_BCSS: torch.Tensor) -> torch.Tensor:
-            mine = [views[id(state.condition)] for state in states]
+        def guide(conditions: Sequence[Condition], clean_BCSS: torch.Tensor) -> torch.Tensor:
+            mine = [views[id(condition)] for condition in conditions]
             strengths = [job.layout.task.strengths.gradient_strength for job, _ in mine]
-            return self._climbed(sampler, states, clean_BCSS, [view for _, view in mine], strengths)
+            return self._climbed(sampler, conditions, clean_BCSS, [view for _, view in mine], strengths)
 
         return sampler.run([_start(sampler, job) for job in jobs], guide=guide)
 
     def _climbed(
         self,
         sampler: Sampler,
-        states: Sequence[State],
+        conditions: Sequence[Condition],
         clean_BCSS: torch.Tensor,
         views: Sequence[View],
         strengths: Sequence[float],
     ) -> torch.Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             canvases = sampler.denoiser.bounded(clean_BCSS.clone()).requires_grad_()
-            images = shown(sampler.denoiser, [state.condition for state in states], canvases)
+            images = shown(sampler.denoiser, conditions, canvases)
             loss = difficulty(self.segmenter, views, images, self.config.wasm.kappa)
             (slope,) = torch.autograd.grad(loss.sum(), canvases)
-        region = torch.stack([s.condition.scene.region_1SS for s in states])
+        region = torch.stack([condition.scene.region_1SS for condition in conditions])
         slope = slope * region
         size = slope.square().sum(dim=(1, 2, 3), keepdim=True) / region.sum(
             dim=(1, 2, 3), keepdim=True

@@ -34,6 +34,12 @@ class Models:
         generator = self._load(revisions.generator, ready, *how)
         return generator, self._load(revisions.bank, lambda path: TokenBank.load(_file(path)))
 
+    def draw_at_most(self, micro_batch: int) -> None:
+        """Recordings of larger batches are freed: who asks for smaller ones is short of memory."""
+        for model in self._loaded.values():
+            if isinstance(model, Generator):
+                model.denoiser.forget_recordings(above=2 * micro_batch)
+
     def miners(self, revisions: Revisions) -> Miners:
         """What the tasks' arm needs, as far as their revisions name it."""
         known: dict[str, Any] = {}

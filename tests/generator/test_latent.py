@@ -384,6 +384,19 @@ def test_memory_is_saved_without_another_result(tiny_overrides, checkpoint) -> N
     assert state.canvas_CSS.dtype == torch.float32 and torch.isfinite(state.canvas_CSS).all()
 
 
+@torch.no_grad()
+def test_images_may_pass_the_autoencoder_together(tiny_overrides, checkpoint) -> None:
+    ours = denoiser(settings(tiny_overrides, checkpoint))
+    images = torch.rand(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    one_by_one = ours.canvas(images)
+    assert torch.equal(one_by_one[2:3], ours.canvas(images[2:3]))
+    ours._at_once = 3
+    assert torch.allclose(ours.canvas(images), one_by_one, atol=1e-5)
+    assert torch.allclose(
+        ours.image(one_by_one), torch.cat([ours.image(c[None]) for c in one_by_one]), atol=1e-5
+    )
+
+
 def test_encoded_crops_are_what_is_encoded(tiny_overrides, checkpoint) -> None:
     ours = denoiser(settings(tiny_overrides, checkpoint))
     image, mask, region, *_ = scene()

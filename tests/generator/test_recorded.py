@@ -198,16 +198,16 @@ def test_on_a_card_a_candidate_does_not_depend_on_its_neighbours(tiny_overrides,
     ready = latent(tiny_overrides, checkpoint).to("cuda")
     ready.for_sampling(torch.bfloat16, compiled=False)
 
-    def drawn(*wanted: tuple[int, float, tuple[float, float]]) -> list[torch.Tensor]:
+    def drawn(*wanted: tuple[int, float, float, tuple[float, float]]) -> list[torch.Tensor]:
         draw, states = Sampler(ready, torch.zeros(9, 32, device="cuda"), 4, 3, "bfloat16"), []
-        for seed, guidance, guided in wanted:
+        for seed, guidance, tau, guided in wanted:
             _, mask, *_, region, tokens = (part[0] for part in scene("cuda", seed))
             image = torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed)).to("cuda")
-            condition = Condition.of(ready, image, region, tokens, image, mask, guidance, 1.0, guided)
+            condition = Condition.of(ready, image, region, tokens, image, mask, guidance, tau, guided)
             states.append(draw.start_joint(condition, torch.Generator().manual_seed(seed)))
         return [torch.cat([s.canvas_CSS.flatten(), s.mask_1RR.flatten()]) for s in draw.run(states)]
 
-    all_along, partly, never = (1, 3.0, (0.0, 1.0)), (2, 3.0, (0.4, 0.8)), (3, 1.0, (0.0, 1.0))
+    all_along, partly, never = (1, 3.0, 1.0, (0.0, 1.0)), (2, 3.0, 0.5, (0.4, 0.8)), (3, 1.0, 0.7, (0.0, 1.0))
     among = drawn(all_along, partly, never)
     for one, expected in zip((all_along, partly, never), among, strict=True):
         assert torch.equal(drawn(one)[0], expected)
