@@ -44,9 +44,8 @@ class Denoiser(nn.Module):
             compiled: by torch.compile, whenever a new size of batch is met: minutes once, and faster from then on.
         """
         self.requires_grad_(False).eval()
-        self.zero_grad(
-            set_to_none=True
-        )  # what a training left, in another type than the weights, keeps a network from being compiled
+        # what a training left, in another type than the weights, keeps a network from being compiled
+        self.zero_grad(set_to_none=True)
         if compiled:
             self.unet = Compiled(self.unet)
         if next(self.parameters()).is_cuda:

@@ -1,7 +1,7 @@
 """A network's work on a card, recorded once and replayed: without that, the CPU's launches take longer than the card's arithmetic.
 
-The sampler's batches have two sizes, with guidance and without, so a few recordings serve a whole run. What is replayed are the very kernels that were recorded: results stay the
-same to the last bit.
+The sampler's batches have two sizes, with guidance and without, so a few recordings serve a whole run. What is replayed are the very kernels that were
+recorded: results stay the same to the last bit.
 """
 
 from __future__ import annotations

@@ -131,6 +131,13 @@ def test_a_run_loads_its_generator_ready_to_be_sampled_from(tiny_config, tiny_ge
     assert models.generator(named, plain)[0] is first
     other, _ = models.generator(named, dataclasses.replace(plain, sampler="euler, compiled"))
     assert isinstance(other.denoiser.unet, Compiled) and not isinstance(first.denoiser.unet, Compiled)
+    kept = first.denoiser._recorded = Recorded()
+    held: Any = object()
+    kept._known[8] = held, (torch.zeros(8, 3),), (torch.zeros(8, 3),)
+    models.draw_at_most(4)
+    assert kept._known, "guidance draws twice as many at once"
+    models.draw_at_most(2)
+    assert not kept._known
 
 
 def test_compiled_pairs_are_told_apart_from_others(tiny_config) -> None:
