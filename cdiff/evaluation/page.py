@@ -40,6 +40,7 @@ tr.sum td{font-weight:600;border-top:2px solid var(--line)}
 .two{display:grid;grid-template-columns:1fr 1fr;gap:10px 34px;margin-top:1rem}.two>div{min-width:0}
 .two h3{margin-top:.4rem}
 svg{display:block;width:100%;max-width:480px;height:auto;font:11px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif;fill:var(--ink)}
+svg text{paint-order:stroke;stroke:#fff;stroke-width:3px;stroke-linejoin:round}
 svg .soft{fill:var(--soft)}svg .track{fill:#eceff1}svg .weak{fill:var(--weak)}
 svg .axis{stroke:#d3d9dd}svg .base{stroke:var(--before);stroke-dasharray:4 3}
 svg .line{fill:none;stroke:var(--after);stroke-width:1.6;opacity:.55}svg .whisker{stroke:var(--ink);stroke-width:1.3}

@@ -158,7 +158,7 @@ def _equal_compute(result: Mapping[str, Any]) -> str:
     fits, equal = (_listed(sorted(set(found[name].values()))) for name in ("fits", "fits_of_equal_time"))
     note = (
         f"Arms without a generator ran on, {fits} fits one after the other in all; generator, candidates, fold models and fit of "
-        f"the aimed arm take as long as {equal}. Seeds {_listed(found['seeds'])}."
+        f"the aimed arm take as long as {equal}. {'Seeds' if len(found['seeds']) > 1 else 'Seed'} {_listed(found['seeds'])}."
     )
     return told + chart + page.paragraph(note, soft=True)
 
