@@ -35,8 +35,8 @@ class Worker:
 
     def die_once(self, marker: str) -> str:
         self._note("die_once")
-        try:
-            Path(marker).touch(exist_ok=False)  # made by one alone, also where two actors begin in the same moment
+        try:  # one alone makes it, also where two actors begin in the same moment
+            Path(marker).touch(exist_ok=False)
         except FileExistsError:
             return "alive again"
         os._exit(1)
