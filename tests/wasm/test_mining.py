@@ -108,6 +108,26 @@ def test_best_of_k_finishes_the_candidate_that_the_judge_finds_hardest(
     assert -float(pair.image[pair.target].mean()) == pytest.approx(max(seen), abs=1.0)
 
 
+@pytest.mark.parametrize("mode", ["mask_first", "given_mask", "joint"])
+def test_start_strength_0_pastes_the_real_target(
+    mode, tasks, bank, photos, tiny_config, tiny_generator
+) -> None:
+    """As `sampling.start_strength=0` does, under the mining arm of the profiles as well."""
+    arm = "B0" if mode == "joint" else "B1"
+    recipe = dataclasses.replace(tasks[1].recipe, mode=mode, arm=arm, candidates=2, fraction=0.5)
+    strengths = dataclasses.replace(tasks[1].strengths, start_strength=0.0)
+    task = dataclasses.replace(tasks[1], recipe=recipe, strengths=strengths)
+    miners = Miners(judge=lambda image, target, layout: 0.0)
+    pair = make_pairs(tiny_generator, bank, [task], photos, tiny_config, miners)[0]
+    left, top, right, bottom = pair.layout.box
+    canvas = pair.layout.canvas
+    assert 0 <= left and 0 <= top and right <= pair.target.shape[1] and bottom <= pair.target.shape[0]
+    inside = canvas.mask > 0.99
+    made = pair.image[top:bottom, left:right].astype(float)
+    assert inside.any() and np.abs(made - canvas.pasted)[inside].max() <= 1
+    assert np.array_equal(pair.target[top:bottom, left:right], canvas.mask > 0.5)
+
+
 def test_candidates_of_one_task_share_the_mask(tasks, bank, photos, tiny_config, tiny_generator) -> None:
     recipe = dataclasses.replace(tasks[0].recipe, arm="B1", candidates=3)
     task = dataclasses.replace(tasks[1], recipe=recipe)
