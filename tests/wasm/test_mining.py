@@ -121,7 +121,7 @@ def test_start_strength_0_pastes_the_real_target(
     pair = make_pairs(tiny_generator, bank, [task], photos, tiny_config, miners)[0]
     left, top, right, bottom = pair.layout.box
     canvas = pair.layout.canvas
-    assert 0 <= left and 0 <= top and right <= pair.target.shape[1] and bottom <= pair.target.shape[0]
+    assert left >= 0 and top >= 0 and right <= pair.target.shape[1] and bottom <= pair.target.shape[0]
     inside = canvas.mask > 0.99
     made = pair.image[top:bottom, left:right].astype(float)
     assert inside.any() and np.abs(made - canvas.pasted)[inside].max() <= 1
