@@ -8,7 +8,7 @@ real target pasted in, and g the generated crop, the photo receives inside the f
 where L shrinks once more by BAND before it goes back: a small generator is trusted with the coarse bands, the real
 target gives the fine ones. Before that, g takes on the tint of D(p), as far as detail says: a small generator that is
 guided by a reference drifts towards the tint of the reference's surface. What g has faded of the target is given back
-as well. So the background keeps its own texture, the target its fine detail, and start_strength 0 (g = D(p), detail 1)
+as well, band by band. So the background keeps its own texture, the target its fine detail, and start_strength 0 (g = D(p), detail 1)
 is exactly copy-paste. Outside the region the photo is untouched, bit for bit.
 """
 
@@ -27,6 +27,9 @@ from cdiff.generator.crops import cut, resized, shift_inside, square_around, to_
 from cdiff.types import Box, Pose, Target
 
 BAND = 2  # how much coarser than the generator's resolution is the band that it decides while the real detail is kept
+_FADING = (
+    3  # bands, each half as fine as the one before, that are looked at for fading, beside what is coarser
+)
 _SETTLE = 0.35  # how far a pose may settle, in longer sides of the target
 _GRID = 20  # side, pixels, of the coarse views that are compared when it does
 
@@ -215,8 +218,9 @@ def paste_back(
     lost = canvas.pasted - canvas.background
     lost = lost - _coarse(to_resolution(lost, resolution), side)
     lost_mask = canvas.mask - to_side(to_resolution(canvas.mask, resolution), side)
-    # Detail belongs to where the new mask still agrees with the real one; elsewhere it would show a ghost.
-    agreement = np.clip(1 - np.abs(coverage - (canvas.mask - lost_mask)) * 2, 0, 1)
+    # Detail belongs to where the new mask still agrees with the real one; elsewhere it would show a ghost. A quarter of a pixel's
+    # coverage is no disagreement: generated outlines are that soft, and real ones would lose their edge for it.
+    agreement = np.clip(1.5 - np.abs(coverage - (canvas.mask - lost_mask)) * 2, 0, 1)
     new_mask = (coverage + detail * agreement * lost_mask > 0.5) & canvas.region
     feather = feathered(canvas.region, canvas.reach)[..., None]
     free = to_side(residual, side)
@@ -240,18 +244,32 @@ def _tint(difference: torch.Tensor) -> torch.Tensor:
 
 
 def given_back(residual: torch.Tensor, paste: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """What a change of the background has lost of the paste's: small generators take faint targets for noise.
+    """What a change of the background has lost of the paste's: small generators take faint targets, and the grain of bold ones, for noise.
 
-    The change is projected on the paste's, each pixel by its coverage: of what is thinner than a pixel, none is covered whole.
-    What that share lacks of one is given back; nothing, where there is nothing to project on.
+    Band by band the change is projected on the paste's, each pixel by its coverage: of what is thinner than a pixel, none is
+    covered whole. What that share lacks of one is given back; nothing, where there is nothing to project on.
 
     Args:
         residual, paste: [..., 3, R, R], differences to the background; mask: [..., 1, R, R] coverage.
     """
-    inside = paste * mask
-    overlap, all_of_it = ((part * inside).sum(dim=(-3, -2, -1), keepdim=True) for part in (residual, paste))
-    kept = overlap / all_of_it.clamp(min=1e-6)
-    return torch.where(all_of_it > 1e-6, 1 - kept.clamp(0, 1), 0.0) * paste
+    out = torch.zeros_like(residual)
+    for change, real in zip(_bands(residual), _bands(paste), strict=True):
+        inside = real * mask
+        overlap, all_of_it = ((part * inside).sum(dim=(-3, -2, -1), keepdim=True) for part in (change, real))
+        kept = overlap / all_of_it.clamp(min=1e-6)
+        out = out + torch.where(all_of_it > 1e-6, 1 - kept.clamp(0, 1), 0.0) * real
+    return out
+
+
+def _bands(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """[..., C, R, R] as a sum of bands, from fine to coarse."""
+    size, rest = tensor.shape[-1], tensor.reshape(-1, *tensor.shape[-3:])
+    out = []
+    for halvings in range(1, _FADING + 1):
+        coarse = resized(resized(rest, max(1, size >> halvings)), size)
+        out.append(rest - coarse)
+        rest = coarse
+    return [band.reshape(tensor.shape) for band in (*out, rest)]
 
 
 def _coarse(tensor: torch.Tensor, side: int) -> np.ndarray:

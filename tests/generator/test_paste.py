@@ -9,6 +9,7 @@ from cdiff.generator.blend import smoothed
 from cdiff.generator.crops import cut, square_around, to_resolution
 from cdiff.generator.paste import feathered, lay_out, paste_back, settle
 from cdiff.types import Pose, Target
+from cdiff.wasm.measures import sharpness
 
 
 def _photos(side: int = 160) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -122,6 +123,38 @@ def test_a_target_that_the_generator_fades_is_given_its_contrast_back(kept: floa
     assert np.abs(painted(faded, 1.0) - painted(pasted, 1.0)).max() <= 2  # of about 70 grey levels
     lost = painted(faded, 0.0).mean() - painted(pasted, 0.0).mean()  # the paste is dark
     assert lost > 0.5 * (1 - kept) * (canvas.background - canvas.pasted)[inside].mean()
+
+
+def test_grain_and_outline_that_the_generator_smooths_are_those_of_the_real_target() -> None:
+    """A scratch of the right mean whose grain is gone, under a mask whose outline is a little soft: as small generators draw them."""
+    grain = np.random.default_rng(3).integers(-1, 2, (20, 20)).repeat(8, 0).repeat(8, 1) * 25
+    photo = np.full((160, 160, 3), 120, np.uint8)
+    reference, mask = photo.copy(), np.zeros((160, 160), bool)
+    mask[48:112, 48:112] = True
+    reference[mask] = (70 + grain)[mask][:, None].astype(np.uint8)
+    target = Target("a#0", "a", "metal", "scratch", "g", (48, 48, 112, 112), 4096)
+    pose = Pose(x=80.0, y=80.0, angle=0.0, scale=1.0, flip=False, elastic=0.0, margin=2.0)
+    rng = np.random.default_rng(0)
+    canvas = lay_out(photo, reference, mask, target, pose, min_side=24, dilation=0.12, repaint=False, rng=rng)
+    pasted, drawn = to_resolution(canvas.pasted, 64) / 127.5 - 1, to_resolution(canvas.mask, 64) * 2 - 1
+    smooth, soft = (
+        torch.from_numpy(ndimage.gaussian_filter(part.numpy(), (0, sigma, sigma)))
+        for part, sigma in ((pasted, 4.0), (drawn, 0.9))
+    )
+
+    def grain_of(crop: np.ndarray) -> float:
+        grey = ndimage.gaussian_filter(
+            crop.astype(float).mean(axis=2), 1.5
+        )  # not the finest band, which is real anyway
+        fine = grey - ndimage.gaussian_filter(grey, 8.0)
+        return float(fine[ndimage.binary_erosion(canvas.mask > 0.5, iterations=8)].std())
+
+    def outline_of(crop: np.ndarray) -> float:
+        return sharpness(crop.round().astype(np.uint8), canvas.mask > 0.5)
+
+    image, _ = paste_back(photo, canvas, smooth, soft, resolution=64, detail=1.0)
+    assert grain_of(cut(image, canvas.box)) > 0.9 * grain_of(canvas.pasted)
+    assert outline_of(cut(image, canvas.box)) > 0.7 * outline_of(canvas.pasted)
 
 
 def test_the_change_fades_out_towards_the_border_of_the_region() -> None:
