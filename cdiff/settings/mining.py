@@ -132,9 +132,9 @@ class WasmConfig(Settings):
         description="Weight of its divergence from plain noise, per pixel of the region, against nats of loss.",
     )
     token_steps: int = Field(
-        100, ge=1, description="Optimiser steps of the difficulty token (B3), each round."
+        300, ge=1, description="Optimiser steps of the difficulty token (B3), each round."
     )
-    token_lr: float = Field(3e-3, gt=0, description="Its learning rate (AdamW).")
+    token_lr: float = Field(1e-2, gt=0, description="Its learning rate (AdamW).")
     negatives: float = Field(
         0.0,
         ge=0,

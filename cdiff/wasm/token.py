@@ -1,12 +1,13 @@
 """Arm B3, the difficulty token: what the segmenter makes of the reference joins the reference's SAFE tokens.
 
-    w = MLP(wanted difficulty, outcome of the reference under a model that never saw it),    tokens = [S; idle + gamma w]
+    w = norm(MLP(wanted difficulty, outcome of the reference under a model that never saw it)),    tokens = [S; idle + gamma w]
 
 Crucial-Diff (2507.09915) fuses WASM's output with SAFE's; how is not said beyond a figure, so the form is this project's.
-gamma starts at 0: the generator, trained with the idle token in that place, is then exactly what it was. Learned are MLP and
-gamma alone, with the generator's own loss on real targets, each under its measured difficulty, and a contrastive term that
-keeps what is missed apart from what is found (Khosla et al., 2004.11362). The network learns how hard targets look; at
-sampling it is asked for a rank within the band, never for the extreme.
+gamma, one number per channel (Touvron et al., 2103.17239), starts at 0: the generator, trained with the idle token in that place, is
+then exactly what it was. w counts from its mean over all measured targets, so that what suits every target is not learned in its
+place. Learned are MLP and gamma alone, with the generator's own loss on real targets, each under its measured difficulty and
+beside a reference that is another of its type, and a contrastive term that keeps what is missed apart from what is found
+(Khosla et al., 2004.11362). At sampling a rank within the band is asked for, never the extreme.
 """
 
 from __future__ import annotations
@@ -42,14 +43,20 @@ class WeaknessToken(nn.Module):
 
     def __init__(self, dim: int, table: dict[str, torch.Tensor]) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(len(FEATURES), _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, dim))
-        self.gamma = nn.Parameter(torch.zeros(()))
+        # w is as long as SAFE's tokens, which are normed as well
+        norm = nn.LayerNorm(dim, elementwise_affine=False)
+        self.mlp = nn.Sequential(nn.Linear(len(FEATURES), _WIDTH), nn.SiLU(), nn.Linear(_WIDTH, dim), norm)
+        self.gamma = nn.Parameter(torch.zeros(dim))
         self.table = table  # features [F] by target_id, on the CPU
         self.revision = ""
 
     def forward(self, features_BF: torch.Tensor) -> torch.Tensor:
-        """gamma w, [B, 1, D]."""
-        return (self.gamma * self.mlp(features_BF))[:, None]
+        """gamma (w - its mean over the measured targets), [B, 1, D]."""
+        return (self.gamma * (self.mlp(features_BF) - self.mlp(self._known()).mean(dim=0)))[:, None]
+
+    def _known(self) -> torch.Tensor:
+        rows = [self.table[name] for name in sorted(self.table)] or [_middling()]
+        return torch.stack(rows).to(self.gamma.device)
 
     @torch.inference_mode()
     def wanted(self, target_id: str, difficulty: float, strength: float) -> torch.Tensor:
@@ -152,8 +159,10 @@ def _loss(generator, token, patches, index, features, rng, step, part):  # type:
     settings, noise = generator.config, torch.Generator().manual_seed(7_000_003 + step)
     device = generator.safe.idle.device
     image, mask = (t.to(device) for t in augmented(patches, index, settings.resolution, rng, part))
+    # Another target of the type stands as reference: one's own appearance would tell all that its difficulty could.
+    other = _others(patches.kinds, index, rng)
     reference, reference_mask = (
-        t.to(device) for t in augmented(patches, index, settings.resolution, rng, part)
+        t.to(device) for t in augmented(patches, other, settings.resolution, rng, part)
     )
     features, kinds = features.to(device), part.cut([patches.kinds[i] for i in index])
     with torch.no_grad():
@@ -165,6 +174,12 @@ def _loss(generator, token, patches, index, features, rng, step, part):  # type:
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=narrow):
         loss = flow_loss(generator.denoiser, clean, tokens, settings, noise, part)
     return loss + _CONTRAST * _apart(token.mlp(features), features[:, 1] > _MISSED)
+
+
+def _others(kinds: Sequence[str], index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """For each target any of its type."""
+    alike = {kind: [i for i, own in enumerate(kinds) if own == kind] for kind in {kinds[i] for i in index}}
+    return np.array([rng.choice(alike[kinds[i]]) for i in index])
 
 
 def _apart(w_BD: torch.Tensor, missed_B: torch.Tensor) -> torch.Tensor:
