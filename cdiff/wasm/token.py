@@ -25,6 +25,7 @@ from torch import nn
 
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
+from cdiff.errors import RunError
 from cdiff.generator.model import Generator, weights_hash
 from cdiff.generator.objective import Clean, flow_loss
 from cdiff.generator.patches import augmented, balanced, cut_patches, regions
@@ -82,11 +83,18 @@ class WeaknessToken(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> WeaknessToken:
+        """Read what `save` wrote.
+
+        Raises:
+            RunError: another version wrote it.
+        """
         with safe_open(path, "pt") as file:
             ids = json.loads(file.metadata()["ids"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
         rows = state.pop("table") if ids else []
         token = cls(state["mlp.2.weight"].shape[0], dict(zip(ids, rows, strict=True)))
+        if state["gamma"].shape != token.gamma.shape:
+            raise RunError(f"{path} was learned by another version of cdiff: start a new run.")
         token.load_state_dict(state)
         token.revision = path.stem
         return token.eval()

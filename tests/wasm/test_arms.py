@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from cdiff.errors import RunError
 from cdiff.types import GenerationTask, Outcome, Pose, Recipe, Revisions, Strengths
 from cdiff.wasm.adaptation import adapt
 from cdiff.wasm.layout import composite, spell_out
@@ -204,6 +205,14 @@ def test_a_learned_token_answers_to_the_wanted_difficulty(
     assert float((hard - easy).norm()) > 0.005 * length, "by a thousandth no pixel changes"
     assert torch.allclose(token.wanted(name, 0.9, 2.0), 2 * hard)
     assert token.wanted("no such target", 0.5, 1.0).shape == (1, config.safe.dim)
+
+
+def test_a_token_of_another_version_is_refused_by_name(tmp_path, config, outcomes):
+    token = WeaknessToken(config.safe.dim, features_of(outcomes, config.wasm.kappa))
+    token.gamma = torch.nn.Parameter(torch.zeros(()))  # as it was
+    revision = token.save(tmp_path)
+    with pytest.raises(RunError, match=f"{revision}.*another version"):
+        WeaknessToken.load(tmp_path / f"{revision}.safetensors")
 
 
 def test_features_are_ranks_within_a_type_and_what_the_model_made_of_the_target(outcomes):
