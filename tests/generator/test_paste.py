@@ -143,9 +143,8 @@ def test_grain_and_outline_that_the_generator_smooths_are_those_of_the_real_targ
     )
 
     def grain_of(crop: np.ndarray) -> float:
-        grey = ndimage.gaussian_filter(
-            crop.astype(float).mean(axis=2), 1.5
-        )  # not the finest band, which is real anyway
+        grey = crop.astype(float).mean(axis=2)
+        grey = ndimage.gaussian_filter(grey, 1.5)  # without the finest band, which is real anyway
         fine = grey - ndimage.gaussian_filter(grey, 8.0)
         return float(fine[ndimage.binary_erosion(canvas.mask > 0.5, iterations=8)].std())
 
