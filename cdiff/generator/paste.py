@@ -27,9 +27,7 @@ from cdiff.generator.crops import cut, resized, shift_inside, square_around, to_
 from cdiff.types import Box, Pose, Target
 
 BAND = 2  # how much coarser than the generator's resolution is the band that it decides while the real detail is kept
-_FADING = (
-    3  # bands, each half as fine as the one before, whose fading is undone apart; and that of what is coarser
-)
+_FADING = 3  # bands, each half as fine as the one before, that may fade apart from each other
 _SETTLE = 0.35  # how far a pose may settle, in longer sides of the target
 _GRID = 20  # side, pixels, of the coarse views that are compared when it does
 
