@@ -305,9 +305,8 @@ def _gpus() -> tuple[int, str]:
     try:
         for number in range(count):
             torch.ones(8, device=f"cuda:{number}").sum().item()
-    except (
-        RuntimeError
-    ) as error:  # a driver, or a card, that this build of PyTorch does not know; or one that is full
+    except RuntimeError as error:
+        # a driver, or a card, that this build of PyTorch does not know; or one that is full
         return count, f"GPU {number}: {str(error).splitlines()[0]}"
     return count, ""
 

@@ -168,9 +168,8 @@ class ActorGroup:
             if item is None:
                 self._room.offer(member)
                 break
-            if (
-                item.deaths and member.pending
-            ):  # alone with its actor, so that blame for another death is sure
+            if item.deaths and member.pending:
+                # alone with its actor, so that blame for another death is sure
                 waiting.appendleft(item)
                 self._room.offer(member)
                 break

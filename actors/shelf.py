@@ -42,9 +42,8 @@ def fit_key(request: FitRequest, dataset: Dataset, config: Config) -> str:
         return ""
     pairs = sorted(pair.task_id for pair in request.pairs)
     asked = asdict(replace(request, sample_ids=(), pairs=()))
-    settings = config.downstream.model_dump(
-        exclude={"base_steps", "steps", "fold_share"}
-    )  # the request names its steps
+    # the request names its steps
+    settings = config.downstream.model_dump(exclude={"base_steps", "steps", "fold_share"})
     return content_hash([_made_by(config), data_key(dataset, request.sample_ids), pairs, asked, settings])
 
 

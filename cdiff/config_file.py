@@ -113,9 +113,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if isinstance(problem.get("input"), dict) and problem["type"] == "value_error":
-        return str(
-            problem["msg"].removeprefix("Value error, ")
-        )  # of several settings together; it names them
+        # of several settings together; it names them
+        return str(problem["msg"].removeprefix("Value error, "))
     if problem["type"] != "extra_forbidden":
         return f"{key} = {problem.get('input')!r}: {problem['msg']}"
     near = difflib.get_close_matches(key, [*Config.model_fields, *valid_keys()], n=1, cutoff=0.4)

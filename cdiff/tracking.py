@@ -258,9 +258,8 @@ def demand_store(uri: str, seconds: float = 30.0) -> None:
         except Exception as error:  # noqa: BLE001  # raised below, by whoever waits
             told.append(error)
 
-    asking = threading.Thread(
-        target=ask, daemon=True
-    )  # a driver of a database may wait for minutes, and cannot be told not to
+    # a driver of a database may wait for minutes, and cannot be told not to
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(seconds)
     if asking.is_alive():
@@ -273,9 +272,8 @@ def _connect(uri: str) -> MlflowClient:
     # Before the import, which starts MLflow's telemetry where nothing forbids it.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault(
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4"
-    )  # its 7 wait for minutes on a server that is off
+    # its 7 wait for minutes on a server that is off
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
     try:
         from mlflow import MlflowClient
     except ImportError as error:
@@ -323,10 +321,11 @@ def _explained(what: str = "MLflow") -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
+        # the cause's text may hold the password
         raise CdiffError(
             f"{shown_uri(f'{what}: {error}')}\nThe run folder has all that is done: mend the tracking store or name another "
             "(--tracking-uri), and start the same command again."
-        ) from None  # the cause's text may hold the password
+        ) from None
 
 
 def _text(value: Any) -> str:

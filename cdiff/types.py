@@ -324,9 +324,8 @@ class Knowledge:
     weaknesses: tuple[Weakness, ...]  # weakest first
     gains: tuple[Gain, ...] = ()  # of all rounds before
     alarms: tuple[Alarm, ...] = ()  # on normal photos, surest first
-    bounds: tuple[
-        tuple[str, str, float], ...
-    ] = ()  # of the gate, from this round's outcomes: (measure, key, bound)
+    # of the gate, from this round's outcomes: (measure, key, bound)
+    bounds: tuple[tuple[str, str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,9 +334,8 @@ class RoundResult:
 
     round: int
     weaknesses: tuple[Weakness, ...]
-    alarms: tuple[
-        Weakness, ...
-    ]  # per category with normals: how sure the fold models are of targets that are not there
+    # per category with normals: how sure the fold models are of targets that are not there
+    alarms: tuple[Weakness, ...]
     kept: int
     counts: tuple[tuple[str, str, int], ...]  # (slice, reason or "kept", how many)
     candidate: str  # revision of the segmenter fitted in this round

@@ -35,10 +35,8 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
     for number in ledger.remaining(config.rounds):
         seconds = Stopwatch()
         ledger.fold_verdicts()  # what people said of earlier pairs: what they turned away is trained on no more
-        accepted, unseen = (
-            ledger.kept_pairs(),
-            ledger.kept_pairs(since=ledger.best_round()),
-        )  # unseen: by the best model
+        accepted = ledger.kept_pairs()
+        unseen = ledger.kept_pairs(since=ledger.best_round())  # by the best model
         outcomes = seconds("outcomes", crew.outcomes, accepted)
         known = seconds("rank", crew.rank, outcomes, ledger.gains())
         now = known, outcomes, generator, best.revision

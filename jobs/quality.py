@@ -65,9 +65,8 @@ class SplitResult:
     fidelity: dict[Key, dict[str, float | None]] = field(default_factory=dict)
     # by seed, revisions of the models of real photos alone, from base to longest fit
     stages: dict[int, list[str]] = field(default_factory=dict)
-    curve: dict[int, list[tuple[int, Evaluation]]] = field(
-        default_factory=dict
-    )  # of real photos alone by seed: steps, and scores on validation
+    # of real photos alone by seed: steps, and scores on validation
+    curve: dict[int, list[tuple[int, Evaluation]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     look: str = "test"
     cycles: int = 1  # fits of the arms that ran on ...

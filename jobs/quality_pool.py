@@ -38,9 +38,8 @@ class Wanted:
     quotas: Mapping[tuple[str, Purpose], int]
     config: Config
     judge: str = ""  # revision of the segmenter whose loss is difficulty; "": nobody judges
-    starts: Mapping[str, float] = field(
-        default_factory=dict
-    )  # by slice, where its candidates start; {}: anywhere
+    # by slice, where its candidates start; {}: anywhere
+    starts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

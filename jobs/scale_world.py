@@ -32,10 +32,8 @@ _PICTURES = 64  # different tiny PNG files
 _SIDE = 8  # of these, pixels
 _NOISE = 1.0  # grey levels: standard deviation by which two seeds' thumbnails of one place differ
 # What a row of the store tells, uniform in these ranges; sorted by name, as everywhere.
-_BOUNDS = (
-    ("label_iou", "", 0.52),
-    ("visible", "", 0.055),
-)  # the gate turns some away, too few to stop a slice
+# the gate turns some away, too few to stop a slice
+_BOUNDS = (("label_iou", "", 0.52), ("visible", "", 0.055))
 _MEASURES = {
     "area": (40.0, 900.0),
     "changed": (0.05, 0.4),

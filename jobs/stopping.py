@@ -51,9 +51,8 @@ def exit_code(
             if not terminated:
                 return 130
             sys.stdout.flush()
-            os._exit(
-                _code(resumable)
-            )  # Python's own way out takes seconds more, for threads of Ray and MLflow
+            # Python's own way out takes seconds more, for threads of Ray and MLflow
+            os._exit(_code(resumable))
         if not isinstance(end, CdiffError):
             raise
         print(f"{type(end).__name__}: {end}", file=sys.stderr)

@@ -28,9 +28,8 @@ class Confirmed:
     low: float
     high: float
     per_seed: tuple[float, ...]
-    pixel_ap: tuple[
-        float, ...
-    ]  # by seed, of the photos that were looked at; empty where these are half B's targets alone
+    # by seed, of the photos that were looked at; empty where these are half B's targets alone
+    pixel_ap: tuple[float, ...]
 
 
 def confirm(

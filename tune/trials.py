@@ -187,9 +187,8 @@ def _trial(
     point = whole(dimensions, config)
     photos: Dataset = ray.get(dataset) if isinstance(dataset, ray.ObjectRef) else dataset
     for number, found in enumerate(Trial(bench, photos, point).measure(not search.stop)):
-        budget = {
-            "budget": search.factor**number
-        }  # the rungs of the scheduler, whatever budgets were rounded to
+        # the rungs of the scheduler, whatever budgets were rounded to
+        budget = {"budget": search.factor**number}
         tune.report({name: value for name, value in found.items() if value is not None} | budget)
 
 
@@ -209,7 +208,5 @@ class _Recorder(Callback):
         end(self._bench.run, self._bench.key(whole(self._dimensions, trial.config)))
 
     def __reduce__(self) -> Any:
-        return (
-            Callback,
-            (),
-        )  # Tune stores its callbacks beside its own state; ours lives in this driver alone
+        # Tune stores its callbacks beside its own state; ours lives in this driver alone
+        return (Callback, ())

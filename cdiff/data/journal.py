@@ -101,9 +101,8 @@ class Objects:
 
     def load(self, known: int = 0) -> list[Event]:
         keys = self._storage.keys("ledger/")[known:]
-        with ThreadPoolExecutor(
-            _READERS
-        ) as readers:  # a run of a thousand events would take a minute one by one
+        with ThreadPoolExecutor(_READERS) as readers:
+            # a run of a thousand events would take a minute one by one
             found = list(readers.map(self._storage.read, keys))
         events: list[Event] = []
         for number, (key, data) in enumerate(zip(keys, found, strict=True), start=known):

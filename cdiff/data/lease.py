@@ -166,10 +166,8 @@ class Lease:
         while not stop.wait(self._beat):
             try:
                 self.renew()
-            except (
-                RunError,
-                OSError,
-            ) as error:  # out of reach: the next beat tries again, and `demand` tells
+            except (RunError, OSError) as error:
+                # out of reach: the next beat tries again, and `demand` tells
                 log.warning("the lease of %s cannot be renewed: %s", self._storage.url, error)
 
     def _look(self, began: float) -> None:

@@ -25,12 +25,8 @@ from cdiff.data.storage import Storage, checked, storage_at
 from cdiff.errors import RunError, StorageError
 from cdiff.types import content_hash
 
-FREE = (
-    "rounds",
-    "resources",
-    "train",
-    "tracking",
-)  # sections that may change from one start of a run to the next
+# sections that may change from one start of a run to the next
+FREE = ("rounds", "resources", "train", "tracking")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

@@ -53,9 +53,8 @@ _AGAIN = frozenset(
         "ServiceUnavailable",
     }
 )
-_LOCAL = frozenset(
-    {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM}
-)  # no waiting mends them
+# no waiting mends them
+_LOCAL = frozenset({errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM})
 _Result = TypeVar("_Result")
 
 

@@ -141,9 +141,8 @@ class LocalStorage:
         return True
 
     def keys(self, prefix: str = "") -> list[str]:
-        folder = (
-            self.root / prefix.rpartition("/")[0]
-        )  # whoever asks for verdicts need not walk through all shards
+        # whoever asks for verdicts need not walk through all shards
+        folder = self.root / prefix.rpartition("/")[0]
         found = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
         return sorted(key for key in found if key.startswith(prefix) and "/." not in f"/{key}")
 

@@ -59,9 +59,8 @@ def _from_hub(name: str, revision: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        offline = (
-            os.environ.get("HF_HUB_OFFLINE", "1") != "0"
-        )  # nothing is fetched unless the environment says so
+        # nothing is fetched unless the environment says so
+        offline = os.environ.get("HF_HUB_OFFLINE", "1") != "0"
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=_WANTED, local_files_only=offline)
         )

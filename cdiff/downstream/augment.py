@@ -29,9 +29,8 @@ GAMMA = 0.3  # largest |log| of the exponent
 class Moves:
     """One random draw per crop of a batch; [B] each."""
 
-    theta: NDArray[
-        np.float32
-    ]  # [B, 2, 3] from output to input coordinates, both in [-1, 1] over the sliced border
+    # [B, 2, 3] from output to input coordinates, both in [-1, 1] over the sliced border
+    theta: NDArray[np.float32]
     brightness: NDArray[np.float32]
     contrast: NDArray[np.float32]
     gamma: NDArray[np.float32]

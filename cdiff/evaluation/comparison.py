@@ -145,9 +145,8 @@ def paired_targets(
     targets = sorted(differences[0])
     values = np.array([[own[target] for target in targets] for own in differences])  # [seeds, targets]
     drawn = _drawn({objects[target] for target in targets}, replicates, rng)
-    weights = np.stack([drawn[objects[target]] for target in targets], axis=1).astype(
-        np.float64
-    )  # [R, targets]
+    # [R, targets]
+    weights = np.stack([drawn[objects[target]] for target in targets], axis=1).astype(np.float64)
     weights = weights[weights.sum(axis=1) > 0]
     by_seed = weights @ values.T / weights.sum(axis=1, keepdims=True)  # [R, seeds]
     seeds = rng.multinomial(count, np.full(count, 1 / count), size=len(weights)) / count

@@ -44,9 +44,8 @@ class Tally:
     objects: tuple[str, ...]
     types: dict[str, Pool]  # by "category/type"
     normals: dict[str, Pool]  # by category; no positives
-    dice: NDArray[
-        np.float64
-    ]  # [objects, 2]: sum of the Dice of its photos with targets, and how many they are
+    # [objects, 2]: sum of the Dice of its photos with targets, and how many they are
+    dice: NDArray[np.float64]
 
     def pixel_ap(self, draws: Draws | None = None) -> NDArray[np.float64]:
         """Pixel AP as the strict protocol has it (mean over types, normals pooled), from the counts.

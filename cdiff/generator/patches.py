@@ -95,9 +95,8 @@ def augmented(
     flip = rng.choice([-1.0, 1.0], count)
     room = np.maximum(0, half - patches.longer[index] / size) * 0.8
     shift = rng.uniform(-1, 1, (2, count)) * room
-    free = (
-        1 - half
-    )  # as far as a crop's centre may lie from the patch's without that the crop reaches beyond it
+    # as far as a crop's centre may lie from the patch's without that the crop reaches beyond it
+    free = 1 - half
     shift = np.clip(patches.centres[index].T + shift, -free, free)
     cos, sin = np.cos(angle) * half, np.sin(angle) * half
     theta = np.stack(

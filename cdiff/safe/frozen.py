@@ -38,9 +38,8 @@ class FrozenEncoder(nn.Module):
         self.clip = config.features == "clip"
         self.patch = int(known.patch_size)
         self.side = max(1, round(config.side / self.patch)) * self.patch
-        self.extra = 1 + int(
-            getattr(known, "num_register_tokens", 0)
-        )  # tokens that are no patches come first
+        # tokens that are no patches come first
+        self.extra = 1 + int(getattr(known, "num_register_tokens", 0))
         deepest = int(known.num_hidden_layers)
         for layer in config.layers:
             if not -deepest <= layer <= deepest or layer == 0:

@@ -223,9 +223,8 @@ class Studio:
     ) -> Ticket:
         config, category, kind = self.config, reference.category, reference.type
         tokens_of, margin = reference.target_id, config.generator.margin
-        if (
-            request.background and request.mask
-        ):  # the drawn shape is repainted in place, with the reference's tokens
+        if request.background and request.mask:
+            # the drawn shape is repainted in place, with the reference's tokens
             drawn = upload_of(request.background, request.mask, category, kind, self._limits, also=tokens_of)
             uploads = (*uploads, drawn)
             (target,) = WithUploads(self.dataset, [drawn], config.data).targets(drawn.sample_id)

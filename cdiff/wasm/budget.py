@@ -41,13 +41,8 @@ Quotas = dict[tuple[str, Purpose], int]  # wanted pairs by slice name and purpos
 _PURPOSES: tuple[Purpose, ...] = ("uniform", "easy", "weak")
 _Key = TypeVar("_Key")
 _DRAWS = 500  # of a slice's start strengths against each other
-_REFERENCES, _BACKGROUNDS, _POSES, _DIFFICULTIES, _THOMPSON = (
-    1,
-    2,
-    3,
-    4,
-    5,
-)  # streams of randomness within a round
+# streams of randomness within a round
+_REFERENCES, _BACKGROUNDS, _POSES, _DIFFICULTIES, _THOMPSON = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
@@ -55,9 +50,8 @@ class Stock:
     """What a round's tasks are dealt from; the same in all rounds."""
 
     targets: Mapping[str, Target]  # by target_id: every target of the slices
-    backgrounds: Mapping[
-        str, Sequence[str]
-    ]  # sample_ids by category: normals, or the training photos without any
+    # sample_ids by category: normals, or the training photos without any
+    backgrounds: Mapping[str, Sequence[str]]
     groups: Mapping[str, str]  # source object by sample_id, of every background
     propose: Propose  # draws the pose; asked for a target on its own photo, it repaints the target
     cut_off: Set[str] = frozenset()  # target_ids that are no references while they are few in their slice

@@ -39,10 +39,8 @@ class Earlier:
     """
 
     def __init__(self, attempts: Sequence[Attempt], duplicate: float) -> None:
-        self.looked, self.compared = (
-            0,
-            0,
-        )  # attempts whose sums, and those whose thumbnails were compared, so far
+        # attempts whose sums, and those whose thumbnails were compared, so far
+        self.looked, self.compared = 0, 0
         self._attempts, self._duplicate = attempts, duplicate
         pixels = b"".join(attempt.fingerprint for attempt in attempts)
         self._thumbnails = np.frombuffer(pixels, np.uint8).reshape(-1, THUMBNAIL**2)

@@ -64,9 +64,8 @@ class Produced:
     target: np.ndarray  # bool [H, W], the new target alone
     label_iou: float  # the mask against the one that the denoiser reads from the image (`mask_agreement`)
     own_mask: bool  # the real target's own mask: given, or kept where the drawn one was a blur
-    treated: tuple[
-        np.ndarray, ...
-    ] = ()  # the photo after a look of the denoiser, where the arm climbed the loss
+    # the photo after a look of the denoiser, where the arm climbed the loss
+    treated: tuple[np.ndarray, ...] = ()
 
     @property
     def mask(self) -> np.ndarray:

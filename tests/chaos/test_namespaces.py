@@ -180,9 +180,8 @@ def test_a_job_uses_two_machines_and_outlives_one(machines, tiny_loop, tmp_path)
     assert list(pairs.glob("*.COMMIT")), _log(machines, head)
     actors = {node: {name for name in names if "Actor" in name} for node, names in seen.items()}
     assert all(actors.values()), f"actors on both nodes: {actors}"
-    _ip(
-        "-n", WORKER, "link", "set", "cdiff-wire-b", "down"
-    )  # in mid-round: the machine is gone, and says no word
+    # in mid-round: the machine is gone, and says no word
+    _ip("-n", WORKER, "link", "set", "cdiff-wire-b", "down")
     machines.kill(WORKER)
     while time.monotonic() < end and (state := _state(machines, head)) not in (
         "SUCCEEDED",

@@ -58,9 +58,8 @@ def test_a_complete_set_is_reused_and_a_damaged_one_made_again(tmp_path: Path) -
     photo.unlink()
     make_demo(tmp_path, small, seed=0)
     assert photo.read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == [
-        Path(metal).parent.name
-    ]  # no scratch folder is left
+    # no scratch folder is left
+    assert [path.name for path in tmp_path.iterdir()] == [Path(metal).parent.name]
 
 
 def test_other_settings_make_another_set_beside_the_first(tmp_path: Path) -> None:

@@ -125,9 +125,8 @@ def _unchecked(spec: Manifest) -> None:
 
 @pytest.mark.parametrize("mistake", [_misspell, _mistype, _displace, _forget, _unknown_mode, _unchecked])
 def test_a_manifest_with_a_mistake_is_refused(mistake: Callable[[Manifest], None]) -> None:
-    manifest = copy.deepcopy(
-        RAY["RayJob"]
-    )  # which its YAML anchors tie together: one place is enough to break
+    # which its YAML anchors tie together: one place is enough to break
+    manifest = copy.deepcopy(RAY["RayJob"])
     mistake(manifest["spec"])
     assert _wrong(manifest)
 

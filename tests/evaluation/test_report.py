@@ -137,9 +137,8 @@ def test_the_headline_says_what_the_numbers_say(content):
     none = dataclasses.replace(content, rounds=(result(1, False), result(2, True, -0.01)))
     words = Page(render(none)).words
     assert "No round's model was kept" in words
-    assert '<span class="badge ">accepted</span>' in render(
-        none
-    )  # its pairs are trained on, its own model is not kept
+    # its pairs are trained on, its own model is not kept
+    assert '<span class="badge ">accepted</span>' in render(none)
     later = dataclasses.replace(content, rounds=(result(1, True), result(2, True, -0.01)))
     assert "with the pairs of round 1 of 2" in Page(render(later)).words
     undefined = dataclasses.replace(content, after=scores(None))

@@ -16,9 +16,8 @@ def test_both_descriptions_are_of_the_same_targets_in_two_scenes(photos, tiny_ge
         assert here.shape == elsewhere.shape == (len(targets), here.shape[1])
         assert not np.allclose(here, elsewhere)  # the scene leaks in through what lies around the mask
     told: dict = scenes.summary()
-    assert (
-        told["plain"]["likeness"] > 0.2
-    )  # dark squares and bright bars: even plain pooling tells them apart
+    # dark squares and bright bars: even plain pooling tells them apart
+    assert told["plain"]["likeness"] > 0.2
     assert told["plain"]["retrieval_at_1"] == 1
     assert 0 <= told["safe"]["retrieval_at_1"] <= 1
 

@@ -88,9 +88,8 @@ def test_poses_keep_to_the_object_and_near_the_real_place() -> None:
 
 @pytest.mark.parametrize("angle", [0, 70])
 def test_a_target_at_the_objects_end_comes_to_lie_at_the_end(angle: float) -> None:
-    target = Target(
-        "a#0", "a", "bolt", "bent", "g", (150, 92, 170, 108), 200
-    )  # half on the tip, half on the ground
+    # half on the tip, half on the ground
+    target = Target("a#0", "a", "bolt", "bent", "g", (150, 92, 170, 108), 200)
     reference, background = frame_of(_bolt(0)), frame_of(_bolt(angle))
     rng = np.random.default_rng(0)
     config = SamplingConfig(jitter=0.2)

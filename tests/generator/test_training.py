@@ -102,9 +102,8 @@ def test_training_crops_show_the_target_inside_its_region(photos, tiny_config) -
     region = regions(masks, rng)
     assert ((masks > 0.5) & (region == 0)).sum() == 0
     assert 0 < region.mean() < 0.9
-    assert (
-        len(patches.empty) and float(patches.empty.abs().max()) < 0.5
-    )  # no pit and no bar on target-free crops
+    # no pit and no bar on target-free crops
+    assert len(patches.empty) and float(patches.empty.abs().max()) < 0.5
 
 
 @pytest.mark.parametrize("corner", [(0, 40), (0, 0), (90, 90), (88, 3)])

@@ -47,10 +47,8 @@ def arguments(data, tmp_path, tiny_overrides):
 
 def test_pairs_and_scenes_of_an_unseen_category_are_measured(arguments):
     result, line = run(arguments, ["wood"], pairs=4)
-    assert result["trained_on"] == {
-        "categories": ["metal"],
-        "targets": 6,
-    }  # one photo of each type is held out
+    # one photo of each type is held out
+    assert result["trained_on"] == {"categories": ["metal"], "targets": 6}
     assert result["held_out_targets"] == 2
     unseen = result["unseen"]["wood"]
     assert unseen["targets"] == 8 and unseen["pairs"]["made"] == 8
