@@ -39,7 +39,10 @@ def parser() -> argparse.ArgumentParser:
     loop.add_argument("--oracle", action="store_true", help="add the oracle arm (demo data only)")
     pays = kinds.add_parser("quality", help="control arms at equal pairs and steps")
     pays.add_argument(
-        "--splits", type=int, nargs="+", default=[0, 1], help="split seeds; seeds take turns on them"
+        "--splits",
+        type=int,
+        nargs="+",
+        help="split seeds; seeds take turns on them (default: 0 1; of a single seed 0)",
     )
     pays.add_argument("--arms", nargs="+", choices=[*quality.ARMS, *MINED], default=list(quality.ARMS))
     pays.add_argument(
@@ -99,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
             found, line = serve_load.run(rest, args.run, args.requests)
             result = about | found
         else:
-            result, line = quality_report.run(rest, args, about)
+            result, line = quality_report.run(rest, args, about, lambda found: _write(args.out, found))
         _write(args.out, result)
         print(f"{line}\nwritten    {args.out}")
 

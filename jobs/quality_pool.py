@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +29,14 @@ class Choice:
     again: int = 0
     counts: tuple[tuple[str, str, int], ...] = ()  # (slice, reason or "kept", how many)
     beyond_band: int = 0  # kept pairs whose difficulty lies outside the band that was wanted
+
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """Candidates by the gate's verdict."""
+        found: Counter[str] = Counter()
+        for _, reason, number in self.counts:
+            found[reason] += number
+        return dict(found)
 
 
 @dataclass(frozen=True)

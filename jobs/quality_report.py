@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cdiff.errors import ConfigError
-from cdiff.evaluation.quality_page import verdict, write_page
+from cdiff.evaluation.quality_page import doubts, verdict, write_page
 from cdiff.evaluation.report import Picture
 from jobs.closing import pair_grid
 from jobs.quality import PLAIN, SplitResult, Wishes, measure_split
@@ -17,26 +17,33 @@ from jobs.quality_summary import summary
 from jobs.session import Session, open_session
 
 
-def run(arguments: list[str], args: argparse.Namespace, about: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def run(
+    arguments: list[str],
+    args: argparse.Namespace,
+    about: dict[str, Any],
+    so_far: Callable[[dict[str, Any]], None],
+) -> tuple[dict[str, Any], str]:
     """All splits and seeds, as one object and some lines for a person.
 
     Args:
         arguments: those of jobs/loop.py. args: seeds, splits, arms, look and out of `jobs/benchmark.py quality`.
         about: how, where and when, for the object and the page.
+        so_far: told the object of the splits that are measured, after each that another follows; the page says the same.
     Raises:
         CdiffError: of the kind that fits; what is measured stays in the runs.
     """
+    args.splits = args.splits or [0, 1][: len(args.seeds)]
     _check(args)
     results, pictures = [], []
-    splits = list(dict.fromkeys(args.splits))
-    for number, split in enumerate(splits):
-        seeds = args.seeds[number :: len(splits)]
-        if seeds:
-            result, shown = _run_split(arguments, split, seeds, args)
-            results.append(result)
-            pictures += shown
     about |= {"variants": {f"wasm_{name}": " ".join(settings) for name, *settings in args.variant}}
-    return publish(results, pictures, about, args.seeds, args.out)
+    for number, split in enumerate(args.splits):
+        result, shown = _run_split(arguments, split, args.seeds[number :: len(args.splits)], args)
+        results.append(result)
+        pictures += shown
+        found, lines = publish(results, pictures, about, args.seeds, args.out)
+        if split != args.splits[-1]:
+            so_far(found)
+    return found, lines
 
 
 def _run_split(
@@ -65,12 +72,20 @@ def _check(args: argparse.Namespace) -> None:
     plain = [arm for arm in PLAIN if arm in args.arms]
     if len(set(args.seeds)) < len(args.seeds):
         raise ConfigError(f"--seeds {args.seeds}: each seed once.")
+    if len(set(args.splits)) < len(args.splits) or len(args.splits) > len(args.seeds):
+        raise ConfigError(
+            f"--splits {args.splits}: each split once, and no more of them than of --seeds {args.seeds}, which take turns on them."
+        )
     if stray := sorted(set(args.equal_compute) - set(args.seeds)):
         raise ConfigError(f"--equal-compute {stray}: not among --seeds {args.seeds}.")
     if args.equal_compute and not ("wasm" in args.arms and plain):
         raise ConfigError(f"--equal-compute compares wasm with {' and '.join(PLAIN)}: name them in --arms.")
     if args.variant and "wasm" not in args.arms:
         raise ConfigError("--variant compares with wasm: name it in --arms.")
+    if args.most_fits and not args.equal_compute:
+        raise ConfigError(
+            "--most-fits bounds the fits of arms that run on: say which seeds' do, with --equal-compute."
+        )
     if args.most_fits and args.most_fits < 2:
         raise ConfigError("--most-fits: at least 2, or 0 for no bound; one fit is what every arm has.")
 
@@ -83,7 +98,8 @@ def track(session: Session, result: SplitResult) -> list[Picture]:
                 log.metrics(
                     {result.look: evaluation.scores, "validation": result.validation[arm, seed].scores}
                 )
-                log.metrics({"pairs": {"kept": len(result.choices[arm, seed].pairs)}})
+                choice = result.choices[arm, seed]
+                log.metrics({"pairs": {"kept": len(choice.pairs), **choice.verdicts}})
         pictures = []
         for (arm, seed), choice in result.choices.items():
             shown = seed == result.seeds[0] and not arm.endswith(LONG)
@@ -107,12 +123,14 @@ def publish(
     return result, "\n".join([*_lines(result), f"page       {path}"])
 
 
-def _lines(result: dict[str, Any]) -> list[str]:
+def _lines(result: Mapping[str, Any]) -> list[str]:
     lines = [verdict(result)]
     for found in result["comparisons"]:
         if found["metric"] in ("pixel_ap", "mdice"):
+            each = " ".join(f"{mean:+.4f}" for mean in found["by_split"].values())
+            told = f"  by split {each}" if len(found["by_split"]) > 1 else ""
             lines.append(
                 f"{found['metric']:8s}  {found['arm']:10s} - {found['minus']:10s}  {found['mean']:+.4f} "
-                f"[{found['low']:+.4f}, {found['high']:+.4f}]"
+                f"[{found['low']:+.4f}, {found['high']:+.4f}]{told}"
             )
-    return lines
+    return [*lines, *(f"note       {told}" for told in doubts(result))]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cdiff.evaluation.comparison import TYPE, Comparison, Resampled, resample, smallest_detectable
-from cdiff.wasm.quality import STOPPED, VALID
+from cdiff.evaluation.comparison import TYPE, Comparison, Resampled
+from cdiff.wasm.quality import INVALID, STOPPED, VALID
 from jobs.quality import PLAIN, SplitResult
+from jobs.quality_checks import AIMED, BASELINE, curve, negative_control, plain, power, resampled, rise
 from jobs.quality_choices import CHANCE, LONG
 from jobs.quality_pool import Choice
 
 METRICS = ("pixel_ap", "mdice", "f1_max", "auroc", "aupro", "iou", "miou", "image_auroc")
-BASELINE, AIMED = "real_only", "wasm"
-_MEASURES = ("label_iou", "visible", "reference_distance")
+# means over kept pairs of what the gate measured: its names, and how they are told
+_MEASURES = {"label_iou": "label_iou", "visible": "visibility", "reference_distance": "reference_distance"}
 
 
 def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> dict[str, Any]:
@@ -28,11 +29,12 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
     """
     home = {s: result for result in results for s in result.seeds}
     arms = [arm for arm in dict.fromkeys(a for r in results for a, _ in r.choices) if not arm.endswith(LONG)]
-    drawn = _resampled(home, arms, seeds, seed)
+    drawn, splits = resampled(home, arms, seeds, seed), [home[s].split for s in seeds]
+    lines = curve(home, seeds)
     first = results[0].run
     return {
         "seeds": list(seeds),
-        "splits": [home[s].split for s in seeds],
+        "splits": splits,
         "split_hashes": {str(r.split): r.split_hash for r in results},
         "looked_at": results[0].look,
         "a_seed_redraws": "start weights, batches, fold models, and which candidates of the split's pool are chosen; "
@@ -41,10 +43,11 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
         "base_steps": results[0].base_steps,
         "steps": results[0].steps,
         "arms": {arm: _arm(home, arm, seeds) for arm in arms},
-        "comparisons": [_plain(c) for c in _comparisons(drawn, arms)],
-        "negative_control": _negative(home, arms, seeds, seed),
-        "curve": _curve(home, seeds),
-        "power": _power(drawn, len(seeds)),
+        "comparisons": [plain(c, splits) for c in _comparisons(drawn, arms)],
+        "negative_control": negative_control(home, arms, seeds, seed),
+        "curve": lines,
+        "rise": rise(lines),
+        "power": power(drawn, len(seeds)),
         "gain_ratio": _ratio(drawn, arms),
         "equal_compute": _equal_compute(results, home, seeds, seed),
         "fidelity": {
@@ -54,6 +57,7 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
             for arm in arms
         },
         "pairs": {arm: [_pairs(home[s].choices[arm, s]) for s in seeds] for arm in arms},
+        "verdicts": {arm: _verdicts([home[s].choices[arm, s] for s in seeds]) for arm in arms},
         "beyond_band": {arm: [home[s].choices[arm, s].beyond_band for s in seeds] for arm in arms},
         "spent": {arm: _spent([home[s].choices[arm, s] for s in seeds]) for arm in arms},
         "seconds": {str(r.split): {k: float(f"{v:.4g}") for k, v in r.seconds.items()} for r in results},
@@ -63,35 +67,30 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
 def fidelity(
     choices: Sequence[Choice], measured: Sequence[Mapping[str, float | None]]
 ) -> dict[str, float | None]:
-    """Share of judged candidates that are valid, means over seeds of distance and coverage (cdiff.evaluation.fidelity), and
-    means over kept pairs of what the gate measured; None where there is nothing."""
-    judged: dict[str, int] = {}
+    """What the pairs of an arm are like; None where there is nothing.
+
+    valid_share, visible_share: of the judged candidates, those that are valid, and those in whose mask something can be seen. kid, coverage: distance
+    to real targets, means over seeds (cdiff.evaluation.fidelity; in the generator's own features, so that runs with another one do not compare).
+    Means over kept pairs of what the gate measured: label_iou, visibility (the gate's distance between target and ring), reference_distance.
+    """
+    judged: Counter[str] = Counter()
     for choice in choices:
-        for _, reason, number in choice.counts:
-            judged[reason] = judged.get(reason, 0) + number
-    total = sum(judged.values()) - judged.get(STOPPED, 0)
+        judged.update(choice.verdicts)
+    total = judged.total() - judged[STOPPED]
+    # of what painted outside its region, nobody looked whether it can be seen
+    seen = total - judged[INVALID[0]]
     kept = [dict(pair.attempt.measures) for choice in choices for pair in choice.pairs]
     out: dict[str, float | None] = {
-        "valid_share": sum(judged.get(reason, 0) for reason in VALID) / total if total else None
+        "valid_share": sum(judged[reason] for reason in VALID) / total if total else None,
+        "visible_share": 1 - judged["not visible"] / seen if seen else None,
     }
     for name in ("kid", "coverage"):
         known = [row[name] for row in measured if row.get(name) is not None]
         out[name] = float(np.mean(known)) if known else None  # type: ignore[arg-type]
-    for name in _MEASURES:
+    for name, told in _MEASURES.items():
         values = [measures[name] for measures in kept if name in measures]
-        out[name] = float(np.mean(values)) if values else None
+        out[told] = float(np.mean(values)) if values else None
     return out
-
-
-def _resampled(
-    home: Mapping[int, SplitResult],
-    arms: Sequence[str],
-    seeds: Sequence[int],
-    seed: int,
-    swapped: bool = False,
-) -> Resampled:
-    tallies = {arm: [home[s].tally(arm, s, swapped) for s in seeds] for arm in arms}
-    return resample(tallies, [home[s].split for s in seeds], seed)
 
 
 def _arm(home: Mapping[int, SplitResult], arm: str, seeds: Sequence[int]) -> dict[str, Any]:
@@ -129,66 +128,15 @@ def _equal_compute(
     if not long:
         return None
     arms = [AIMED, *(f"{arm}{LONG}" for arm in PLAIN if (f"{arm}{LONG}", long[0]) in home[long[0]].choices)]
-    drawn = _resampled(home, arms, long, seed)
+    drawn = resampled(home, arms, long, seed)
     pairs = [drawn.compare(metric, AIMED, arm) for arm in arms[1:] for metric in ("pixel_ap", "mdice")]
     return {
         "seeds": long,
         "fits": {str(r.split): r.cycles for r in results if set(r.seeds) & set(long)},
         "fits_of_equal_time": {str(r.split): r.equal_fits for r in results if set(r.seeds) & set(long)},
         "arms": {arm: _arm(home, arm, long) for arm in arms},
-        "comparisons": [_plain(found) for found in pairs],
+        "comparisons": [plain(found, [home[s].split for s in long]) for found in pairs],
     }
-
-
-def _curve(home: Mapping[int, SplitResult], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Real photos alone on validation, from the base on: is the baseline trained out where the arms are compared?"""
-    return [
-        {
-            "seed": s,
-            "steps": [steps for steps, _ in home[s].curve[s]],
-            **{name: [found.scores[name] for _, found in home[s].curve[s]] for name in ("pixel_ap", "mdice")},
-        }
-        for s in seeds
-        if s in home[s].curve
-    ]
-
-
-def _negative(
-    home: Mapping[int, SplitResult], arms: Sequence[str], seeds: Sequence[int], seed: int
-) -> dict[str, Any] | None:
-    """The gain against the masks of other photos: what is left of it is not found but guessed by place and size.
-
-    None without both arms, or where no photo has another object of its types to swap masks with.
-    """
-    if not {AIMED, BASELINE} <= set(arms) or not all(home[s].tally(AIMED, s, True).types for s in seeds):
-        return None
-    found = _resampled(home, (AIMED, BASELINE), seeds, seed, swapped=True).compare(
-        "pixel_ap", AIMED, BASELINE
-    )
-    return {
-        **_plain(found),
-        "masks": "those of another photo of the same types",
-        "holds_zero": not found.excludes_zero,
-    }
-
-
-def _power(drawn: Resampled, seeds: int) -> dict[str, Any] | None:
-    """What differences of real-only fits say about the smallest gain that can be told."""
-    if not {CHANCE, BASELINE} <= set(drawn.exact):
-        return None
-    out: dict[str, Any] = {}
-    for metric in ("pixel_ap", "mdice"):
-        found = drawn.compare(metric, CHANCE, BASELINE)
-        differences = [value for value in found.per_seed if value is not None]
-        values = [float(v) for v in drawn.exact[BASELINE][metric]]
-        out[metric] = {
-            "sd_of_real_only": statistics.stdev(values) if len(values) > 1 else None,
-            "differences_of_two_real_only_fits": differences,
-            "smallest_detectable": {
-                str(n): smallest_detectable(differences, n) for n in sorted({seeds, 5, 8, 16})
-            },
-        }
-    return out
 
 
 def _ratio(drawn: Resampled, arms: Sequence[str]) -> float | None:
@@ -205,18 +153,13 @@ def _spent(choices: Sequence[Choice]) -> dict[str, list[int]]:
     return {kind: [own.count(kind) for own in kinds] for kind in sorted({k for own in kinds for k in own})}
 
 
+def _verdicts(choices: Sequence[Choice]) -> dict[str, list[int]]:
+    """Candidates by the gate's verdict, one number per seed."""
+    told = [choice.verdicts for choice in choices]
+    return {
+        reason: [own.get(reason, 0) for own in told] for reason in sorted({r for own in told for r in own})
+    }
+
+
 def _pairs(choice: Choice) -> int:
     return len(choice.pairs) + choice.perlin
-
-
-def _plain(found: Comparison) -> dict[str, Any]:
-    return {
-        "metric": found.metric,
-        "arm": found.arm,
-        "minus": found.minus,
-        "mean": found.mean,
-        "low": found.low,
-        "high": found.high,
-        "per_seed": list(found.per_seed),
-        "objects": found.objects,
-    }

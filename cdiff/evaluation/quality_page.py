@@ -48,11 +48,17 @@ def write_page(path: Path, title: str, result: Mapping[str, Any], pictures: Sequ
 
 def render(title: str, result: Mapping[str, Any], pictures: Sequence[Picture] = ()) -> str:
     """The page as HTML; it needs no other file, no script and no network."""
+    told = "".join(page.paragraph(f"{doubt[0].upper()}{doubt[1:]}") for doubt in doubts(result))
     figures = "".join(page.figure(picture.pixels, picture.caption) for picture in pictures)
     body = [
-        f"<header><h1>{page.text(title)}</h1>{page.paragraph(verdict(result))}</header>",
+        f"<header><h1>{page.text(title)}</h1>{page.paragraph(verdict(result))}{told}</header>",
         page.section("Arms", _arms(result), page.paragraph(_setting(result), soft=True)),
-        page.section("Differences", _differences(result), page.details("By type", _types(result))),
+        page.section(
+            "Differences",
+            _differences(result),
+            page.details("By split", _splits(result)),
+            page.details("By type", _types(result)),
+        ),
         page.section("At equal computing", _equal_compute(result)),
         page.section("What can be told", _curve(result), _power(result), _negative(result)),
         page.section("Pairs", _fidelity(result), f'<div class="pictures">{figures}</div>' if figures else ""),
@@ -84,6 +90,31 @@ def verdict(result: Mapping[str, Any]) -> str:
         f"In pixel AP on {where} photos, over {len(result['seeds'])} seeds, aimed pairs are {told} "
         "(95 % intervals over seeds and source objects)."
     )
+
+
+def doubts(result: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before believing a difference, in sentences."""
+    told = []
+    rise = (result.get("rise") or {}).get("pixel_ap")
+    if rise:
+        further = rise["further"]
+        ran_on = bool(further) and further["low"] is not None
+        found, what = (further, "further fits") if ran_on else (rise["compared"], "the compared fit")
+        if found["low"] is not None and found["low"] > 0:
+            told.append(
+                f"real photos alone still rise on validation, by {found['mean']:+.3f} pixel AP over {what}: a gain may vanish with longer "
+                "training. Raise downstream.base_steps, or see how far with --equal-compute."
+            )
+    turned = [
+        f"{_said(c['arm'])} − {_said(c['minus'])}"
+        for c in result["comparisons"]
+        if c["metric"] == "pixel_ap" and len({value > 0 for value in c.get("by_split", {}).values()}) > 1
+    ]
+    if turned:
+        told.append(
+            f"on another split the sign is another: {', '.join(turned)}. Intervals take the splits as given."
+        )
+    return told
 
 
 def _arms(result: Mapping[str, Any]) -> str:
@@ -123,6 +154,23 @@ def _differences(result: Mapping[str, Any]) -> str:
     if result.get("gain_ratio") is not None:
         note += f" Aimed pairs gain {result['gain_ratio']:.1f} times what undirected ones gain."
     return page.columns(*parts) + page.paragraph(note, soft=True)
+
+
+def _splits(result: Mapping[str, Any]) -> str:
+    """Each difference on each split: what an interval that takes the splits as given cannot tell."""
+    names = [str(split) for split in dict.fromkeys(result["splits"])]
+    if len(names) < 2:
+        return ""
+    rows = [
+        (
+            f"{_said(c['arm'])} − {_said(c['minus'])}",
+            NAMES[c["metric"]],
+            *(page.signed(c["by_split"].get(split)) for split in names),
+        )
+        for c in result["comparisons"]
+        if c["metric"] in NAMES
+    ]
+    return page.table(("arms", "metric", *(f"split {name}" for name in names)), rows, prose=(0, 1))
 
 
 def _types(result: Mapping[str, Any]) -> str:
@@ -207,15 +255,30 @@ def _negative(result: Mapping[str, Any]) -> str:
     found = result.get("negative_control")
     if not found:
         return ""
+    level, chance = found["level"]["real_only"], found["level_at_random"]
+    if not found["says_something"]:
+        return page.paragraph(
+            f"Negative control: against the masks of other photos of the same types real photos alone reach {level:.4f} pixel AP, scores at "
+            f"random {chance:.4f}. So near to these, it says nothing here: targets are small, and lie where they like."
+        )
     end = (
-        "holds zero, as it must"
+        "holds zero"
         if found["holds_zero"]
-        else "does not hold zero: part of the gain is guessing"
+        else "does not hold zero: part of the gain may be place and size of targets rather than finding them"
     )
+    rows = [
+        (
+            _said(c["arm"]),
+            _number(found["level"][c["arm"]]),
+            page.signed(c["mean"]),
+            f"[{c['low']:+.3f}, {c['high']:+.3f}]",
+        )
+        for c in (found, *found["others"])
+    ]
     return page.paragraph(
-        f"Negative control: against the masks of other photos of the same types, aimed pairs gain {found['mean']:+.3f} "
-        f"[{found['low']:+.3f}, {found['high']:+.3f}]. The interval {end}."
-    )
+        f"Negative control: against the masks of other photos of the same types, where real photos alone reach {level:.3f} pixel AP and scores at "
+        f"random {chance:.3f}, aimed pairs gain {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]. The interval {end}."
+    ) + page.table(("arm", "pixel AP against other masks", "less real only", "95 %"), rows)
 
 
 def _fidelity(result: Mapping[str, Any]) -> str:
@@ -233,7 +296,18 @@ def _fidelity(result: Mapping[str, Any]) -> str:
         for arm, values in known.items()
     ]
     header = ("arm", *(name.replace("_", " ") for name in names), "pairs beyond the band, by seed")
-    return page.table(header, rows)
+    return page.table(header, rows) + page.details("What the gate said", _verdicts(result))
+
+
+def _verdicts(result: Mapping[str, Any]) -> str:
+    """Candidates by verdict, means over seeds."""
+    known = {arm: told for arm, told in result.get("verdicts", {}).items() if told}
+    reasons = sorted({reason for told in known.values() for reason in told})
+    rows = [
+        (_said(arm), *(round(statistics.mean(told[r])) if r in told else 0 for r in reasons))
+        for arm, told in known.items()
+    ]
+    return page.table(("arm, candidates per seed", *reasons), rows) if rows else ""
 
 
 def _facts(result: Mapping[str, Any]) -> dict[str, object]:

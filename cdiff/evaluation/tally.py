@@ -80,6 +80,17 @@ class Tally:
         with np.errstate(invalid="ignore"):
             return np.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], np.nan)
 
+    def chance(self) -> float:
+        """Pixel AP of scores at random: the share of target pixels among all, in the mean over types."""
+        shares = []
+        for key, pool in self.types.items():
+            quiet = self.normals.get(key.rsplit("/", 1)[0])
+            found = float(pool.positives.sum(dtype=np.float64))
+            rest = float(pool.negatives.sum(dtype=np.float64))
+            rest += float(quiet.negatives.sum(dtype=np.float64)) if quiet else 0.0
+            shares.append(found / (found + rest))
+        return float(np.mean(shares))
+
     def save(self, path: Path) -> None:
         """Write as one compressed file; most counts are zero."""
         pools = {f"type:{key}": pool for key, pool in self.types.items()}

@@ -110,8 +110,11 @@ def test_differences_are_those_of_the_arms(result):
         expected = [a - b for a, b in zip(mine, theirs, strict=True)]
         assert comparison["per_seed"] == pytest.approx(expected, abs=2e-3)
         assert comparison["low"] <= comparison["high"]
+        assert comparison["by_split"] == pytest.approx({"0": expected[0], "1": expected[1]}, abs=2e-3)
     assert result["power"]["pixel_ap"]["smallest_detectable"]["8"] > 0
-    assert result["negative_control"]["masks"]
+    control = result["negative_control"]
+    assert set(control["level"]) == set(ARMS) and 0 < control["level_at_random"] < 0.5
+    assert control["mean"] == pytest.approx(control["level"]["wasm"] - control["level"]["real_only"])
 
 
 def test_all_arms_of_a_seed_go_on_from_one_base(result, home):
@@ -136,6 +139,7 @@ def test_the_page_and_mlflow_show_every_arm(result, done, home):
     told = {(r.data.params["arm"], r.data.params["seed"]): r for r in runs if "arm" in r.data.params}
     ran_on = {(f"{arm}_long", "0") for arm in ("real_only", "copy_paste")}
     assert set(told) == {(arm, str(seed)) for arm in ARMS for seed in range(2)} | ran_on
+    assert told["wasm", "1"].data.metrics["pairs/kept"] == result["pairs"]["wasm"][1]
     value = told["wasm", "1"].data.metrics["test/pixel_ap"]
     assert value == pytest.approx(result["arms"]["wasm"]["pixel_ap"][1])
 
@@ -165,7 +169,10 @@ def test_fidelity_is_told_of_every_arm_with_stored_pairs(result):
         met = result["fidelity"][arm]["coverage"]
         assert met is None or 0 <= met <= 1  # so few real targets have no neighbourhoods
         assert 0 <= result["fidelity"][arm]["label_iou"] <= 1
-    assert result["fidelity"]["real_only"]["kid"] is None
+        assert 0 < result["fidelity"][arm]["visible_share"] <= 1
+        # every candidate has a verdict, and those that were kept are the pairs
+        assert result["verdicts"][arm]["kept"] == result["pairs"][arm]
+    assert result["fidelity"]["real_only"]["kid"] is None and result["verdicts"]["real_only"] == {}
 
 
 def test_arms_without_a_generator_run_on_for_what_the_aimed_arm_costs(result):

@@ -96,6 +96,16 @@ def test_a_tally_is_read_as_it_was_written(arms, tmp_path, ids):
     assert np.array_equal(read.mdice(draw), written.mdice(draw), equal_nan=True)
 
 
+def test_scores_at_random_reach_the_level_that_is_told_for_chance(dataset, ids, tally_of):
+    """Which is each type's share of target pixels among its own photos and the normals."""
+    counted = tally_of(0.0, seed=4)
+    shown = {kind: [i for i in ids if dataset.sample(i).types in ((kind,), ())] for kind in ("dent", "pit")}
+    shares = [np.mean([dataset.mask(i) for i in names]) for names in shown.values()]
+    assert counted.chance() == pytest.approx(np.mean(shares), rel=1e-5)
+    assert counted.pixel_ap()[0] == pytest.approx(counted.chance(), rel=0.15)
+    assert tally_of(3.0).chance() == pytest.approx(counted.chance(), rel=1e-5)  # no matter of skill
+
+
 def test_mean_dice_is_that_of_the_protocol(arms, dataset, ids, maps_of):
     told = evaluate(maps_of(3.0, 2), dataset, ids, 0.5)["mdice"]
     assert arms["strong"][2].mdice()[0] == pytest.approx(told)

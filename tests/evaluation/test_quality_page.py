@@ -6,13 +6,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from cdiff.evaluation.quality_page import render, verdict
+from cdiff.evaluation.quality_page import doubts, render, verdict
 from cdiff.evaluation.report import Picture
 
 
 def _difference(arm, minus, mean, low, high, metric="pixel_ap", objects=7):
     told = {"metric": metric, "arm": arm, "minus": minus, "mean": mean, "low": low, "high": high}
-    return told | {"objects": objects}
+    return told | {"objects": objects, "by_split": {"0": mean + 0.015, "1": mean - 0.015}}
 
 
 def _arm(value):
@@ -42,7 +42,16 @@ def result():
             "pixel_ap": {"sd_of_real_only": 0.01, "smallest_detectable": {"5": 0.02, "8": float("nan")}}
         },
         "curve": [{"seed": 4, "steps": [400, 470], "pixel_ap": [0.612, 0.613], "mdice": [0.5, 0.51]}],
-        "negative_control": {"mean": 0.0, "low": -0.1, "high": 0.1, "holds_zero": True},
+        "rise": {"pixel_ap": {"compared": {"mean": 0.001, "low": -0.1}, "further": None}},
+        "negative_control": {
+            **_difference("wasm", "real_only", 0.0, -0.1, 0.1),
+            "holds_zero": True,
+            "others": [_difference("undirected", "real_only", 0.033, 0.01, 0.05)],
+            "level": {"real_only": 0.25, "undirected": 0.283, "wasm": 0.25},
+            "level_at_random": 0.05,
+            "says_something": True,
+        },
+        "verdicts": {"real_only": {}, "wasm": {"kept": [50, 48], "not visible": [7, 9]}},
         "fidelity": {"real_only": {"label_iou": None}, "wasm": {"label_iou": 0.8}},
         "command": "python jobs/benchmark.py quality",
     }
@@ -63,7 +72,10 @@ def test_the_page_shows_arms_differences_and_what_can_be_told(result):
         "0.310 ± 0.014",
         "+0.200 [+0.100, +0.300]",
         "2.0 times",
-        "holds zero",
+        "The interval holds zero",
+        "0.283",
+        "+0.085",
+        "not visible",
         "pairs of one arm",
         "0.020",
         "seed 4, 470 steps: 0.613",
@@ -77,6 +89,28 @@ def test_the_page_shows_arms_differences_and_what_can_be_told(result):
 def test_a_page_of_real_photos_alone_says_that_nothing_was_aimed(result):
     result |= {"comparisons": [], "power": None, "negative_control": None, "gain_ratio": None}
     assert "No aimed arm was measured" in render("quality-x", result)
+
+
+def test_the_page_says_what_speaks_against_a_difference(result):
+    assert doubts(result) == []
+    result["rise"]["pixel_ap"]["compared"] = {"mean": 0.045, "low": 0.02}
+    result["comparisons"][1]["by_split"] = {"0": 0.04, "1": -0.02}
+    rising, turning = doubts(result)
+    assert "by +0.045 pixel AP over the compared fit" in rising and "downstream.base_steps" in rising
+    assert "wasm − undirected" in turning and "wasm − real only" not in turning
+    for told in (rising, turning):
+        assert told[1:] in render("quality-x", result)
+    # fits that ran on say more than the first
+    result["rise"]["pixel_ap"]["further"] = {"mean": 0.001, "low": -0.01}
+    assert doubts(result) == [turning]
+    result["rise"]["pixel_ap"]["further"]["low"] = None  # of a single seed
+    assert doubts(result) == [rising, turning]
+
+
+def test_a_control_that_cannot_fail_is_not_called_held(result):
+    result["negative_control"] |= {"says_something": False, "level_at_random": 0.2}
+    html = render("quality-x", result)
+    assert "it says nothing here" in html and "holds zero" not in html
 
 
 def test_labels_of_lines_that_end_together_can_be_read(result):

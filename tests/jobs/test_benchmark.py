@@ -3,6 +3,7 @@
 import pytest
 
 from cdiff.errors import ConfigError
+from jobs.benchmark import main
 from jobs.measured import generic
 from jobs.quality_choices import variants
 
@@ -72,3 +73,25 @@ def test_a_variant_starts_where_the_pool_does(tiny_config):
 def test_a_variant_that_says_too_little_or_too_much_is_refused(tiny_config, told):
     with pytest.raises(ConfigError):
         variants(tiny_config, told)
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ("--seeds 0 0", "each seed once"),
+        ("--seeds 0 1 --splits 0 1 2", "no more of them than of --seeds"),
+        ("--seeds 0 1 --splits 0 0", "each split once"),
+        ("--seeds 0 1 --equal-compute 2", "not among --seeds"),
+        ("--seeds 0 1 --most-fits 3", "with --equal-compute"),
+        ("--seeds 0 1 --equal-compute 0 --most-fits 1", "at least 2"),
+        (
+            "--seeds 0 --arms real_only wasm --variant any wasm.band=[0,1] --arms real_only",
+            "name it in --arms",
+        ),
+    ],
+)
+def test_wishes_that_would_be_lost_in_silence_are_refused(tmp_path, capsys, told, reason):
+    out = tmp_path / "quality.json"
+    assert main(["quality", *told.split(), "--out", str(out), "--home", str(tmp_path / "home")]) == 2
+    assert reason in capsys.readouterr().err
+    assert not out.exists() and not (tmp_path / "home").exists()

@@ -1,12 +1,11 @@
 """What a quality benchmark's object says, and leaves open."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from cdiff.evaluation.comparison import Resampled
-from jobs.quality_summary import _negative, _ratio
+from jobs.quality_pool import Choice
+from jobs.quality_summary import _ratio, fidelity
 
 
 def _drawn(aimed, plain, spread):
@@ -27,12 +26,12 @@ def test_a_ratio_of_gains_is_told_where_the_lesser_gain_is_shown():
     assert _ratio(_drawn(0.04, 0.02, 0.01), ["real_only", "wasm"]) is None
 
 
-def test_without_masks_to_swap_or_arms_to_compare_there_is_no_negative_control():
-    """A type of a single object on one of two splits: nothing is scored there against others' masks."""
-
-    def home(types):
-        return SimpleNamespace(split=0, tally=lambda arm, seed, swapped: SimpleNamespace(types=types))
-
-    homes = {0: home({"metal/pit": object()}), 1: home({})}
-    assert _negative(homes, ["wasm", "real_only"], [0, 1], 0) is None
-    assert _negative(homes, ["mined_B0", "mined_B3"], [0], 0) is None
+def test_shares_are_of_the_candidates_that_were_looked_at():
+    """What painted outside its region was not looked at for what its mask shows, and of a stopped slice nobody knows."""
+    verdicts = {"kept": 6, "budget full": 2, "not visible": 2, "changed outside": 10, "slice stopped": 5}
+    counts = tuple(("metal/pit", reason, number) for reason, number in verdicts.items())
+    told = fidelity([Choice(counts=counts), Choice(counts=counts)], [{"kid": 1.0}, {"kid": None}])
+    assert told["valid_share"] == 16 / 40
+    assert told["visible_share"] == 16 / 20
+    assert told["kid"] == 1.0 and told["coverage"] is None and told["label_iou"] is None
+    assert fidelity([Choice(perlin=8)], [{}])["visible_share"] is None
