@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from cdiff.errors import shown_uri
 
 _TOLD = ("torch", "diffusers", "ray", "monai", "numpy")
@@ -23,12 +25,23 @@ def how_measured(program: str, told: list[str]) -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
         "machine": {
-            "processor": platform.processor() or platform.machine(),
+            "processor": _processor(),
             "cores": os.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30),
             "cards": _cards(),
         },
         "versions": {name: found for name in _TOLD if (found := _version(name))},
     }
+
+
+def _processor() -> str:
+    """The model where the system tells it, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
 
 
 def _cards() -> list[str]:

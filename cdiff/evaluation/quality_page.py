@@ -108,7 +108,8 @@ def doubts(result: Mapping[str, Any]) -> list[str]:
     turned = [
         f"{_said(c['arm'])} − {_said(c['minus'])}"
         for c in result["comparisons"]
-        if c["metric"] == "pixel_ap" and len({value > 0 for value in c.get("by_split", {}).values()}) > 1
+        if (c["metric"], c["arm"]) == ("pixel_ap", "wasm")
+        and len({value > 0 for value in c.get("by_split", {}).values()}) > 1
     ]
     if turned:
         told.append(
