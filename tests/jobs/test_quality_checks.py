@@ -43,7 +43,7 @@ def test_an_arm_that_guesses_place_and_size_does_not_hold_zero():
     assert found["low"] > 0 and set(found["by_split"]) == {"0", "1"}
     (other,) = found["others"]
     assert other["arm"] == "copy_paste" and abs(other["mean"]) < found["mean"] / 10
-    assert found["level"]["wasm"] > found["level"]["real_only"] > 2 * found["level_at_random"]
+    assert found["level"]["wasm"] > found["level"]["real_only"] > found["level_at_random"] + 0.01
 
 
 def test_where_no_skill_shows_against_other_masks_the_control_says_nothing():
