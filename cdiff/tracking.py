@@ -321,7 +321,7 @@ def _explained(what: str = "MLflow") -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        # the cause's text may hold the password
+        # from None, as the cause's text may hold the password
         raise CdiffError(
             f"{shown_uri(f'{what}: {error}')}\nThe run folder has all that is done: mend the tracking store or name another "
             "(--tracking-uri), and start the same command again."

@@ -101,8 +101,8 @@ def run(
             denoiser.forget_recordings()
             found["batches"].append(beside(denoiser, folder, args, batch, found))
             so_far(found)
+        # compiled, steps without guidance would be another size of batch to compile
         if not (args.quick or args.compile):
-            # steps without guidance are another size of batch, to be compiled as well
             found["apart"] = apart(denoiser, args, max(found["batches"], key=lambda row: row["batch"]))
     rows = found["batches"]
     peaks = max(row["sampling"]["peak_gb"] for row in rows), found["training"]["peak_gb"]

@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cdiff.data.storage import write_durably
 from jobs import backbone, loop_gain, quality, quality_report, safe_check, scale, serve_load
 from jobs.measured import how_measured
 from jobs.quality_choices import MINED
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         "--splits",
         type=int,
         nargs="+",
-        help="split seeds; seeds take turns on them (default: 0 1; of a single seed 0)",
+        help="split seeds; seeds take turns on them (default: 0 1, for a single seed 0)",
     )
     pays.add_argument("--arms", nargs="+", choices=[*quality.ARMS, *MINED], default=list(quality.ARMS))
     pays.add_argument(
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _write(file: Path, result: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_durably(file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
 
 
 if __name__ == "__main__":

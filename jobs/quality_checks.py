@@ -15,8 +15,9 @@ from jobs.quality import SplitResult
 from jobs.quality_choices import CHANCE
 
 BASELINE, AIMED = "real_only", "wasm"
-# pixel AP above that of random scores from which on a level against other photos' masks says something
-_CLEAR = 0.01
+# A level against other photos' masks says something from so far above random scores on: pixel AP, or so many times theirs.
+_CLEAR, _TIMES = 0.01, 3.0
+_LEVEL = 0.05  # of the test whether a difference depends on the split
 
 
 def resampled(
@@ -37,8 +38,11 @@ def resampled(
 
 
 def plain(found: Comparison, splits: Sequence[int]) -> dict[str, Any]:
-    """A comparison for JSON, with its mean on each split (of every seed, which split it was scored on): an interval knows
-    nothing of how much the split itself decides."""
+    """A comparison for JSON, with what an interval does not know: its mean on each split, and whether splits differ by more than seeds do.
+
+    Args:
+        splits: on which split each seed of the comparison was scored.
+    """
     by_split: dict[str, list[float]] = {}
     for split, value in zip(splits, found.per_seed, strict=True):
         if value is not None:
@@ -52,8 +56,18 @@ def plain(found: Comparison, splits: Sequence[int]) -> dict[str, Any]:
         "high": found.high,
         "per_seed": list(found.per_seed),
         "by_split": {split: statistics.mean(values) for split, values in by_split.items()},
+        "splits_differ": _differ(list(by_split.values())),
         "objects": found.objects,
     }
+
+
+def _differ(groups: Sequence[Sequence[float]]) -> bool | None:
+    """Analysis of variance; None with under two seeds on some split, or under two splits."""
+    if len(groups) < 2 or min(map(len, groups)) < 2:
+        return None
+    if all(max(values) == min(values) for values in groups):
+        return len({values[0] for values in groups}) > 1
+    return bool(stats.f_oneway(*groups).pvalue < _LEVEL)
 
 
 def curve(home: Mapping[int, SplitResult], seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -75,29 +89,29 @@ def rise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     Args:
         lines: of `curve`.
     Returns:
-        By metric {"compared": told, "further": told or None}, each told as {"seeds", "per_seed", "mean", "low"}: the change by seed, from
-        the base to the compared fit or from this one to the last; `low` is the one-sided 95 % bound of its mean over the seeds, None
-        for one seed. Above zero, the baseline was not trained out. None without a line.
+        By metric {"compared": told, "further": told}: from the base to the compared fit, and from this one to the last. Each told as {"seeds",
+        "per_seed", "mean", "low"}, `low` being the one-sided 95 % bound of the mean over the seeds (None for one seed). Above zero, the
+        baseline was not trained out; below, that is not shown. None instead where no seed has the metric, or ran on. None without a line.
     """
     if not lines:
         return None
     ran_on = [line for line in lines if len(line["steps"]) > 2]
     return {
-        metric: {
-            "compared": _change(lines, metric, 0, 1),
-            "further": _change(ran_on, metric, 1, -1) if ran_on else None,
-        }
+        metric: {"compared": _change(lines, metric, 0, 1), "further": _change(ran_on, metric, 1, -1)}
         for metric in ("pixel_ap", "mdice")
     }
 
 
-def _change(lines: Sequence[Mapping[str, Any]], metric: str, first: int, last: int) -> dict[str, Any]:
-    values = [float(line[metric][last]) - float(line[metric][first]) for line in lines]
-    count, mean = len(values), statistics.mean(values)
-    low = None
-    if count > 1:
-        low = mean - float(stats.t.ppf(0.95, count - 1)) * statistics.stdev(values) / math.sqrt(count)
-    return {"seeds": [line["seed"] for line in lines], "per_seed": values, "mean": mean, "low": low}
+def _change(lines: Sequence[Mapping[str, Any]], metric: str, first: int, last: int) -> dict[str, Any] | None:
+    ends = {line["seed"]: (line[metric][first], line[metric][last]) for line in lines}
+    changes = {s: float(b) - float(a) for s, (a, b) in ends.items() if a is not None and b is not None}
+    if not changes:
+        return None
+    values, mean, low = list(changes.values()), statistics.mean(changes.values()), None
+    if len(values) > 1:
+        bound = float(stats.t.ppf(0.95, len(values) - 1))
+        low = mean - bound * statistics.stdev(values) / math.sqrt(len(values))
+    return {"seeds": list(changes), "per_seed": values, "mean": mean, "low": low}
 
 
 def negative_control(
@@ -106,7 +120,7 @@ def negative_control(
     """Arms against the masks of other photos of the same types: what they gain there is place and size of targets, not finding them.
 
     Beside the aimed arm's difference to real photos alone stand those of the others, every arm's level, and that of scores at random:
-    where real photos alone are hardly above it (small targets anywhere in the photo), zero is all that there can be, and says nothing.
+    where no arm is clear of it (small targets anywhere in the photo, or weak models), zero is all that there can be, and says nothing.
 
     None without both arms, or where no photo has another object of its types to swap masks with.
     """
@@ -124,7 +138,8 @@ def negative_control(
         "others": [plain(difference, splits) for arm, difference in found.items() if arm != AIMED],
         "level": level,
         "level_at_random": chance,
-        "says_something": level[BASELINE] > chance + _CLEAR,
+        "says_something": max(level.values()) > min(chance + _CLEAR, chance * _TIMES)
+        or any(difference.excludes_zero for difference in found.values()),
     }
 
 

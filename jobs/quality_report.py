@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from jobs.quality_choices import LONG, variants
 from jobs.quality_summary import summary
 from jobs.session import Session, open_session
 
+log = logging.getLogger(__name__)
+SPLITS = [0, 1]  # where none are named; as many as there are seeds at most
+
 
 def run(
     arguments: list[str],
@@ -28,20 +32,22 @@ def run(
     Args:
         arguments: those of jobs/loop.py. args: seeds, splits, arms, look and out of `jobs/benchmark.py quality`.
         about: how, where and when, for the object and the page.
-        so_far: told the object of the splits that are measured, after each that another follows; the page says the same.
+        so_far: told the object as it is after every split but the last; its `splits_to_come` names those that it lacks.
     Raises:
         CdiffError: of the kind that fits; what is measured stays in the runs.
     """
-    args.splits = args.splits or [0, 1][: len(args.seeds)]
-    _check(args)
+    splits = args.splits or SPLITS[: len(args.seeds)]
+    _check(args, splits)
     results, pictures = [], []
     about |= {"variants": {f"wasm_{name}": " ".join(settings) for name, *settings in args.variant}}
-    for number, split in enumerate(args.splits):
-        result, shown = _run_split(arguments, split, args.seeds[number :: len(args.splits)], args)
+    for number, split in enumerate(splits):
+        result, shown = _run_split(arguments, split, args.seeds[number :: len(splits)], args)
         results.append(result)
         pictures += shown
+        to_come = splits[number + 1 :]
+        about |= {"splits_to_come": to_come}
         found, lines = publish(results, pictures, about, args.seeds, args.out)
-        if split != args.splits[-1]:
+        if to_come:
             so_far(found)
     return found, lines
 
@@ -67,14 +73,14 @@ def _run_split(
         return result, track(session, result)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, splits: Sequence[int]) -> None:
     """Refuse wishes that would be lost in silence, before anything is fitted."""
     plain = [arm for arm in PLAIN if arm in args.arms]
     if len(set(args.seeds)) < len(args.seeds):
         raise ConfigError(f"--seeds {args.seeds}: each seed once.")
-    if len(set(args.splits)) < len(args.splits) or len(args.splits) > len(args.seeds):
+    if len(set(splits)) < len(splits) or len(splits) > len(args.seeds):
         raise ConfigError(
-            f"--splits {args.splits}: each split once, and no more of them than of --seeds {args.seeds}, which take turns on them."
+            f"--splits {splits}: each split once, and no more of them than of --seeds {args.seeds}, which take turns on them."
         )
     if stray := sorted(set(args.equal_compute) - set(args.seeds)):
         raise ConfigError(f"--equal-compute {stray}: not among --seeds {args.seeds}.")
@@ -82,12 +88,12 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--equal-compute compares wasm with {' and '.join(PLAIN)}: name them in --arms.")
     if args.variant and "wasm" not in args.arms:
         raise ConfigError("--variant compares with wasm: name it in --arms.")
-    if args.most_fits and not args.equal_compute:
-        raise ConfigError(
-            "--most-fits bounds the fits of arms that run on: say which seeds' do, with --equal-compute."
-        )
     if args.most_fits and args.most_fits < 2:
         raise ConfigError("--most-fits: at least 2, or 0 for no bound; one fit is what every arm has.")
+    if args.most_fits and not args.equal_compute:
+        log.warning(
+            "--most-fits bounds arms that run on: without --equal-compute there are none, and it does nothing"
+        )
 
 
 def track(session: Session, result: SplitResult) -> list[Picture]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cdiff.evaluation.comparison import TYPE, Comparison, Resampled
-from cdiff.wasm.quality import INVALID, STOPPED, VALID
+from cdiff.wasm.quality import STOPPED, VALID
 from jobs.quality import PLAIN, SplitResult
 from jobs.quality_checks import AIMED, BASELINE, curve, negative_control, plain, power, resampled, rise
 from jobs.quality_choices import CHANCE, LONG
@@ -69,7 +69,7 @@ def fidelity(
 ) -> dict[str, float | None]:
     """What the pairs of an arm are like; None where there is nothing.
 
-    valid_share, visible_share: of the judged candidates, those that are valid, and those in whose mask something can be seen. kid, coverage: distance
+    valid_share, visible_share: of the judged candidates, those that are valid, and those in whose mask something can be seen (without the gate: that have a mask at all). kid, coverage: distance
     to real targets, means over seeds (cdiff.evaluation.fidelity; in the generator's own features, so that runs with another one do not compare).
     Means over kept pairs of what the gate measured: label_iou, visibility (the gate's distance between target and ring), reference_distance.
     """
@@ -78,7 +78,7 @@ def fidelity(
         judged.update(choice.verdicts)
     total = judged.total() - judged[STOPPED]
     # of what painted outside its region, nobody looked whether it can be seen
-    seen = total - judged[INVALID[0]]
+    seen = total - judged["changed outside"]
     kept = [dict(pair.attempt.measures) for choice in choices for pair in choice.pairs]
     out: dict[str, float | None] = {
         "valid_share": sum(judged[reason] for reason in VALID) / total if total else None,
@@ -143,8 +143,8 @@ def _ratio(drawn: Resampled, arms: Sequence[str]) -> float | None:
     """Gain of aimed pairs over that of undirected ones; None where it is not shown that the latter gain anything."""
     if not {AIMED, BASELINE, "undirected"} <= set(arms):
         return None
-    aimed, plain = (drawn.compare("pixel_ap", arm, BASELINE) for arm in (AIMED, "undirected"))
-    return aimed.mean / plain.mean if plain.low > 0 else None
+    aimed, undirected = (drawn.compare("pixel_ap", arm, BASELINE) for arm in (AIMED, "undirected"))
+    return aimed.mean / undirected.mean if undirected.low > 0 else None
 
 
 def _spent(choices: Sequence[Choice]) -> dict[str, list[int]]:

@@ -31,9 +31,9 @@ REVISIONS = Revisions("1" * 16, "2" * 16, "3" * 16)
 _PICTURES = 64  # different tiny PNG files
 _SIDE = 8  # of these, pixels
 _NOISE = 1.0  # grey levels: standard deviation by which two seeds' thumbnails of one place differ
-# What a row of the store tells, uniform in these ranges; sorted by name, as everywhere.
-# the gate turns some away, too few to stop a slice
+# The gate turns some away, too few to stop a slice.
 _BOUNDS = (("label_iou", "", 0.52), ("visible", "", 0.055))
+# What a row of the store tells, uniform in these ranges; sorted by name, as everywhere.
 _MEASURES = {
     "area": (40.0, 900.0),
     "changed": (0.05, 0.4),

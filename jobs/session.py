@@ -182,8 +182,8 @@ def open_session(
     )
     _demand_targets(samples, manifest)
     run = run_of(place, purpose + args.run if args.run else _name(args, config, manifest, purpose))
+    # the lease before anything of the run is read: another driver may be writing it
     with lease_of(run) as lease, meanwhile(lease.release):
-        # before anything of the run is read: another driver may be writing it
         create_run(place, run.name, dump_config(config), manifest)
         write_manifest(manifest, run.splits_path)
         run.publish("splits.parquet")

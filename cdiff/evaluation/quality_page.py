@@ -95,25 +95,28 @@ def verdict(result: Mapping[str, Any]) -> str:
 def doubts(result: Mapping[str, Any]) -> list[str]:
     """What a reader must know before believing a difference, in sentences."""
     told = []
-    rise = (result.get("rise") or {}).get("pixel_ap")
-    if rise:
-        further = rise["further"]
-        ran_on = bool(further) and further["low"] is not None
-        found, what = (further, "further fits") if ran_on else (rise["compared"], "the compared fit")
-        if found["low"] is not None and found["low"] > 0:
-            told.append(
-                f"real photos alone still rise on validation, by {found['mean']:+.3f} pixel AP over {what}: a gain may vanish with longer "
-                "training. Raise downstream.base_steps, or see how far with --equal-compute."
-            )
-    turned = [
-        f"{_said(c['arm'])} − {_said(c['minus'])}"
-        for c in result["comparisons"]
-        if (c["metric"], c["arm"]) == ("pixel_ap", "wasm")
-        and len({value > 0 for value in c.get("by_split", {}).values()}) > 1
-    ]
-    if turned:
+    if result["splits_to_come"]:
+        told.append(f"not all is measured yet: split {_listed(result['splits_to_come'])} is still to come.")
+    found = (result["rise"] or {}).get("pixel_ap") or {"compared": None, "further": None}
+    compared, further = found["compared"], found["further"]
+    if any(change and change["low"] is not None and change["low"] > 0 for change in (compared, further)):
+        more = (
+            f" and by {further['mean']:+.3f} over all fits after it (seeds {_listed(further['seeds'])})"
+            if further
+            else ""
+        )
         told.append(
-            f"on another split the sign is another: {', '.join(turned)}. Intervals take the splits as given."
+            f"real photos alone still rise on validation, by {compared['mean']:+.3f} pixel AP over the fit that is compared{more}: a gain may "
+            "vanish with longer training. Raise downstream.base_steps, or see how far they go with --equal-compute."
+        )
+    split = [
+        f"{_said(c['arm'])} − {_said(c['minus'])} ({_listed([f'{v:+.3f}' for v in c['by_split'].values()])})"
+        for c in result["comparisons"]
+        if c["metric"] == "pixel_ap" and c["splits_differ"]
+    ]
+    if split:
+        told.append(
+            f"splits differ by more than seeds do in {', '.join(split)}; intervals take the splits as given."
         )
     return told
 
@@ -217,13 +220,14 @@ def _curve(result: Mapping[str, Any]) -> str:
     lines = result.get("curve") or []
     if not lines:
         return ""
-    shown = [
-        page.chart(
-            f"Real photos alone on validation: change of {NAMES[metric]} by steps",
-            charts.curves([(f"seed {row['seed']}", row["steps"], row[metric]) for row in lines], metric),
-        )
-        for metric in ("pixel_ap", "mdice")
-    ]
+    shown = []
+    for metric in ("pixel_ap", "mdice"):
+        known = [
+            (f"seed {row['seed']}", row["steps"], row[metric]) for row in lines if None not in row[metric]
+        ]
+        if known:
+            title = f"Real photos alone on validation: change of {NAMES[metric]} by steps"
+            shown.append(page.chart(title, charts.curves(known, metric)))
     note = (
         "A line per seed, from its base on over the fit that is compared to those that ran on (--equal-compute), where there are any. Where "
         "lines still rise at the compared fit, a gain may vanish with longer training. Fits differ from bases in the crops beside their batches."
@@ -260,7 +264,7 @@ def _negative(result: Mapping[str, Any]) -> str:
     if not found["says_something"]:
         return page.paragraph(
             f"Negative control: against the masks of other photos of the same types real photos alone reach {level:.4f} pixel AP, scores at "
-            f"random {chance:.4f}. So near to these, it says nothing here: targets are small, and lie where they like."
+            f"random {chance:.4f}, and no arm is clear of these: it says nothing here."
         )
     end = (
         "holds zero"

@@ -125,7 +125,7 @@ def _unchecked(spec: Manifest) -> None:
 
 @pytest.mark.parametrize("mistake", [_misspell, _mistype, _displace, _forget, _unknown_mode, _unchecked])
 def test_a_manifest_with_a_mistake_is_refused(mistake: Callable[[Manifest], None]) -> None:
-    # which its YAML anchors tie together: one place is enough to break
+    # its YAML anchors tie equal parts together: one place is enough to break
     manifest = copy.deepcopy(RAY["RayJob"])
     mistake(manifest["spec"])
     assert _wrong(manifest)

@@ -139,7 +139,10 @@ def test_the_page_and_mlflow_show_every_arm(result, done, home):
     told = {(r.data.params["arm"], r.data.params["seed"]): r for r in runs if "arm" in r.data.params}
     ran_on = {(f"{arm}_long", "0") for arm in ("real_only", "copy_paste")}
     assert set(told) == {(arm, str(seed)) for arm in ARMS for seed in range(2)} | ran_on
-    assert told["wasm", "1"].data.metrics["pairs/kept"] == result["pairs"]["wasm"][1]
+    shown = told["wasm", "1"].data.metrics
+    assert {name.removeprefix("pairs/"): n for name, n in shown.items() if name.startswith("pairs/")} == {
+        reason: numbers[1] for reason, numbers in result["verdicts"]["wasm"].items() if numbers[1]
+    }
     value = told["wasm", "1"].data.metrics["test/pixel_ap"]
     assert value == pytest.approx(result["arms"]["wasm"]["pixel_ap"][1])
 

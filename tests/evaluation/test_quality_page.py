@@ -12,7 +12,11 @@ from cdiff.evaluation.report import Picture
 
 def _difference(arm, minus, mean, low, high, metric="pixel_ap", objects=7):
     told = {"metric": metric, "arm": arm, "minus": minus, "mean": mean, "low": low, "high": high}
-    return told | {"objects": objects, "by_split": {"0": mean + 0.015, "1": mean - 0.015}}
+    return told | {
+        "objects": objects,
+        "by_split": {"0": mean + 0.015, "1": mean - 0.015},
+        "splits_differ": False,
+    }
 
 
 def _arm(value):
@@ -26,6 +30,7 @@ def result():
         "looked_at": "test",
         "seeds": [0, 1],
         "splits": [0, 1],
+        "splits_to_come": [],
         "split_hashes": {"0": "abc"},
         "a_seed_redraws": "start weights",
         "arms": {"real_only": _arm(0.1), "undirected": _arm(0.2), "wasm": _arm(0.3)},
@@ -94,17 +99,34 @@ def test_a_page_of_real_photos_alone_says_that_nothing_was_aimed(result):
 def test_the_page_says_what_speaks_against_a_difference(result):
     assert doubts(result) == []
     result["rise"]["pixel_ap"]["compared"] = {"mean": 0.045, "low": 0.02}
-    result["comparisons"][1]["by_split"] = {"0": 0.04, "1": -0.02}
-    rising, turning = doubts(result)
-    assert "by +0.045 pixel AP over the compared fit" in rising and "downstream.base_steps" in rising
-    assert "wasm − undirected" in turning and "wasm − real only" not in turning
-    for told in (rising, turning):
+    result["comparisons"][1] |= {"by_split": {"0": 0.04, "1": -0.02}, "splits_differ": True}
+    result["splits_to_come"] = [2]
+    waiting, rising, turning = doubts(result)
+    assert "split 2 is still to come" in waiting
+    assert "by +0.045 pixel AP over the fit that is compared:" in rising and "downstream.base_steps" in rising
+    assert "wasm − undirected (+0.040, -0.020)" in turning and "wasm − real only" not in turning
+    for told in (waiting, rising, turning):
         assert told[1:] in render("quality-x", result)
-    # fits that ran on say more than the first
-    result["rise"]["pixel_ap"]["further"] = {"mean": 0.001, "low": -0.01}
-    assert doubts(result) == [turning]
-    result["rise"]["pixel_ap"]["further"]["low"] = None  # of a single seed
-    assert doubts(result) == [rising, turning]
+
+
+def test_what_further_fits_gain_is_told_beside_a_rise_and_does_not_hide_it(result):
+    """Two seeds that ran on cannot take back what six saw."""
+    result["rise"]["pixel_ap"]["compared"] = {"mean": 0.045, "low": 0.02}
+    result["rise"]["pixel_ap"]["further"] = {"mean": 0.03, "low": -0.06, "seeds": [0, 1]}
+    (rising,) = doubts(result)
+    assert "and by +0.030 over all fits after it (seeds 0, 1)" in rising
+    result["rise"]["pixel_ap"]["compared"]["low"] = -0.001
+    assert doubts(result) == []
+    result["rise"]["pixel_ap"]["further"]["low"] = 0.01
+    assert len(doubts(result)) == 1
+    result["rise"] = None  # without real photos alone
+    assert doubts(result) == []
+
+
+def test_a_metric_that_a_seed_lacks_is_left_out_of_the_curve(result):
+    result["curve"].append({"seed": 9, "steps": [400, 470], "pixel_ap": [None, 0.4], "mdice": [0.1, 0.2]})
+    html = render("quality-x", result)
+    assert "seed 9, 470 steps: 0.200" in html and "seed 9, 470 steps: 0.400" not in html
 
 
 def test_a_control_that_cannot_fail_is_not_called_held(result):

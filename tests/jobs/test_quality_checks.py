@@ -56,6 +56,12 @@ def test_where_no_skill_shows_against_other_masks_the_control_says_nothing():
     assert found["level"]["wasm"] == pytest.approx(0.002, rel=0.3)
 
 
+def test_a_control_that_fails_is_not_silenced_by_a_weak_baseline():
+    home = _home({"real_only": 0, "wasm": 400}, share=0.002)
+    found = negative_control(home, ["real_only", "wasm"], [0, 1], 0)
+    assert found is not None and found["says_something"] and not found["holds_zero"]
+
+
 def test_without_masks_to_swap_or_arms_to_compare_there_is_no_negative_control():
     """A type of a single object on one of two splits: nothing is scored there against others' masks."""
 
@@ -86,6 +92,31 @@ def test_a_baseline_that_still_rises_is_told_from_one_that_is_trained_out():
     assert rise([]) is None
 
 
+def test_a_metric_that_is_not_defined_is_left_out():
+    undefined = {"seed": 5, "steps": [400, 470], "pixel_ap": [None, 0.3], "mdice": [0.5, 0.6]}
+    found = rise([_line(0, 0.30, 0.36), undefined])
+    assert found is not None and found["pixel_ap"]["compared"]["seeds"] == [0]
+    assert found["mdice"]["compared"]["seeds"] == [0, 5]
+    alone = rise([undefined])
+    assert alone is not None and alone["pixel_ap"]["compared"] is None
+
+
 def test_a_difference_is_told_split_by_split():
     found = Comparison("pixel_ap", "wasm", "real_only", 0.0, -0.1, 0.1, (0.05, -0.04, 0.03, None), 9)
-    assert plain(found, [0, 1, 0, 1])["by_split"] == pytest.approx({"0": 0.04, "1": -0.04})
+    told = plain(found, [0, 1, 0, 1])
+    assert told["by_split"] == pytest.approx({"0": 0.04, "1": -0.04})
+    assert told["splits_differ"] is None  # one seed of a split tells nothing of how seeds vary
+
+
+@pytest.mark.parametrize(
+    ("values", "differ"),
+    [
+        ((0.03, -0.03, 0.04, -0.02, 0.02, -0.04), True),
+        ((0.03, -0.03, -0.04, 0.02, 0.02, 0.04), False),  # seeds of a split vary as much
+        ((0.01, -0.01, 0.01, -0.01), True),
+        ((0.01, 0.01, 0.01, 0.01), False),
+    ],
+)
+def test_splits_differ_where_seeds_vary_less(values, differ):
+    found = Comparison("pixel_ap", "wasm", "copy_paste", 0.0, -0.1, 0.1, values, 9)
+    assert plain(found, [0, 1] * (len(values) // 2))["splits_differ"] is differ
