@@ -1,8 +1,11 @@
-"""What a benchmark's file says of its command."""
+"""What a benchmark's file says of its command, and what commands are refused."""
+
+import json
 
 import pytest
 
 from cdiff.errors import ConfigError
+from jobs import quality_report
 from jobs.benchmark import main
 from jobs.measured import generic
 from jobs.quality_choices import variants
@@ -94,3 +97,45 @@ def test_wishes_that_would_be_lost_in_silence_are_refused(tmp_path, capsys, told
     assert main(["quality", *told.split(), "--out", str(out), "--home", str(tmp_path / "home")]) == 2
     assert reason in capsys.readouterr().err
     assert not out.exists() and not (tmp_path / "home").exists()
+
+
+def test_what_is_measured_is_written_split_by_split(tmp_path, monkeypatch, capsys, caplog):
+    """A run of hours that ends after its first split leaves that one's numbers, and says that they are not all."""
+    out = tmp_path / "quality.json"
+    seen: list[tuple[int, list[int], dict | None]] = []
+
+    def measure(arguments, split, seeds, args):
+        seen.append((split, seeds, json.loads(out.read_text()) if out.exists() else None))
+        return split, []
+
+    def publish(results, pictures, about, seeds, out):
+        return about | {"splits": list(results)}, "told"
+
+    monkeypatch.setattr(quality_report, "_run_split", measure)
+    monkeypatch.setattr(quality_report, "publish", publish)
+    told = ["quality", "--seeds", "3", "4", "5", "--out", str(out), "--most-fits", "3"]
+    assert main(told) == 0
+    assert [(split, seeds) for split, seeds, _ in seen] == [(0, [3, 5]), (1, [4])]
+    (_, _, before), (_, _, between) = seen
+    assert (
+        before is None
+        and between is not None
+        and between["splits"] == [0]
+        and between["splits_to_come"] == [1]
+    )
+    after = json.loads(out.read_text())
+    assert after["splits"] == [0, 1] and after["splits_to_come"] == []
+    assert "--equal-compute" in caplog.text and capsys.readouterr().out.startswith("told")
+
+
+def test_a_single_seed_has_a_single_split(tmp_path, monkeypatch):
+    seen: list[int] = []
+
+    def measure(arguments, split, seeds, args):
+        seen.append(split)
+        return split, []
+
+    monkeypatch.setattr(quality_report, "_run_split", measure)
+    monkeypatch.setattr(quality_report, "publish", lambda *args: ({}, ""))
+    assert main(["quality", "--seeds", "3", "--out", str(tmp_path / "quality.json")]) == 0
+    assert seen == [0]
