@@ -69,8 +69,9 @@ def fidelity(
 ) -> dict[str, float | None]:
     """What the pairs of an arm are like; None where there is nothing.
 
-    valid_share, visible_share: of the judged candidates, those that are valid, and those in whose mask something can be seen (without the gate: that have a mask at all). kid, coverage: distance
-    to real targets, means over seeds (cdiff.evaluation.fidelity; in the generator's own features, so that runs with another one do not compare).
+    valid_share, visible_share: of the judged candidates, those that are valid, and those in whose mask something can be seen (without the gate:
+    that have a mask at all). kid, coverage: distance to real targets, means over seeds (cdiff.evaluation.fidelity; in the generator's own
+    features, so that runs with another one do not compare).
     Means over kept pairs of what the gate measured: label_iou, visibility (the gate's distance between target and ring), reference_distance.
     """
     judged: Counter[str] = Counter()

@@ -99,7 +99,8 @@ def doubts(result: Mapping[str, Any]) -> list[str]:
         told.append(f"not all is measured yet: split {_listed(result['splits_to_come'])} is still to come.")
     found = (result["rise"] or {}).get("pixel_ap") or {"compared": None, "further": None}
     compared, further = found["compared"], found["further"]
-    if any(change and change["low"] is not None and change["low"] > 0 for change in (compared, further)):
+    lows = [change["low"] for change in (compared, further) if change and change["low"] is not None]
+    if compared and any(low > 0 for low in lows):
         more = (
             f" and by {further['mean']:+.3f} over all fits after it (seeds {_listed(further['seeds'])})"
             if further
