@@ -83,7 +83,6 @@ class Crew:
     def __init__(self, run: Run, config: Config, dataset: Dataset, manifest: Manifest, local: bool) -> None:
         self.run, self.config, self.dataset, self.manifest = run, config, dataset, manifest
         self._local = local
-        preflight(config, wait=not local)
         self.shared = ray.put(dataset)
         self.coordinator: ActorGroup | None = None
         self.coordinates: tuple[Any, ...] = ()  # what a coordinator is made of, once the thresholds are known
@@ -104,7 +103,8 @@ class Crew:
         return self.shards.quarantined
 
     def wake(self) -> None:
-        """Make the actors; after `rest`, anew."""
+        """Make the actors, once there is room for them; after `rest`, anew. Errors as of `preflight`: meanwhile others may have taken their places."""
+        preflight(self.config, wait=not self._local)
         resources = self.config.resources
         self.generators = self._group("generator", GeneratorActor, resources.generators)
         self.downstream = self._group("downstream", DownstreamActor, resources.downstreams)
@@ -352,7 +352,6 @@ class Crew:
         """A training by several workers, which meanwhile have the places of the actors."""
         self.rest()
         result = train_together(self.run, self.config, self.shared, batch, work, watch, self._local)
-        preflight(self.config, wait=not self._local)
         self.wake()
         return result
 

@@ -99,7 +99,8 @@ class Downstream:
         start, seed = request.start, request.seed
         model = self._load(start) if start else build_segmenter(config, seed).to(self.device)
         real = real_items(self.dataset, request.sample_ids, config)
-        ordered = sorted(request.pairs, key=lambda pair: pair.task_id)
+        # by place in the plan: fits that differ in strengths alone draw the same references side by side
+        ordered = sorted(request.pairs, key=lambda pair: (pair.attempt.assignment.task.seed, pair.task_id))
         synthetic = [self._item(pair) for pair in ordered] + self._perlin(request)
         history = fit(
             model,

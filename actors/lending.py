@@ -70,4 +70,4 @@ def lent(crew: Crew) -> Iterator[Names]:
     finally:
         for handle in handles:
             ray.kill(handle, no_restart=True)
-        crew.wake()
+    crew.wake()  # not after a failure: what ends the run needs no actors

@@ -178,12 +178,12 @@ class Tracker(Log):
             yield Log(self._client, run_id)
 
     @contextmanager
-    def trial(self, number: int, key: str, point: Mapping[str, Any]) -> Iterator[Log]:
+    def trial(self, name: str, key: str, point: Mapping[str, Any]) -> Iterator[Log]:
         """The nested run of one trial of a sweep, with its point as parameters; told again, it goes on."""
         from mlflow.entities import Param
 
         colour = COLOURS[int(key, 16) % len(COLOURS)]
-        with self._nested(f"trial {number}", {TRIAL_TAG: key}, colour) as run_id:
+        with self._nested(name, {TRIAL_TAG: key}, colour) as run_id:
             with _explained():
                 params = [Param(legal_name(name), _text(value)[:MAX_PARAM]) for name, value in point.items()]
                 self._client.log_batch(run_id, params=params)

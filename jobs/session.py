@@ -165,6 +165,8 @@ def open_session(
         CdiffError: of the kind that fits: configuration, data, resources, run folder.
     """
     args = parser().parse_intermixed_args(arguments)  # settings may stand between the options
+    if args.retune_every and purpose:
+        raise ConfigError(f"--retune-every is for jobs/loop.py: {program} has no rounds.")
     config, demo = _config(args)
     if args.dry_run:
         print(dump_config(config), end="")
@@ -195,9 +197,10 @@ def open_session(
         command = f"python {program} {told}"
         dataset = Dataset(samples, config.data, origins)
         if args.retune_every:
-            from tune.retune import demand_retunable  # here: a loop that does not tune needs nothing of it
+            # here: a loop that does not tune needs nothing of it
+            from tune.retune import Retuning, demand_retunable
 
-            demand_retunable(config, dataset, manifest)
+            demand_retunable(config, dataset, manifest, Retuning(args.retune_every, args.retune_trials))
         with _connected() as cluster:
             print(f"cluster    {cluster}", flush=True)
             if cluster.nodes > 1:

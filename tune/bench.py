@@ -74,8 +74,13 @@ def search_points(
     dimensions: Sequence[Dimension],
     first: Sequence[Point],
     search: Search,
+    label: str = "",
 ) -> Swept:
-    """Run trials on a crew's actors, from the first points on; one MLflow run each."""
+    """Run trials on a crew's actors, from the first points on; one MLflow run each.
+
+    Args:
+        label: before the names of these runs, where a run has several sweeps.
+    """
     with lent(crew) as names, tqdm(total=search.trials, desc="trials", unit="trial") as bar:
         bench = replace(
             bench, generators=names.generators, extractor=names.extractor, coordinator=names.coordinator
@@ -86,7 +91,7 @@ def search_points(
             number = begun.setdefault(key, len(begun) + 1)
             bar.n = len(begun) - 1
             bar.set_postfix_str(f"trial {number}, rung {rung}: {measured['gain']:+.4f}")
-            with tracker.trial(number, key, point) as log:
+            with tracker.trial(f"{label}trial {number}", key, point) as log:
                 log.metrics({name: measured.get(name) for name in MEASURED}, step=bench.rungs[rung - 1].steps)
 
         found = run_trials(bench, crew.shared, dimensions, first, search, told)

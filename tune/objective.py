@@ -5,8 +5,8 @@
     gain   mean over the targets of half A of soft Dice, less that of ONE control: the same fit on real photos alone
     rungs  growing budgets of pairs and steps: each is reported, so that a scheduler stops poor points early
 
-Common random numbers: all trials have the same backgrounds, references, seeds and real batches; only the point differs. Half A alone is looked at: half B
-confirms, and the test split is not touched. What a rung measured is stored in the run (TRIALS), and never measured again.
+Common random numbers: all trials have the same backgrounds, references, seeds and real batches, and their pairs in the same order; only the point differs. Half A
+alone is looked at: half B confirms, and the test split is not touched. What a rung measured is stored in the run (TRIALS), and never measured again.
 """
 
 from __future__ import annotations
@@ -161,22 +161,30 @@ class Trial:
                 storage.create(path, json.dumps(told, allow_nan=False).encode())
             yield found
             ended = not to_the_end and storage.size(f"{TRIALS}/{self._key}/end.json") is not None
-            if ended and number >= _last(storage, self._key):
+            if ended and number >= self.known():
                 return
+
+    def known(self) -> int:
+        """The last rung that was measured; 0: none."""
+        paths = self.bench.run.storage.keys(f"{TRIALS}/{self._key}/")
+        names = [path.rsplit("/", 1)[1] for path in paths]
+        return max((int(name.split(".")[0]) for name in names if name[0].isdigit()), default=0)
 
     def _measure(self, number: int, rung: Rung) -> dict[str, float | None]:
         pairs, valid = self._pairs(rung)
         mix = self.config.downstream.synthetic_mix
         bench = self.bench
         request = FitRequest(bench.train, rung.steps, bench.seed, bench.base, tuple(pairs), mix=mix)
+        began = time.perf_counter()  # not what the fit says it took: it may have been taken from another run
         fitted = self._fits.fit(request)
+        fit_seconds = time.perf_counter() - began
         scored = self._fits.evaluate(fitted.revision, list(bench.photos), 0.5)
         control, mine = bench.control[number - 1], soft_dice(scored)
         gains = [mine[target] - control[target] for target in sorted(control)]
         error = float(np.std(gains, ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else None
         told: dict[str, float | None] = {"gain": float(np.mean(gains)), "error": error}
         told |= {"kept": len(pairs), "valid_share": valid, "pairs": rung.pairs, "steps": rung.steps}
-        told["fit_seconds"] = round(fitted.seconds, 2)
+        told["fit_seconds"] = round(fit_seconds, 2)
         return told | self._fidelity(pairs)
 
     def _pairs(self, rung: Rung) -> tuple[list[Pair], float]:
@@ -250,17 +258,12 @@ def end(run: Run, key: str) -> None:
 
 
 def describe(bench: Bench) -> dict[str, Any]:
-    """The budget, for a person and for MLflow."""
+    """The budget, as the JSON tells it."""
     return {
         "rungs": [asdict(rung) for rung in bench.rungs],
         "targets": len(bench.targets),
         "seed": bench.seed,
     }
-
-
-def _last(storage: Any, key: str) -> int:
-    names = [path.rsplit("/", 1)[1] for path in storage.keys(f"{TRIALS}/{key}/")]
-    return max((int(name.split(".")[0]) for name in names if name[0].isdigit()), default=0)
 
 
 def _read(storage: Any, path: str, whole: bool = False) -> Any:

@@ -33,15 +33,18 @@ def write_page(session: Session, swept: Swept) -> Path:
             page.columns(
                 page.chart(
                     "Gain and valid share",
-                    pareto(trials, "valid_share", True),
+                    pareto(trials, "valid_share", True, rungs),
                     "share of pairs that the gate finds valid",
                 ),
                 page.chart(
-                    "Gain and KID", pareto(trials, "kid", False), "distance to real targets; lower is nearer"
+                    "Gain and KID",
+                    pareto(trials, "kid", False, rungs),
+                    "distance to real targets; lower is nearer",
                 ),
             ),
             page.paragraph(
-                "Green: no other trial is better in both. Each trial at its last rung; small ones were stopped early.",
+                "Green: of the trials that came to the last rung, no other is better in both. Small and pale: stopped early, with the pairs and steps of an earlier rung, "
+                "and so not compared.",
                 True,
             ),
         ),
@@ -125,8 +128,8 @@ def parallel(dimensions: Sequence[Dimension], trials: Sequence[Mapping[str, Any]
     return f'<div class="wide"><svg viewBox="0 0 {WIDTH} {HEIGHT}" style="min-width:40rem;max-width:none;width:100%" role="img" aria-label="{label}">{"".join(parts)}</svg></div>'
 
 
-def pareto(trials: Sequence[Mapping[str, Any]], name: str, more_is_better: bool) -> str:
-    """Gain against another measure; what nothing beats in both is filled."""
+def pareto(trials: Sequence[Mapping[str, Any]], name: str, more_is_better: bool, rungs: int) -> str:
+    """Gain against another measure, and the front: what no other trial beats in both, of those that came to the last rung. Earlier ones have other budgets."""
     points = [
         (t["rungs"][-1][name], t["rungs"][-1]["gain"], t)
         for t in trials
@@ -152,12 +155,17 @@ def pareto(trials: Sequence[Mapping[str, Any]], name: str, more_is_better: bool)
             f'<text x="{x}" y="{bottom + 14}" text-anchor="{anchor}" class="soft small">{value:.3g}</text>'
         )
     for x, y, trial in points:
-        beaten = any((sign * a >= sign * x and b >= y) and (a, b) != (x, y) for a, b, _ in points)
+        early = len(trial["rungs"]) < rungs
+        beaten = early or any(
+            sign * a >= sign * x and b >= y and (a, b) != (x, y)
+            for a, b, other in points
+            if len(other["rungs"]) == rungs
+        )
         cx, cy = at(x, xs, left + 8, width - 18), at(y, ys, bottom - 8, top + 8)
         kind = "before" if beaten else "after"
-        radius = 3 + len(trial["rungs"])
+        radius, pale = 3 + len(trial["rungs"]), ' opacity="0.3"' if early else ""
         parts.append(
-            f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="{radius}" class="{kind}"><title>{escape(_line(trial))}</title></circle>'
+            f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="{radius}" class="{kind}"{pale}><title>{escape(_line(trial))}</title></circle>'
         )
     return (
         f'<svg viewBox="0 0 {width} 210" role="img" aria-label="gain against {name}">{"".join(parts)}</svg>'

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -158,8 +159,8 @@ def settings(config: Config, point: Mapping[str, float | int | str]) -> dict[str
 
 
 def overlay(config: Config, point: Mapping[str, float | int | str]) -> str:
-    """A point as the YAML file that `jobs/loop.py --overlay` takes."""
-    nested: dict[str, dict[str, Any]] = {}
+    """A point as the YAML file that `jobs/loop.py --overlay` takes, with the mining arm that it was found for."""
+    nested: dict[str, dict[str, Any]] = {"wasm": {"arm": config.wasm.arm}}
     for key, value in settings(config, point).items():
         section, name = key.split(".")
         nested.setdefault(section, {})[name] = value
@@ -205,6 +206,21 @@ def domains(dimensions: Sequence[Dimension]) -> dict[str, Any]:
         else:
             found[d.name] = tune.loguniform(d.low, d.high) if d.log else tune.uniform(d.low, d.high)
     return found
+
+
+def every_point(dimensions: Sequence[Dimension], most: int) -> list[Point]:
+    """All points of a space that has no more than so many; else none."""
+    values: list[list[Any]] = []
+    for d in dimensions:
+        if not (d.choices or d.whole or d.fixed):
+            return []
+        values.append(
+            list(d.choices) if d.choices else [d.low] if d.fixed else [*range(int(d.low), int(d.high) + 1)]
+        )
+    if math.prod(map(len, values)) > most:
+        return []
+    names = [d.name for d in dimensions]
+    return [whole(dimensions, dict(zip(names, told, strict=True))) for told in itertools.product(*values)]
 
 
 def whole(dimensions: Sequence[Dimension], point: Mapping[str, Any]) -> Point:

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--to-the-end", action="store_true", help="stop no trial early, to judge stopping by its replay"
     )
     out.add_argument("--random", action="store_true", help="points at random: without Optuna")
-    out.add_argument("--confirm", type=int, default=3, help="fresh seeds on half B; 0: do not confirm")
+    out.add_argument("--confirm", type=int, default=5, help="fresh seeds on half B; 0: do not confirm")
     out.add_argument(
         "--look",
         choices=["validation", "test"],

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -20,12 +20,13 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from actors.resources import own_code, refuse_other_code
+from actors.resources import actor_options, own_code, refuse_other_code
+from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.errors import ActorError, ConfigError
 from cdiff.types import content_hash
 from tune.objective import Bench, Trial, end, stored
-from tune.space import Dimension, Point, domains, whole, within
+from tune.space import Dimension, Point, domains, every_point, whole, within
 
 log = logging.getLogger(__name__)
 _TRIES = 3  # of Tune, where trials failed or were proposed twice
@@ -60,19 +61,25 @@ def run_trials(
     Raises:
         ConfigError: points are to be modelled, and Optuna is missing. ActorError: trials fail again and again.
     """
-    for _ in range(_TRIES):
+    every = every_point(dimensions, search.trials)
+    if every:  # a searcher would propose the same ones again and again
+        search = replace(search, trials=len(every))
+    reason = ""
+    for number in range(_TRIES + 1):
         mine = _mine(bench, dimensions, search)
-        if sum(trial["ended"] for trial in mine) >= search.trials:
-            return mine
-        wanted = [*(trial["point"] for trial in mine), *(whole(dimensions, point) for point in first)]
-        points = list({bench.key(point): point for point in wanted}.values())
-        reason = _tune(bench, dataset, dimensions, points, search, told)
-    mine = _mine(bench, dimensions, search)
-    ended = sum(trial["ended"] for trial in mine)
-    if ended >= search.trials:
-        return mine
+        ended = [trial for trial in mine if trial["ended"]]
+        if len(ended) >= search.trials:
+            return ended
+        if number < _TRIES:
+            wanted = [
+                *(trial["point"] for trial in mine),
+                *(whole(dimensions, point) for point in first),
+                *every,
+            ]
+            points = list({bench.key(point): point for point in wanted}.values())
+            reason = _tune(bench, dataset, dimensions, points, search, told)
     raise ActorError(
-        f"{ended} of {search.trials} trials came to their end{f'; the last failed with: {reason}' if reason else ''}. What was measured is kept: "
+        f"{len(ended)} of {search.trials} trials came to their end{f'; the last failed with: {reason}' if reason else ''}. What was measured is kept: "
         "mend the cause, and the same command goes on."
     )
 
@@ -107,7 +114,7 @@ def _tune(
     given = [{name: point[name] for name in searched} for point in points[: search.trials]]
     scheduler = FIFOScheduler()
     if search.stop:
-        scheduler = ASHAScheduler(
+        scheduler = _Halving(
             time_attr="budget",
             max_t=search.factor ** (len(bench.rungs) - 1),
             grace_period=1,
@@ -122,7 +129,7 @@ def _tune(
             search=search,
             code=own_code(),
         ),
-        {"cpu": resources.cpus, "gpu": resources.gpus},
+        place(bench.config),
     )
     with tempfile.TemporaryDirectory(prefix="cdiff-tune-") as folder:  # what Tune writes there, nobody reads
         tuner = tune.Tuner(
@@ -134,7 +141,7 @@ def _tune(
                 num_samples=search.trials,
                 max_concurrent_trials=resources.downstreams,
                 scheduler=scheduler,
-                search_alg=_searcher(given, search, resources.downstreams),
+                search_alg=_searcher(given, search, resources.downstreams, len(bench.rungs)),
             ),
             run_config=tune.RunConfig(
                 name="sweep",
@@ -151,6 +158,12 @@ def _tune(
     return reasons[-1] if reasons else ""
 
 
+def place(config: Config) -> dict[str, float]:
+    """What a trial reserves: the place of a downstream actor, which rests meanwhile."""
+    options = actor_options(config, "downstream")
+    return {"cpu": options["num_cpus"], "gpu": options["num_gpus"]}
+
+
 def demand_optuna() -> Any:
     """The module that models points; ConfigError where it is not installed."""
     try:
@@ -162,7 +175,7 @@ def demand_optuna() -> Any:
     return optuna
 
 
-def _searcher(given: list[dict[str, Any]], search: Search, at_once: int) -> Any:
+def _searcher(given: list[dict[str, Any]], search: Search, at_once: int, rungs: int) -> Any:
     # with the same seed it would propose those again that it proposed before the given ones were known
     seed = int(content_hash([search.seed, len(given)])[:8], 16)
     if not search.model:
@@ -170,8 +183,26 @@ def _searcher(given: list[dict[str, Any]], search: Search, at_once: int) -> Any:
     optuna = demand_optuna()
     from ray.tune.search.optuna import OptunaSearch
 
+    class Model(OptunaSearch):  # type: ignore[misc]  # here: Optuna is an extra
+        """Tells Optuna which trials ended early: their last gain is one at a smaller budget, no match for those at the whole."""
+
+        def on_trial_complete(
+            self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        ) -> None:
+            early = result is not None and result["training_iteration"] < rungs
+            # without a value Optuna takes what was reported rung by rung
+            super().on_trial_complete(trial_id, None if early else result, error)
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return OptunaSearch(points_to_evaluate=given, seed=seed)
+    return Model(points_to_evaluate=given, seed=seed)
+
+
+class _Halving(ASHAScheduler):  # type: ignore[misc]  # Ray's is not typed
+    """ASHA that lets a trial of an earlier try go as far as it went: in another order it might be stopped before what it measured."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return str(self.CONTINUE if result.get("more_is_known") else decision)
 
 
 def _trial(
@@ -186,10 +217,12 @@ def _trial(
     refuse_other_code(code)
     point = whole(dimensions, config)
     photos: Dataset = ray.get(dataset) if isinstance(dataset, ray.ObjectRef) else dataset
-    for number, found in enumerate(Trial(bench, photos, point).measure(not search.stop)):
+    trial = Trial(bench, photos, point)
+    known = trial.known()
+    for number, found in enumerate(trial.measure(not search.stop), 1):
         # the rungs of the scheduler, whatever budgets were rounded to
-        budget = {"budget": search.factor**number}
-        tune.report({name: value for name, value in found.items() if value is not None} | budget)
+        told = {"budget": search.factor ** (number - 1), "more_is_known": number < known}
+        tune.report({name: value for name, value in found.items() if value is not None} | told)
 
 
 class _Recorder(Callback):

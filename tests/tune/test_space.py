@@ -6,7 +6,8 @@ import yaml
 from cdiff.config import Config
 from cdiff.config_file import load_config, overridden
 from cdiff.errors import ConfigError
-from tune.space import SPACE, applied, domains, here, overlay, read_space, space, whole, within
+from tune.retune import Retuning, demand_retunable
+from tune.space import SPACE, applied, domains, every_point, here, overlay, read_space, space, whole, within
 
 CONFIG = Config()
 B3, B4 = (overridden(CONFIG, [f"wasm.arm={arm}"]) for arm in ("B3+B2", "B4"))
@@ -75,6 +76,9 @@ def test_a_point_becomes_settings_and_a_file_that_the_loop_takes(tmp_path) -> No
     path.write_text(overlay(CONFIG, point), encoding="utf-8")
     assert set(yaml.safe_load(path.read_text())) == {"downstream", "sampling", "wasm"}
     assert load_config(None, overlay=path) == changed
+    weak = overridden(CONFIG, ["wasm.arm=B3+B1"])
+    path.write_text(overlay(weak, here(weak, space(weak))), encoding="utf-8")
+    assert load_config(None, overlay=path).wasm.arm == "B3+B1", "another arm would ignore its strength"
     assert load_config(None, ["sampling.steps=5"], overlay=path).sampling.steps == 5, "the command line wins"
 
 
@@ -127,3 +131,23 @@ def test_where_the_configuration_stands_is_a_point_of_the_space() -> None:
         point = here(config, dimensions)
         assert all(0 <= dimension.share(point[dimension.name]) <= 1 for dimension in dimensions)
     assert applied(B3, here(B3, space(B3))) == B3
+
+
+def test_a_small_space_is_told_whole_and_a_large_one_or_a_continuous_one_is_not() -> None:
+    fixed = {d.name: here(CONFIG, space(CONFIG))[d.name] for d in space(CONFIG)}
+    small = space(CONFIG, fixed | {"sampling.steps": [8, 10], "sampling.mode": ["mask_first", "given_mask"]})
+    points = every_point(small, 6)
+    assert len(points) == 6 == len({tuple(point.items()) for point in points})
+    assert all(within(small, point) for point in points)
+    assert every_point(small, 5) == []
+    assert every_point(space(CONFIG, fixed | {"sampling.safe_strength": [2, 3]}), 100) == []
+
+
+def test_a_sweep_that_would_never_come_is_refused_at_the_start(photos) -> None:
+    for rounds, wanted, told in (
+        (3, Retuning(3, 4), "no round would come"),
+        (3, Retuning(1, 0), "--retune-trials 0"),
+    ):
+        config = overridden(CONFIG, [f"rounds={rounds}"])
+        with pytest.raises(ConfigError, match=told):
+            demand_retunable(config, photos, None, wanted)  # type: ignore[arg-type]

@@ -1,0 +1,87 @@
+"""How trials are proposed, stopped and counted: nothing is compared across budgets, and what was measured is not lost."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from cdiff.config_file import load_config
+from cdiff.errors import ActorError
+from tune import trials
+from tune.space import domains, here, space
+from tune.trials import Search, _Halving, _searcher, place, run_trials
+
+CONFIG = load_config(None, ["wasm.arm=B0"])
+FREE = space(CONFIG)
+
+
+def test_the_model_does_not_take_an_early_gain_for_one_at_the_whole_budget() -> None:
+    searcher = _searcher([], Search(4), 1, rungs=3)
+    searcher.set_search_properties("gain", "max", domains(FREE))
+    for name, gains in (("early", [0.9]), ("whole", [0.1, 0.2, 0.3])):
+        searcher.suggest(name)
+        for number, gain in enumerate(gains, 1):
+            told = {"gain": gain, "training_iteration": number}
+            searcher.on_trial_result(name, told)
+        searcher.on_trial_complete(name, told)
+    early, whole = searcher._ot_study.trials
+    assert (early.state, early.intermediate_values) == (TrialState.PRUNED, {1: 0.9})
+    assert (whole.state, whole.value) == (TrialState.COMPLETE, 0.3)
+    assert searcher._ot_study.best_trial.number == whole.number
+
+
+def test_a_trial_of_an_earlier_try_goes_as_far_as_it_went() -> None:
+    scheduler = _Halving(time_attr="budget", max_t=4, grace_period=1, reduction_factor=2)
+    scheduler.set_search_properties("gain", "max")
+
+    def decided(name: str, gain: float, more: bool) -> str:
+        trial: Any = SimpleNamespace(trial_id=name)
+        scheduler._trial_info.setdefault(name, scheduler._brackets[0])
+        return scheduler.on_trial_result(None, trial, {"budget": 1, "gain": gain, "more_is_known": more})
+
+    assert decided("first", 0.5, False) == "CONTINUE"
+    assert decided("poor", 0.1, False) == "STOP"
+    assert decided("poor, but measured further", 0.1, True) == "CONTINUE"
+
+
+def test_a_trial_reserves_the_place_of_a_downstream_actor() -> None:
+    config = load_config(None, ["resources.cpus=2", "resources.gpus=1", "resources.downstream_gpus=0.25"])
+    assert place(config) == {"cpu": 2, "gpu": 0.25}
+
+
+@pytest.fixture
+def bench(monkeypatch) -> Any:
+    """A bench whose trials are measured at once; `tried` has what Tune was asked for."""
+    made = SimpleNamespace(
+        run=None, rungs=(1, 2), stored=[], tried=[], key=lambda point: str(sorted(point.items()))
+    )
+
+    def tuned(bench, dataset, dimensions, points, search, told) -> str:
+        made.tried.append((search.trials, points))
+        for point in points[: search.trials]:
+            if all(trial["point"] != point for trial in made.stored):
+                made.stored.append({"key": made.key(point), "point": point, "rungs": [{}, {}], "ended": True})
+        return "no space left"
+
+    monkeypatch.setattr(trials, "_tune", tuned)
+    monkeypatch.setattr(trials, "stored", lambda run: [dict(trial) for trial in made.stored])
+    return made
+
+
+def test_a_space_of_few_points_is_measured_whole_instead_of_failing(bench) -> None:
+    fixed = here(CONFIG, FREE)
+    few = space(CONFIG, fixed | {"sampling.mode": ["mask_first", "given_mask"]})
+    found = run_trials(bench, None, few, [here(CONFIG, few)], Search(24), lambda *_: None)
+    assert {trial["point"]["sampling.mode"] for trial in found} == {"mask_first", "given_mask"}
+    assert [count for count, _ in bench.tried] == [2]
+
+
+def test_a_trial_that_failed_half_way_is_no_part_of_the_sweep(bench) -> None:
+    points = [here(CONFIG, FREE) | {"sampling.safe_strength": value} for value in (2.0, 3.0, 4.0)]
+    half = {"key": bench.key(points[0]), "point": points[0], "rungs": [{}], "ended": False}
+    bench.stored.append(half)
+    with pytest.raises(ActorError, match=r"2 of 3 trials .* no space left"):
+        run_trials(bench, None, FREE, points[1:], Search(3), lambda *_: None)
+    found = run_trials(bench, None, FREE, points[1:], Search(2), lambda *_: None)
+    assert [trial["point"]["sampling.safe_strength"] for trial in found] == [3.0, 4.0]
