@@ -13,7 +13,7 @@ import platform
 import shutil
 import socket
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,10 +26,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.resources import code_hash
 from cdiff.data.run import cache_folder
 from cdiff.data.storage import storage_at
+from cdiff.data.weights import demand_weights
 from cdiff.errors import CdiffError
 
 State = Literal["ok", "warning", "FAIL"]
-PACKAGES = ("ray", "torch", "diffusers", "numpy")  # what pixels and pickles depend on
+PACKAGES = ("ray", "torch", "diffusers", "transformers", "peft", "numpy")  # what pixels and pickles depend on
 SCRATCH = Path("/tmp")  # Ray's sessions, packages and spilled objects
 SHM = Path("/dev/shm")  # Ray's object store
 _GB = 1e9
@@ -143,6 +144,12 @@ def shared_home(found: Iterable[Node], home: str, mark: str, seconds: float) -> 
     finally:
         storage.delete(mark)
         _everywhere({node: (_remove, (home, key)) for node, key in keys.items()}, seconds)
+    return [f"{node.host}: {answer}" for node, answer in answers.items() if answer]
+
+
+def without_weights(found: Iterable[Node], sources: Sequence[str], seconds: float) -> list[str]:
+    """What keeps nodes from reading pretrained weights, with their names; empty when nothing does. Nothing is fetched."""
+    answers = _everywhere({node: (_lacking, (tuple(sources),)) for node in found}, seconds)
     return [f"{node.host}: {answer}" for node, answer in answers.items() if answer]
 
 
@@ -277,6 +284,16 @@ def _exchange(home: str, mark: str, key: str) -> str:
         return "what the driver wrote is not found here: not the same folder"
     except (CdiffError, OSError) as error:
         return str(error)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _lacking(sources: Sequence[str]) -> str:
+    try:
+        for source in sources:
+            demand_weights(source)
+    except (CdiffError, OSError) as error:
+        return str(error)
+    return ""
 
 
 @ray.remote(num_cpus=0, max_retries=0)

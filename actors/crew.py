@@ -106,7 +106,8 @@ class Crew:
         """Make the actors, once there is room for them; after `rest`, anew. Errors as of `preflight`: meanwhile others may have taken their places."""
         preflight(self.config, wait=not self._local)
         resources = self.config.resources
-        self.generators = self._group("generator", GeneratorActor, resources.generators)
+        least = resources.least_generators or None
+        self.generators = self._group("generator", GeneratorActor, resources.generators, least)
         self.downstream = self._group("downstream", DownstreamActor, resources.downstreams)
         self.extractor = self._group("extractor", ExtractorActor, 1)
         if self.coordinates:
@@ -382,10 +383,10 @@ class Crew:
         assert self.coordinator is not None, "prepare() comes first"
         return self.coordinator
 
-    def _group(self, role: Any, actor: Any, count: int) -> ActorGroup:
+    def _group(self, role: Any, actor: Any, count: int, least: int | None = None) -> ActorGroup:
         options = actor_options(self.config, role)
         make = lambda _: actor.options(**options).remote(self.run, self.config, self.shared)  # noqa: E731
-        return ActorGroup(role, make, count, self.config.resources)
+        return ActorGroup(role, make, count, self.config.resources, least=least)
 
     @contextmanager
     def _bar(self, label: str) -> Iterator[Watch]:

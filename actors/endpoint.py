@@ -32,7 +32,7 @@ from ray.serve.handle import DeploymentHandle
 from actors import web
 from actors.batching import Batching
 from actors.door import Away, Busy, Door, NoModel, NotYet
-from actors.resources import set_threads
+from actors.resources import needs, set_threads
 from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset
@@ -322,7 +322,7 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
     runs = list(named.values())
     configs = [load_config(run.local("config.yaml", anew=True)) for run in runs]
     datasets = photos_of(runs, _listed(served.data), served.groups)
-    resources = configs[0].resources
+    wanted_by_one = needs(configs[0], "generator")
     scaling: dict[str, Any] = {"num_replicas": served.replicas}
     if served.most_replicas:
         bounds = {"min_replicas": served.replicas, "max_replicas": served.most_replicas}
@@ -332,7 +332,7 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
         max_ongoing_requests=2 * configs[0].sampling.micro_batch,
         max_queued_requests=served.max_queued,
         graceful_shutdown_timeout_s=60,
-        ray_actor_options={"num_cpus": resources.cpus, "num_gpus": resources.gpus},
+        ray_actor_options={"num_cpus": wanted_by_one.get("CPU", 0), "num_gpus": wanted_by_one.get("GPU", 0)},
         **scaling,
     )
     door = Door(token="" if served.insecure_loopback else token)

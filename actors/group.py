@@ -56,7 +56,7 @@ class ActorGroup:
         name: what messages call the group, as "generator".
         make: makes the actor with the given index, as `lambda i: GeneratorActor.options(**options).remote(run, config)`;
             called again when the actor dies, so it must give the actor all state that it needs.
-        count: actors, >= 1.
+        count: actors, >= 1. least: of these, that must find a place; the others get calls once they have one. None: all.
         resources: `in_flight` calls per actor, `retries` of an item, `stall_timeout_s` without a step or a result before the
             group gives up.
         cluster: what waits for calls and takes them back, with the functions of the module `ray`: other futures than Ray's.
@@ -73,16 +73,20 @@ class ActorGroup:
         count: int,
         resources: ResourceConfig,
         cluster: Any = ray,
+        least: int | None = None,
     ) -> None:
         if count < 1:
             raise ValueError(f"a group needs at least one actor, not {count}")
         self.name, self._make, self._resources, self._ray = name, make, resources, cluster
         self._members = [Member(index, make(index)) for index in range(count)]
+        late = self._members[least:] if least else []
+        for member in late:
+            member.starting = member.handle.__ray_ready__.remote()
         self._streaming, self._results = False, 0
         # Who has room and what is in flight, kept as it changes: going through all members for every call would cost their square.
         self._room = Room(self._members, resources.in_flight)
         self._owner: dict[Any, Member] = {}  # by object reference
-        self._starting: list[Member] = []  # successors that have no place yet
+        self._starting = late  # members that have no place yet: as nodes come, and successors of the dead
         self._asked = -POLL_SECONDS  # when members were asked for their progress, time.monotonic
         self._parts: Parts | None = None
         self._lighter: Lighter | None = None

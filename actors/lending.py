@@ -22,7 +22,7 @@ from actors.crew import Crew
 from actors.extractor import ExtractorActor
 from actors.failures import what
 from actors.generator import GeneratorActor
-from actors.resources import actor_options
+from actors.resources import actor_options, roles
 from cdiff.errors import ActorError
 
 _FURTHER = 1  # tries of a call that killed its actor
@@ -49,7 +49,7 @@ def lent(crew: Crew) -> Iterator[Names]:
     handles: list[Any] = []
     wanted: list[tuple[Any, Any, tuple[Any, ...]]] = [
         ("generator", GeneratorActor, (crew.run, crew.config, [crew.shared]))
-        for _ in range(crew.config.resources.generators)
+        for _ in range(roles(crew.config)["generator"])
     ]
     wanted.append(("extractor", ExtractorActor, (crew.run, crew.config, [crew.shared])))
     wanted.append(("coordinator", CoordinatorActor, crew.coordinates))

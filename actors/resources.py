@@ -88,7 +88,7 @@ def actor_options(config: Config, role: Role) -> dict[str, Any]:
 
     Ray's restarts and retries stay off: `actors.group` replaces actors and retries items, once.
     """
-    resources = _needs(config, role)
+    resources = needs(config, role)
     variables = silent() | {CODE: own_code()}
     if role != "coordinator":
         # Ray sets 1 for actors without a whole CPU, and libraries read it when they are imported
@@ -136,9 +136,9 @@ def set_threads(threads: int) -> None:
 
 
 def roles(config: Config) -> dict[Role, int]:
-    """How many actors of each role are alive at once."""
+    """How many actors of each role must be alive at once."""
     return {
-        "generator": config.resources.generators,
+        "generator": config.resources.least_generators or config.resources.generators,
         "extractor": 1,
         "downstream": config.resources.downstreams,
         "coordinator": 1,
@@ -160,13 +160,13 @@ def preflight(config: Config, *, wait: bool = True, actors: Mapping[Role, int] |
         ConfigError: the device is cuda and no GPU is asked for.
     """
     counts = actors if actors is not None else roles(config)
-    without = [role for role in counts if role != "coordinator" and not _needs(config, role).get("GPU")]
+    without = [role for role in counts if role != "coordinator" and not needs(config, role).get("GPU")]
     if config.resources.device == "cuda" and without:
         raise ConfigError(
             f"resources.device=cuda reserves no GPU for {' and '.join(without)}: set resources.gpus, as 0.25 for actors that share one card, or "
             "device=cpu."
         )
-    bundles = [need for role, count in counts.items() for need in [_needs(config, role)] * count if need]
+    bundles = [need for role, count in counts.items() for need in [needs(config, role)] * count if need]
     if not bundles:
         return
     total = ray.cluster_resources()
@@ -184,6 +184,8 @@ def preflight(config: Config, *, wait: bool = True, actors: Mapping[Role, int] |
 def preflight_workers(config: Config, *, wait: bool = True) -> int:
     """As `preflight`, for the workers of a training; returns how many there is room for, `train.least_workers` to `train.workers`.
 
+    Waits for all first, as long as for actors, so that a cluster can grow for them; then for the most that there are.
+
     Raises:
         ResourceError: not even for the least. ConfigError: GPUs that no worker would have, or shares of one.
     """
@@ -199,10 +201,10 @@ def preflight_workers(config: Config, *, wait: bool = True) -> int:
     need = {kind: amount for kind, amount in (("CPU", settings.cpus), ("GPU", settings.gpus)) if amount}
     seconds = config.resources.wait_seconds if wait else min(config.resources.wait_seconds, 10.0)
     for count in range(settings.workers, settings.least_workers - 1, -1):
-        last = count == settings.least_workers
+        patient = count in (settings.workers, settings.least_workers)
         group = placement_group([need] * count, strategy="PACK")
         try:
-            if group.wait(timeout_seconds=seconds if last else min(seconds, 5.0)):
+            if group.wait(timeout_seconds=seconds if patient else min(seconds, 5.0)):
                 return count
         finally:
             remove_placement_group(group)
@@ -291,7 +293,8 @@ def demand_drivers_code() -> None:
         refuse_other_code(expected)
 
 
-def _needs(config: Config, role: Role) -> Resources:
+def needs(config: Config, role: Role) -> Resources:
+    """What one actor of a role reserves."""
     settings = config.resources
     own = {"generator": settings.generator_gpus, "downstream": settings.downstream_gpus}.get(role)
     wanted = {"CPU": settings.cpus, "GPU": settings.gpus if own is None else own}
@@ -337,7 +340,7 @@ def _shortage(config: Config, counts: Mapping[Role, int], bundles: list[Resource
     else:
         remedy = "Enough in sum, but no node has room for some actor: lower resources.cpus or resources.gpus per actor."
     each = [
-        f"{count} {role} ({_words(_needs(config, role)) or 'nothing'} each)" for role, count in counts.items()
+        f"{count} {role} ({_words(needs(config, role)) or 'nothing'} each)" for role, count in counts.items()
     ]
     return (
         f"the run wants actors alive at once: {', '.join(each)}; {_words(wanted)} in all.\n"

@@ -33,8 +33,9 @@ from actors.checkup import (
     report,
     shared_home,
     token,
+    without_weights,
 )
-from actors.resources import Cluster, connect, demand_data, preflight
+from actors.resources import Cluster, connect, demand_data, preflight, preflight_workers, roles
 from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset
@@ -99,6 +100,8 @@ def of_cluster(args: argparse.Namespace, config: Config, cluster: Cluster) -> It
     yield Finding("ray", "ok", f"{cluster}: {', '.join(node.host for node in found)}")
     yield from of_nodes(found, config, cluster.local)
     yield home(found, home_of(args.home))
+    if config.generator.weights or config.safe.weights:
+        yield weights(found, config)
     yield photos(args, config)
 
 
@@ -119,13 +122,26 @@ def of_nodes(found: list[Node], config: Config, local: bool) -> Iterator[Finding
 
 
 def enough(config: Config, cluster: Cluster) -> Finding:
-    """There is, or will come, room for all actors of a loop."""
+    """There is, or will come, room for all actors of a loop, and for the workers of its training: in their places, since they rest meanwhile."""
+    counts = roles(config)
+    told = f"room for {counts['generator']} generators and {counts['downstream']} downstream actors"
     try:
         preflight(config, wait=not cluster.local)
+        if config.train.workers > 1:
+            told += f", or for {preflight_workers(config, wait=not cluster.local)} workers of a training"
     except CdiffError as error:
         return _failed("resources", error)
-    wanted = f"{config.resources.generators} generators and {config.resources.downstreams} downstream actors"
-    return Finding("resources", "ok", f"room for {wanted}")
+    return Finding("resources", "ok", told)
+
+
+def weights(found: list[Node], config: Config) -> Finding:
+    """Every node reads the pretrained weights; driver and actors load them."""
+    sources = [source for source in (config.generator.weights, config.safe.weights) if source]
+    lacking = without_weights(found, sources, _SECONDS)
+    if lacking:
+        remedy = "put them at one path on every node, or on S3 with credentials in every node's environment"
+        return Finding("weights", "FAIL", "; ".join(" ".join(told.split()) for told in lacking), remedy)
+    return Finding("weights", "ok", f"{', '.join(sources)}: on {len(found)} node(s)")
 
 
 def home(found: list[Node], place: str) -> Finding:

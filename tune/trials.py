@@ -20,7 +20,7 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from actors.resources import actor_options, own_code, refuse_other_code
+from actors.resources import needs, own_code, refuse_other_code
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.errors import ActorError, ConfigError
@@ -160,8 +160,8 @@ def _tune(
 
 def place(config: Config) -> dict[str, float]:
     """What a trial reserves: the place of a downstream actor, which rests meanwhile."""
-    options = actor_options(config, "downstream")
-    return {"cpu": options["num_cpus"], "gpu": options["num_gpus"]}
+    wanted = needs(config, "downstream")
+    return {"cpu": wanted.get("CPU", 0), "gpu": wanted.get("GPU", 0)}
 
 
 def demand_optuna() -> Any:

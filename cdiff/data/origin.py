@@ -8,13 +8,15 @@ A file that changed in the bucket is brought anew by the next start; within a ru
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +73,11 @@ class Origin:
             temporary.unlink(missing_ok=True)
 
 
-def origin_of(url: str) -> Origin:
-    """Bring all files under an s3:// URL to this machine; those that are here and unchanged stay.
+def origin_of(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Origin:
+    """Bring all files under an s3:// URL to this machine; those that are here and unchanged stay. Of several processes one brings them.
 
+    Args:
+        wanted: whether a file is, by its path below the URL.
     Raises:
         DataError: nothing lies there, or a name leads out of the folder.
         StorageError: the bucket cannot be read.
@@ -82,8 +86,14 @@ def origin_of(url: str) -> Origin:
     if not re.fullmatch(r"s3://[^/]+(/.+)?", url):
         raise DataError(f"{url} is neither a folder nor s3://BUCKET/FOLDER.")
     folder = cache_folder().resolve() / "data" / content_hash(url)[:16] / url.rpartition("/")[2]
+    found = {name: tag for name, tag in listed(url).items() if wanted(name)}
+    with _alone(folder.parent):
+        return Origin(url, folder, _brought(url, folder, found))
+
+
+def _brought(url: str, folder: Path, found: Mapping[str, str]) -> dict[str, str]:
+    """Fetch what is missing of the files, by tag in the bucket; their SHA-256."""
     storage, index = _storage(url), folder.parent / "index.json"
-    found = _tags(storage)
     known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
     missing = [
         name
@@ -104,7 +114,16 @@ def origin_of(url: str) -> Origin:
         fetched = dict(zip(missing, bar, strict=True))
     sums = {name: fetched.get(name) or known[name][1] for name in found}
     write_durably(index, json.dumps({name: [tag, sums[name]] for name, tag in found.items()}).encode())
-    return Origin(url, folder, sums)
+    return sums
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process of this machine is at it: actors that start together would each fetch gigabytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def brought(told: Sequence[str]) -> tuple[list[str], list[Origin]]:
@@ -113,8 +132,9 @@ def brought(told: Sequence[str]) -> tuple[list[str], list[Origin]]:
     return [str(origins[path].folder) if path in origins else path for path in told], list(origins.values())
 
 
-def _tags(storage: S3Storage) -> dict[str, str]:
-    """Path and tag of all files under a URL; hidden ones and markers of folders are passed over."""
+def listed(url: str) -> dict[str, str]:
+    """Path and tag of all files under a URL; hidden ones and markers of folders are passed over. Errors as in `origin_of`."""
+    storage = _storage(url)
     marks = ("/", "")  # a folder's own, as consoles make them
     found = {n: tag for n, tag in storage.tags().items() if n[-1:] not in marks and "/." not in f"/{n}"}
     if not found:

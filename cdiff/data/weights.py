@@ -13,14 +13,17 @@ import functools
 import hashlib
 import os
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from cdiff.data.origin import origin_of
+from cdiff.data.origin import listed, origin_of
 from cdiff.errors import ConfigError, DataError, RunError
 
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>.+)")
 _READ = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors|[\w.]+\.(json|txt)")
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]  # settings, weights, and the words of a tokeniser
+# Settings, the words of a tokeniser, and weights of the one precision that is read: a repository may hold the same ones five times.
+_WANTED = ("*.json", "*.txt", "*.model", "*model.safetensors", "*model-?????-of-?????.safetensors")
+_UNUSED = ("safety_checker/*",)
 
 
 def local_weights(source: str) -> Path:
@@ -36,9 +39,14 @@ def local_weights(source: str) -> Path:
         )
     if "://" in source:
         try:
-            return origin_of(source).folder
+            origin = origin_of(source, _wanted)
+            for name in origin.sums:
+                origin.bring(
+                    origin.folder / name
+                )  # looked at once by each process: a damaged one is brought anew
         except DataError as error:
             raise RunError(f"weights {source}: {error}") from None
+        return origin.folder
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -54,15 +62,39 @@ def local_weights(source: str) -> Path:
     return _from_hub(found["name"], found["revision"])
 
 
+def demand_weights(source: str) -> None:
+    """Errors as in `local_weights`, before anything is fetched: what lies on S3 is listed, and what the hub may be asked for is left to it."""
+    if "://" in source:
+        try:
+            if not any(map(_wanted, listed(source))):
+                raise DataError("it holds no settings and no safetensors.")
+        except DataError as error:
+            raise RunError(f"weights {source}: {error}") from None
+    elif Path(source).expanduser().is_dir() or not (_HUB.fullmatch(source) and _online()):
+        local_weights(source)
+
+
+def _online() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "1") == "0"
+
+
+def _wanted(name: str) -> bool:
+    return any(fnmatchcase(name, p) for p in _WANTED) and not any(fnmatchcase(name, p) for p in _UNUSED)
+
+
 def _from_hub(name: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download  # here: who has folders alone need not import it
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        # nothing is fetched unless the environment says so
-        offline = os.environ.get("HF_HUB_OFFLINE", "1") != "0"
         return Path(
-            snapshot_download(name, revision=revision, allow_patterns=_WANTED, local_files_only=offline)
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=list(_WANTED),
+                ignore_patterns=list(_UNUSED),
+                local_files_only=not _online(),  # nothing is fetched unless the environment says so
+            )
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise RunError(

@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cdiff.settings.base import Settings
 
 
 class ResourceConfig(Settings):
     generators: int = Field(2, ge=1, description="Generator actors.")
+    least_generators: int = Field(
+        0,
+        ge=0,
+        description="With room for so few generators a run starts and goes on, and the others join as nodes come; 0: all of them.",
+    )
     downstreams: int = Field(2, ge=1, description="Downstream actors: folds are fitted side by side.")
     cpus: float = Field(
         0.4,
@@ -47,6 +52,14 @@ class ResourceConfig(Settings):
         description="Seconds without a step or a result after which a run stops; the same command goes on. Above the time of what tells no "
         "steps: a shard of pairs, frames and tokens of all photos, the comparison of three models on validation.",
     )
+
+    @model_validator(mode="after")
+    def _fewer(self) -> ResourceConfig:
+        if self.least_generators > self.generators:
+            raise ValueError(
+                f"least_generators={self.least_generators} is above generators={self.generators}"
+            )
+        return self
 
 
 class TrainConfig(Settings):

@@ -190,6 +190,24 @@ def test_a_successor_that_finds_no_place_holds_nobody_up(journal: Path, tmp_path
         assert group.run("square", [(str(n), (n,)) for n in range(6)]) == [(n * n, alive) for n in range(6)]
 
 
+def test_actors_that_find_a_place_later_join_then(journal: Path) -> None:
+    """As on a cluster that grows: two of four must be there, and the others get work once nodes have come for them."""
+
+    def actor(index: int) -> Any:
+        return Worker.options(num_cpus=1).remote(index, str(journal))  # type: ignore[attr-defined]
+
+    holder = Worker.options(num_cpus=2).remote(9, str(journal))  # type: ignore[attr-defined]
+    ray.get(holder.__ray_ready__.remote())
+    work = [(str(n), (n, 0.2)) for n in range(12)]
+    with ActorGroup("test", actor, 4, ResourceConfig(in_flight=1, stall_timeout_s=30.0), least=2) as group:
+        early = group.run("square", work)
+        assert [value for value, _ in early] == [n * n for n in range(12)]
+        assert len({index for _, index in early}) == 2
+        ray.kill(holder)
+        _ready(group)
+        assert {index for _, index in group.run("square", work)} == {0, 1, 2, 3}
+
+
 def test_what_is_harmless_in_a_poison_item_is_done_and_the_rest_is_left_out(
     make_group: Make, journal: Path
 ) -> None:

@@ -144,6 +144,10 @@ def test_gpus_are_reserved_as_configured_and_never_by_the_coordinator() -> None:
     apart = _config(device="cuda", gpus=0.25, generator_gpus=1.0, downstream_gpus=0.5)
     shares = {role: actor_options(apart, role)["num_gpus"] for role in roles(apart)}
     assert shares == {"generator": 1.0, "extractor": 0.25, "downstream": 0.5, "coordinator": 0}
+    growing = _config(generators=8, least_generators=2)
+    assert roles(growing)["generator"] == 2, "the others join as nodes come"
+    with pytest.raises(ConfigError, match="least_generators=3 is above generators=2"):
+        _config(generators=2, least_generators=3)
     options = actor_options(config, "coordinator")
     assert (options["num_cpus"], options["num_gpus"]) == (0, 0)
     assert options["runtime_env"]["env_vars"]["CUDA_VISIBLE_DEVICES"] == ""
@@ -264,6 +268,9 @@ def test_actors_for_which_there_is_no_gpu_are_refused() -> None:
     assert "GPU" in found.text
     assert "resources.gpus" in found.remedy
     assert doctor.enough(_config(), ALONE).state == "ok"
+    together = load_config(None, ["train.workers=2", "train.gpus=0.5", "resources.wait_seconds=1"])
+    shares = doctor.enough(together, ALONE)
+    assert shares.state == "FAIL" and "cannot share a card" in shares.text
 
 
 @pytest.mark.ray
@@ -285,6 +292,17 @@ def test_a_home_that_is_another_folder_on_each_node_is_found_out(tmp_path: Path,
     assert "not the same folder" in apart
     for folder in (of_node, tmp_path / name):
         folder.rmdir()  # which refuses where something was left in it
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_weights_that_a_node_lacks_are_named_and_nothing_is_fetched(tmp_path: Path, bucket) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for source, state in ((str(folder), "ok"), (f"{bucket}/no/such", "FAIL"), (str(tmp_path / "sd"), "FAIL")):
+        config = load_config(None, ["safe.features=clip", f"safe.weights={source}"])
+        found = doctor.weights(nodes(), config)
+        assert found.state == state and source in found.text, found
 
 
 @pytest.mark.ray

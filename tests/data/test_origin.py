@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,17 @@ def test_keys_that_lead_out_of_the_folder_are_refused(name):
 @pytest.mark.parametrize("name", ["a b/c (2).png", "ü.png", "...a", "a/x..y.png"])
 def test_names_that_people_give_are_taken(name):
     assert _PATH.fullmatch(name)
+
+
+def test_of_actors_that_start_together_one_fetches(photos, monkeypatch):
+    fetched: list[str] = []
+    real = clients(READ)[0].download_file
+
+    def counted(bucket: str, key: str, path: str) -> None:
+        fetched.append(key)
+        real(bucket, key, path)
+
+    monkeypatch.setattr(clients(READ)[0], "download_file", counted)
+    with ThreadPoolExecutor(4) as pool:  # each opens the lock for itself, as processes do
+        folders = {found.folder for found in pool.map(origin_of, [photos] * 4)}
+    assert len(folders) == 1 and len(fetched) == len(set(fetched)) > 0

@@ -20,6 +20,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 import cdiff
+from actors.resources import needs, roles
+from cdiff.config_file import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -252,6 +254,15 @@ def test_a_stopped_loop_is_started_again_by_the_same_command() -> None:
         "a run that is named, so that the next cluster finds it"
     )
     assert " --home s3://" in job["entrypoint"], "no disk of a pod"
+
+
+@pytest.mark.parametrize("told", [CLUSTER.read_text(encoding="utf-8"), RAY["RayJob"]["spec"]["entrypoint"]])
+def test_what_must_be_alive_fits_the_one_card_that_nobody_takes_away(told: str) -> None:
+    config = load_config(ROOT / "configs" / "mvtec.yaml", re.findall(r"resources\.\w+=[\w.]+", told))
+    assert config.resources.least_generators < config.resources.generators, "spot has something to do"
+    assert sum(needs(config, role).get("GPU", 0) * count for role, count in roles(config).items()) <= 1
+    cards = _cluster()["available_node_types"]["gpu-spot"]["max_workers"]
+    assert needs(config, "generator")["GPU"] * config.resources.generators <= cards + 1
 
 
 def test_requests_that_have_begun_may_end_before_a_pod_does() -> None:

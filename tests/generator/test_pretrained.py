@@ -7,7 +7,8 @@ import pytest
 from diffusers import UNet2DConditionModel
 
 from cdiff.config_file import load_config
-from cdiff.data.weights import local_weights, weights_sum
+from cdiff.data import origin
+from cdiff.data.weights import demand_weights, local_weights, weights_sum
 from cdiff.errors import ConfigError, RunError
 from cdiff.generator.model import Generator
 from tests.generator.test_latent import settings
@@ -92,8 +93,25 @@ def test_weights_are_brought_from_a_bucket(bucket, checkpoint, tmp_path, monkeyp
     for path in checkpoint.rglob("*"):
         if path.is_file():
             storage.send(path.relative_to(checkpoint).as_posix(), path)
+    unread = (
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "v1-5-pruned.safetensors",
+        "safety_checker/model.safetensors",
+    )
+    for name in unread:  # as repositories hold them beside
+        storage.write(name, b"gigabytes")
+    demand_weights(f"{bucket}/models/sd")
+    assert not list(tmp_path.rglob("*.safetensors")), "asked for, not fetched"
     found = local_weights(f"{bucket}/models/sd")
     parts = ("unet", "vae", "scheduler", "tokenizer")
     assert found.is_relative_to(tmp_path) and weights_sum(found, parts) == weights_sum(checkpoint, parts)
-    with pytest.raises(RunError, match="nothing lies under"):
-        local_weights(f"{bucket}/models/none")
+    assert not any((found / name).exists() for name in unread)
+    damaged = found / "unet" / "diffusion_pytorch_model.safetensors"
+    right = damaged.read_bytes()
+    damaged.write_bytes(b"half of it")
+    monkeypatch.setattr(origin, "_checked", set())  # as in another process
+    local_weights(f"{bucket}/models/sd")
+    assert damaged.read_bytes() == right
+    for ask in (local_weights, demand_weights):
+        with pytest.raises(RunError, match="nothing lies under"):
+            ask(f"{bucket}/models/none")

@@ -97,7 +97,28 @@ def test_a_crop_is_looked_at_once_by_whoever_comes(clip_encoder, tmp_path) -> No
     again = FeatureCache(tmp_path)
     assert len(again) == 2
     assert torch.equal(safe.tokens(safe.remembered(images, masks, again)), plain) and looked == [2, 2]
+    assert not again._new, "what is read is not written again"
     other = masks.roll(8, 2)
     safe.remembered(torch.cat([images, images[:1]]), torch.cat([masks, other[:1]]), again)
     assert looked == [2, 2, 1], "another mask is another content"
     assert keys_of(images, masks) != keys_of(images, other)
+
+
+def test_what_lies_on_disk_is_not_held_in_memory(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("cdiff.safe.cache._PART", 4)
+    cache = FeatureCache(tmp_path)
+    vectors = {f"key {number}": torch.full((5,), float(number)) for number in range(18)}
+    for key, vector in vectors.items():
+        cache.put(key, vector)
+    cache.flush()
+    for found in (cache, FeatureCache(tmp_path)):
+        assert len(found) == 18
+        assert all(torch.equal(torch.as_tensor(found.get(key)), vector) for key, vector in vectors.items())
+        assert len(found._read) == 2 and not found._new, "the two parts that were read last"
+    part, _ = found._where["key 0"]
+    part.write_bytes(part.read_bytes()[:40])  # damaged since: looked at anew
+    assert found.get("key 0") is None
+    lent = FeatureCache(tmp_path, writes=False)
+    lent.put("own", torch.ones(5))
+    lent.flush()
+    assert lent.get("own") is not None and FeatureCache(tmp_path).get("own") is None

@@ -38,6 +38,20 @@ def test_serve_builds_the_application_from_a_mapping(monkeypatch, judged_run, ph
         build(builder, {"rnu": "x", "data": folder})
 
 
+def test_a_replica_reserves_what_a_generator_of_the_loop_does(
+    monkeypatch, judged_run, photos, tmp_path
+) -> None:
+    run = Path(shutil.copytree(judged_run.path, tmp_path / "home" / "runs" / "shares"))
+    told = yaml.safe_load((run / "config.yaml").read_text())
+    told["resources"] |= {"gpus": 0.25, "generator_gpus": 0.5}
+    (run / "config.yaml").write_text(yaml.safe_dump(told))
+    monkeypatch.setenv(TOKEN, "a-token-of-some-length")
+    monkeypatch.setattr("actors.endpoint.photos_of", lambda runs, *_: [photos])
+    app: Any = application({"run": str(run), "data": "never read"})
+    options = app._bound_deployment.init_args[0]._bound_deployment.ray_actor_options
+    assert (options["num_cpus"], options["num_gpus"]) == (told["resources"]["cpus"], 0.5)
+
+
 def test_a_generators_checkpoint_names_its_run(judged_run) -> None:
     own = standing(judged_run)[1].generator
     assert run_of_model(f"{judged_run.path}/checkpoints/{own}").path == judged_run.path
