@@ -127,12 +127,6 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def inpainting_checkpoint(tmp_path_factory) -> Path:
-    """The same for inpainting, which is shown hole and photo; predicts velocities, as SD 2.1 does."""
-    return write_checkpoint(tmp_path_factory.mktemp("sd"), 9, prediction_type="v_prediction")
-
-
-@pytest.fixture(scope="session")
 def clip_encoder(tmp_path_factory) -> Path:
     """A CLIP image encoder in small, with random weights."""
     from transformers import CLIPVisionConfig, CLIPVisionModel

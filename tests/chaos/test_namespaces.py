@@ -181,6 +181,7 @@ def test_a_job_uses_two_machines_and_outlives_one(machines, tiny_loop, tmp_path)
     actors = {node: {name for name in names if "Actor" in name} for node, names in seen.items()}
     assert all(actors.values()), f"actors on both nodes: {actors}"
     # in mid-round: the machine is gone, and says no word
+    assert not Ledger(open_run(home / "runs" / "job")).rounds(), "the first round is still going on"
     _ip("-n", WORKER, "link", "set", "cdiff-wire-b", "down")
     machines.kill(WORKER)
     while time.monotonic() < end and (state := _state(machines, head)) not in (

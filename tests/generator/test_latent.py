@@ -19,6 +19,7 @@ from cdiff.wasm.adaptation import adapt
 from cdiff.wasm.budget import recipe_of
 from cdiff.wasm.mining import Miners, make_pairs
 from cdiff.wasm.noise import NoiseMiner
+from tests.conftest import write_checkpoint
 
 SIDE = 64
 
@@ -43,11 +44,12 @@ def scene(seed=0, batch=2):
     return image, mask, region, latents, torch.randn(batch, 9, 32, generator=noise)
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "inpainting_checkpoint"])
+@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])  # SD 1.x, SD 2.x
+@pytest.mark.parametrize("channels", [4, 9])  # 9: inpainting
 @torch.inference_mode()
-def test_the_wrapped_network_begins_as_the_original(request, tiny_overrides, kind) -> None:
+def test_the_wrapped_network_begins_as_the_original(tmp_path, tiny_overrides, channels, predicts) -> None:
     """Whatever mask, region and second time say, and with LoRA in place: exactly the original's prediction."""
-    folder = request.getfixturevalue(kind)
+    folder = write_checkpoint(tmp_path, channels, prediction_type=predicts)
     ours = denoiser(settings(tiny_overrides, folder)).double()
     original = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").double().eval()
     _image, mask, region, latents, tokens = (part.double() for part in scene())
@@ -56,7 +58,7 @@ def test_the_wrapped_network_begins_as_the_original(request, tiny_overrides, kin
     noisy = latents / ((1 - time).square() + time.square()).sqrt().view(-1, 1, 1, 1)
     known = torch.randn_like(latents)
     hole = torch.nn.functional.max_pool2d(region, 8)
-    given = torch.cat([noisy, hole, known], dim=1) if "inpainting" in kind else noisy
+    given = torch.cat([noisy, hole, known], dim=1) if channels == 9 else noisy
     steps = torch.tensor([100.0, 600.0]).double()
     told = original(given, steps, encoder_hidden_states=ours.words(tokens)).sample
     again = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
@@ -64,12 +66,12 @@ def test_the_wrapped_network_begins_as_the_original(request, tiny_overrides, kin
     level = again.alphas_cumprod[[100, 600]].double().view(-1, 1, 1, 1)
     expected = (
         level.sqrt() * noisy - (1 - level).sqrt() * told
-        if "inpainting" in kind
+        if predicts == "v_prediction"
         else (noisy - (1 - level).sqrt() * told) / level.sqrt()
     )
     assert torch.allclose(clean, expected, rtol=1e-4, atol=1e-4)  # the table of levels has float32's digits
     assert torch.equal(drawn, torch.zeros_like(drawn)), "of masks nothing is known yet"
-    codes = torch.cat([given, *([] if "inpainting" in kind else [known])], dim=1)
+    codes = torch.cat([given, *([] if channels == 9 else [known])], dim=1)
     more = torch.randn(2, 128, SIDE // 8, SIDE // 8).double()
     wide = ours.unet(
         torch.cat([codes, more], dim=1),
