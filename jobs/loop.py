@@ -1,4 +1,4 @@
-"""The closed loop: find where the segmenter is weak, make pairs aimed there, retrain, prove it.
+"""The closed loop: find where the segmenter is weak, make pairs aimed there, retrain, measure it.
 
     python jobs/loop.py                                         the built-in demo
     python jobs/loop.py --config configs/mvtec.yaml --data DIR  your photos
