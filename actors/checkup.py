@@ -23,7 +23,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.resources import code_hash
+from actors.resources import code_hash, silent
 from cdiff.data.run import cache_folder
 from cdiff.data.storage import storage_at
 from cdiff.data.weights import demand_weights
@@ -149,7 +149,7 @@ def shared_home(found: Iterable[Node], home: str, mark: str, seconds: float) -> 
 
 def without_weights(found: Iterable[Node], sources: Sequence[str], seconds: float) -> list[str]:
     """What keeps nodes from reading pretrained weights, with their names; empty when nothing does. Nothing is fetched."""
-    answers = _everywhere({node: (_lacking, (tuple(sources),)) for node in found}, seconds)
+    answers = _everywhere({node: (_lacking, (tuple(sources), silent())) for node in found}, seconds)
     return [f"{node.host}: {answer}" for node, answer in answers.items() if answer]
 
 
@@ -286,8 +286,10 @@ def _exchange(home: str, mark: str, key: str) -> str:
         return str(error)
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def _lacking(sources: Sequence[str]) -> str:
+# max_calls: nobody else is to have these variables
+@ray.remote(num_cpus=0, max_retries=0, max_calls=1)
+def _lacking(sources: Sequence[str], variables: Mapping[str, str]) -> str:
+    os.environ.update(variables)  # as an actor would have them
     try:
         for source in sources:
             demand_weights(source)

@@ -27,7 +27,8 @@ from actors.downstream import DownstreamActor, Evaluation, Fit, FitRequest, fitt
 from actors.extractor import ExtractorActor
 from actors.generator import GeneratorActor, trained
 from actors.group import ActorGroup, Steps, Watch
-from actors.resources import actor_options, preflight
+from actors.places import reserve
+from actors.resources import actor_options
 from actors.shards import Shards
 from actors.shelf import generator_key, shelve_generator, taken_generator
 from actors.together import Training, train_together
@@ -86,6 +87,7 @@ class Crew:
         self.shared = ray.put(dataset)
         self.coordinator: ActorGroup | None = None
         self.coordinates: tuple[Any, ...] = ()  # what a coordinator is made of, once the thresholds are known
+        self._grown = False  # the cluster had its time to grow for a training
         self.wake()
         self.shards = Shards(run, config, dataset)
         self.train = manifest.ids("train")
@@ -103,13 +105,13 @@ class Crew:
         return self.shards.quarantined
 
     def wake(self) -> None:
-        """Make the actors, once there is room for them; after `rest`, anew. Errors as of `preflight`: meanwhile others may have taken their places."""
-        preflight(self.config, wait=not self._local)
+        """Reserve places and make the actors; after `rest`, anew. Errors as of `actors.places.reserve`: meanwhile others may have taken the room."""
+        self._places = reserve(self.config, wait=not self._local)
         resources = self.config.resources
-        least = resources.least_generators or None
-        self.generators = self._group("generator", GeneratorActor, resources.generators, least)
         self.downstream = self._group("downstream", DownstreamActor, resources.downstreams)
         self.extractor = self._group("extractor", ExtractorActor, 1)
+        least = resources.least_generators or None
+        self.generators = self._group("generator", GeneratorActor, resources.generators, least)
         if self.coordinates:
             self._make_coordinator()
 
@@ -118,6 +120,7 @@ class Crew:
         for group in (self.generators, self.downstream, self.extractor, self.coordinator):
             if group is not None:
                 group.close()
+        self._places.give_back()
 
     def prepare(self, ledger: Ledger) -> Revisions:
         """Train the generator, build frames, token bank and thresholds; each only if the ledger lacks it."""
@@ -352,7 +355,8 @@ class Crew:
     def _together(self, batch: int, work: Training, watch: Watch) -> Any:
         """A training by several workers, which meanwhile have the places of the actors."""
         self.rest()
-        result = train_together(self.run, self.config, self.shared, batch, work, watch, self._local)
+        grow, self._grown = not self._grown, True
+        result = train_together(self.run, self.config, self.shared, batch, work, watch, self._local, grow)
         self.wake()
         return result
 
@@ -385,7 +389,13 @@ class Crew:
 
     def _group(self, role: Any, actor: Any, count: int, least: int | None = None) -> ActorGroup:
         options = actor_options(self.config, role)
-        make = lambda _: actor.options(**options).remote(self.run, self.config, self.shared)  # noqa: E731
+        places = self._places
+
+        def make(number: int) -> Any:
+            return actor.options(**options, **places.of(role, number)).remote(
+                self.run, self.config, self.shared
+            )
+
         return ActorGroup(role, make, count, self.config.resources, least=least)
 
     @contextmanager

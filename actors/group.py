@@ -100,6 +100,11 @@ class ActorGroup:
         self.close()
 
     @property
+    def placed(self) -> int:
+        """Members that have found their places."""
+        return len(self._members) - len(self._starting)
+
+    @property
     def handles(self) -> list[Any]:
         """The live actor handles, in order."""
         return [member.handle for member in self._members]
@@ -192,9 +197,18 @@ class ActorGroup:
                 self._admit(member)
         found = self._room.freest()
         if found is None and self._starting and not self._owner:  # there are no others
-            self._admit(self._starting[0])
+            self._admit(self._first_placed())
             found = self._room.freest()
         return found
+
+    def _first_placed(self) -> Member:
+        """Of the members that have no place yet the first that finds one; where none does in time, any: its call tells of the standstill."""
+        starting = {member.starting: member for member in self._starting}
+        end = time.monotonic() + self._resources.stall_timeout_s
+        while time.monotonic() < end:
+            if ready := self._ray.wait(list(starting), num_returns=1, timeout=POLL_SECONDS)[0]:
+                return starting[ready[0]]
+        return self._starting[0]
 
     def _admit(self, member: Member) -> None:
         member.starting = None

@@ -44,12 +44,12 @@ def lent(crew: Crew) -> Iterator[Names]:
     Raises:
         ActorError: an actor could not be made.
     """
+    count = max(roles(crew.config)["generator"], crew.generators.placed)  # those that have a place now
     crew.rest()
     mark = uuid.uuid4().hex[:8]
     handles: list[Any] = []
     wanted: list[tuple[Any, Any, tuple[Any, ...]]] = [
-        ("generator", GeneratorActor, (crew.run, crew.config, [crew.shared]))
-        for _ in range(roles(crew.config)["generator"])
+        ("generator", GeneratorActor, (crew.run, crew.config, [crew.shared])) for _ in range(count)
     ]
     wanted.append(("extractor", ExtractorActor, (crew.run, crew.config, [crew.shared])))
     wanted.append(("coordinator", CoordinatorActor, crew.coordinates))

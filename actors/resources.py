@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import socket
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,13 +13,12 @@ from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import cdiff
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
-from cdiff.errors import CdiffError, ConfigError, ResourceError
+from cdiff.errors import CdiffError, ResourceError
 
 Role = Literal["generator", "extractor", "downstream", "coordinator"]
 Resources = dict[str, float]  # "CPU", "GPU"
@@ -80,7 +77,7 @@ def connect(address: str | None = None) -> Cluster:
         )
         raise ResourceError(f"cannot {where}: {error}\n{remedy}") from None
     total = ray.cluster_resources()
-    return Cluster(local, len(_nodes()), total.get("CPU", 0.0), total.get("GPU", 0.0))
+    return Cluster(local, len(living_nodes()), total.get("CPU", 0.0), total.get("GPU", 0.0))
 
 
 def actor_options(config: Config, role: Role) -> dict[str, Any]:
@@ -143,77 +140,6 @@ def roles(config: Config) -> dict[Role, int]:
         "downstream": config.resources.downstreams,
         "coordinator": 1,
     }
-
-
-def preflight(config: Config, *, wait: bool = True, actors: Mapping[Role, int] | None = None) -> None:
-    """Compare what all live actors need with what the cluster offers, and return when all of them can be placed.
-
-    Asks Ray itself, by a placement group that is given back at once: it knows which node has room for what, shares of a
-    GPU included, and an autoscaling cluster starts to grow. The driver counts nothing: Ray reserves nothing for it.
-
-    Args:
-        config: `resources` is read.
-        wait: wait up to `resources.wait_seconds` for nodes to come or other jobs to end. False for a local Ray.
-        actors: how many of each role; None for `roles(config)`.
-    Raises:
-        ResourceError: there is not enough, with what is wanted, what there is, and the remedy.
-        ConfigError: the device is cuda and no GPU is asked for.
-    """
-    counts = actors if actors is not None else roles(config)
-    without = [role for role in counts if role != "coordinator" and not needs(config, role).get("GPU")]
-    if config.resources.device == "cuda" and without:
-        raise ConfigError(
-            f"resources.device=cuda reserves no GPU for {' and '.join(without)}: set resources.gpus, as 0.25 for actors that share one card, or "
-            "device=cpu."
-        )
-    bundles = [need for role, count in counts.items() for need in [needs(config, role)] * count if need]
-    if not bundles:
-        return
-    total = ray.cluster_resources()
-    if not wait and any(total.get(kind, 0) < amount for kind, amount in _sum(bundles).items()):
-        raise ResourceError(_shortage(config, counts, bundles, 0))
-    seconds = config.resources.wait_seconds if wait else min(config.resources.wait_seconds, 10.0)
-    group = placement_group(bundles, strategy="PACK")
-    try:
-        if not group.wait(timeout_seconds=seconds):
-            raise ResourceError(_shortage(config, counts, bundles, seconds))
-    finally:
-        remove_placement_group(group)
-
-
-def preflight_workers(config: Config, *, wait: bool = True) -> int:
-    """As `preflight`, for the workers of a training; returns how many there is room for, `train.least_workers` to `train.workers`.
-
-    Waits for all first, as long as for actors, so that a cluster can grow for them; then for the most that there are.
-
-    Raises:
-        ResourceError: not even for the least. ConfigError: GPUs that no worker would have, or shares of one.
-    """
-    settings = config.train
-    if config.resources.device == "cuda" and not settings.gpus:
-        raise ConfigError(
-            "resources.device=cuda, and train.workers would train on CPUs: set train.gpus=1, or train.workers=1."
-        )
-    if settings.gpus != int(settings.gpus):
-        raise ConfigError(
-            f"train.gpus={settings.gpus:g}: workers of a training cannot share a card. Give each a whole one, or fewer workers."
-        )
-    need = {kind: amount for kind, amount in (("CPU", settings.cpus), ("GPU", settings.gpus)) if amount}
-    seconds = config.resources.wait_seconds if wait else min(config.resources.wait_seconds, 10.0)
-    for count in range(settings.workers, settings.least_workers - 1, -1):
-        patient = count in (settings.workers, settings.least_workers)
-        group = placement_group([need] * count, strategy="PACK")
-        try:
-            if group.wait(timeout_seconds=seconds if patient else min(seconds, 5.0)):
-                return count
-        finally:
-            remove_placement_group(group)
-    total = ray.cluster_resources()
-    raise ResourceError(
-        f"training wants {settings.least_workers} workers at least (train.least_workers) of {_words(need)} each, and the cluster has "
-        f"{_words({kind: total.get(kind, 0.0) for kind in need})} in all; waited {seconds:.0f} s.\n"
-        "Lower train.workers, train.least_workers or train.cpus, or add nodes."
-    )
 
 
 def demand_data(dataset: Dataset, seconds: float = 300.0) -> None:
@@ -318,37 +244,6 @@ def _same_folder() -> dict[str, Any]:
     }
 
 
-def _nodes() -> list[Resources]:
+def living_nodes() -> list[Resources]:
+    """What each node that is alive has."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _sum(bundles: list[Resources]) -> Resources:
-    kinds = {kind for bundle in bundles for kind in bundle}
-    return {kind: math.fsum(bundle.get(kind, 0.0) for bundle in bundles) for kind in sorted(kinds)}
-
-
-def _shortage(config: Config, counts: Mapping[Role, int], bundles: list[Resources], waited: float) -> str:
-    """What is wanted, what there is, and what to do about it."""
-    wanted, total, free, nodes = _sum(bundles), ray.cluster_resources(), ray.available_resources(), _nodes()
-    lacking = [kind for kind, amount in wanted.items() if total.get(kind, 0) < amount]
-    busy = [kind for kind, amount in wanted.items() if free.get(kind, 0) < amount]
-    largest = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in wanted}
-    if lacking:
-        remedy = "Lower resources.generators, resources.cpus or resources.gpus (shares such as 0.3 let actors share), or add nodes."
-    elif busy:
-        remedy = "Other jobs hold the rest: wait for them, raise resources.wait_seconds, or lower resources.generators."
-    else:
-        remedy = "Enough in sum, but no node has room for some actor: lower resources.cpus or resources.gpus per actor."
-    each = [
-        f"{count} {role} ({_words(needs(config, role)) or 'nothing'} each)" for role, count in counts.items()
-    ]
-    return (
-        f"the run wants actors alive at once: {', '.join(each)}; {_words(wanted)} in all.\n"
-        f"The cluster has {len(nodes)} node(s) with {_words({kind: total.get(kind, 0.0) for kind in wanted})} in all, "
-        f"free {_words({kind: free.get(kind, 0.0) for kind in wanted})}, at most {_words(largest)} on one node"
-        f"{f'; waited {waited:.0f} s' if waited else ''}.\n{remedy}"
-    )
-
-
-def _words(resources: Resources) -> str:
-    return " and ".join(f"{amount:g} {kind}" for kind, amount in resources.items())

@@ -22,7 +22,8 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.group import POLL_SECONDS, Steps, Watch
-from actors.resources import CODE, join_driver, own_code, photos_of, preflight_workers, silent
+from actors.places import preflight_workers
+from actors.resources import CODE, join_driver, own_code, photos_of, silent
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.run import Run
@@ -59,12 +60,20 @@ class _Told:
 
 
 def train_together(
-    run: Run, config: Config, shared: Any, batch: int, work: Training, watch: Watch, local: bool
+    run: Run,
+    config: Config,
+    shared: Any,
+    batch: int,
+    work: Training,
+    watch: Watch,
+    local: bool,
+    grow: bool = True,
 ) -> Any:
     """Have `train.workers` workers do one training; returns what the first's `work` returned.
 
     Args:
         shared: reference to the photos. batch: what is cut among the workers. local: nobody else can free a place.
+        grow: wait for all workers, so that a cluster can grow, before fewer are taken.
     Raises:
         ResourceError: the cluster has no place for them.
         ActorError: it failed more often than `train.failures`, with the first cause.
@@ -78,7 +87,7 @@ def train_together(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     settings = config.train
-    most = preflight_workers(config, wait=not local)
+    most = preflight_workers(config, wait=not local, grow=grow)
     # beside the driver: elsewhere it would be lost with a node
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     told = _Told.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]

@@ -35,7 +35,8 @@ from actors.checkup import (
     token,
     without_weights,
 )
-from actors.resources import Cluster, connect, demand_data, preflight, preflight_workers, roles
+from actors.places import preflight, preflight_workers
+from actors.resources import Cluster, connect, demand_data, roles
 from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset

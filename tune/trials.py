@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import ray
 from ray import tune
 from ray.tune import Callback
@@ -30,6 +31,7 @@ from tune.space import Dimension, Point, domains, every_point, whole, within
 
 log = logging.getLogger(__name__)
 _TRIES = 3  # of Tune, where trials failed or were proposed twice
+_FEW = 20  # a finite space of so many times the trials may be proposed twice, too
 Told = Callable[[str, Point, int, dict[str, Any]], None]  # key, point, rung, what was measured
 
 
@@ -61,9 +63,10 @@ def run_trials(
     Raises:
         ConfigError: points are to be modelled, and Optuna is missing. ActorError: trials fail again and again.
     """
-    every = every_point(dimensions, search.trials)
-    if every:  # a searcher would propose the same ones again and again
-        search = replace(search, trials=len(every))
+    every = every_point(dimensions, _FEW * search.trials)
+    np.random.default_rng([search.seed, 19]).shuffle(every)
+    if every:
+        search = replace(search, trials=min(search.trials, len(every)))
     reason = ""
     for number in range(_TRIES + 1):
         mine = _mine(bench, dimensions, search)
@@ -71,11 +74,11 @@ def run_trials(
         if len(ended) >= search.trials:
             return ended
         if number < _TRIES:
-            wanted = [
-                *(trial["point"] for trial in mine),
-                *(whole(dimensions, point) for point in first),
-                *every,
-            ]
+            known, half = ([t["point"] for t in mine if t["ended"] is ended] for ended in (True, False))
+            begun = [whole(dimensions, point) for point in first]
+            # what failed half-way comes first once; where points are few, a searcher proposes the same ones again and again
+            spare = every if number or len(every) <= search.trials else []
+            wanted = [*known, *half, *begun, *spare] if not number else [*known, *begun, *spare, *half]
             points = list({bench.key(point): point for point in wanted}.values())
             reason = _tune(bench, dataset, dimensions, points, search, told)
     raise ActorError(
@@ -190,6 +193,11 @@ def _searcher(given: list[dict[str, Any]], search: Search, at_once: int, rungs: 
             self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
         ) -> None:
             early = result is not None and result["training_iteration"] < rungs
+            if early and result is not None:  # Tune keeps the result at which it stops a trial to itself
+                number, study = self._ot_trials[trial_id].number, self._ot_study
+                assert study is not None
+                if result["training_iteration"] not in study.trials[number].intermediate_values:
+                    self.on_trial_result(trial_id, result)
             # without a value Optuna takes what was reported rung by rung
             super().on_trial_complete(trial_id, None if early else result, error)
 

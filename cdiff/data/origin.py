@@ -8,9 +8,11 @@ A file that changed in the bucket is brought anew by the next start; within a ru
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import uuid
@@ -28,7 +30,9 @@ from cdiff.data.storage import write_durably
 from cdiff.errors import DataError
 from cdiff.types import content_hash
 
+log = logging.getLogger(__name__)
 _AT_ONCE = 16
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a network file system
 # Files of this machine that this process found to be what they must be.
 _checked: set[tuple[Path, str]] = set()
 # Names as users give them, with blanks and brackets; never out of the folder.
@@ -82,9 +86,7 @@ def origin_of(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Or
         DataError: nothing lies there, or a name leads out of the folder.
         StorageError: the bucket cannot be read.
     """
-    url = url.rstrip("/")
-    if not re.fullmatch(r"s3://[^/]+(/.+)?", url):
-        raise DataError(f"{url} is neither a folder nor s3://BUCKET/FOLDER.")
+    url = _checked_url(url)
     folder = cache_folder().resolve() / "data" / content_hash(url)[:16] / url.rpartition("/")[2]
     found = {name: tag for name, tag in listed(url).items() if wanted(name)}
     with _alone(folder.parent):
@@ -122,7 +124,14 @@ def _alone(folder: Path) -> Iterator[None]:
     """No other process of this machine is at it: actors that start together would each fetch gigabytes."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.warning(
+                "%s cannot be locked: actors that start together fetch the same files side by side", folder
+            )
         yield
 
 
@@ -134,7 +143,7 @@ def brought(told: Sequence[str]) -> tuple[list[str], list[Origin]]:
 
 def listed(url: str) -> dict[str, str]:
     """Path and tag of all files under a URL; hidden ones and markers of folders are passed over. Errors as in `origin_of`."""
-    storage = _storage(url)
+    storage = _storage(_checked_url(url))
     marks = ("/", "")  # a folder's own, as consoles make them
     found = {n: tag for n, tag in storage.tags().items() if n[-1:] not in marks and "/." not in f"/{n}"}
     if not found:
@@ -148,6 +157,13 @@ def listed(url: str) -> dict[str, str]:
 def _storage(url: str) -> S3Storage:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     return S3Storage(bucket, prefix, names=_PATH)
+
+
+def _checked_url(url: str) -> str:
+    url = url.rstrip("/")
+    if not re.fullmatch(r"s3://[^/]+(/.+)?", url):
+        raise DataError(f"{url} is neither a folder nor s3://BUCKET/FOLDER.")
+    return url
 
 
 def _sum(path: Path) -> str:

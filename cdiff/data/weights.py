@@ -41,15 +41,17 @@ def local_weights(source: str) -> Path:
         try:
             origin = origin_of(source, _wanted)
             for name in origin.sums:
-                origin.bring(
-                    origin.folder / name
-                )  # looked at once by each process: a damaged one is brought anew
+                # looked at once by each process: a damaged one is brought anew
+                origin.bring(origin.folder / name)
         except DataError as error:
             raise RunError(f"weights {source}: {error}") from None
         return origin.folder
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
+    return folder if folder.is_dir() else _from_hub(*_pinned(source))
+
+
+def _pinned(source: str) -> tuple[str, str]:
+    """A repository of the hub and its commit; ConfigError where a user named something else."""
     found = _HUB.fullmatch(source)
     if found is None:
         raise ConfigError(
@@ -59,7 +61,7 @@ def local_weights(source: str) -> Path:
         raise ConfigError(
             f"weights {source!r}: {found['revision']!r} is no commit. Branches and tags move; pin all 40 digits of a commit."
         )
-    return _from_hub(found["name"], found["revision"])
+    return found["name"], found["revision"]
 
 
 def demand_weights(source: str) -> None:
@@ -70,8 +72,13 @@ def demand_weights(source: str) -> None:
                 raise DataError("it holds no settings and no safetensors.")
         except DataError as error:
             raise RunError(f"weights {source}: {error}") from None
-    elif Path(source).expanduser().is_dir() or not (_HUB.fullmatch(source) and _online()):
-        local_weights(source)
+        return
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and _pinned(source) and _online():
+        return
+    folder = local_weights(source)
+    if not any(_wanted(path.relative_to(folder).as_posix()) for path in folder.rglob("*.safetensors")):
+        raise ConfigError(f"weights {source}: {folder} holds no safetensors.")
 
 
 def _online() -> bool:

@@ -20,14 +20,17 @@ import pyarrow.parquet as pq
 import torch
 
 _PART = 256  # vectors after which a part is written
-_PARTS = 2  # that are kept in memory: they are asked for in the order in which they were written
+_GROUP = 16  # of these that are read together
+_GROUPS = 16  # that are kept in memory
+_UNREADABLE = (OSError, KeyError, pa.ArrowException)  # as a part that a full disk tore
+_Place = tuple[Path, int, int]  # part, group of rows, row in it
 
 _SCHEMA = pa.schema([("key", pa.string()), ("vector", pa.list_(pa.float32()))])
 
 
 class FeatureCache:
-    """Vectors by content. What is put is durable after `flush`. In memory are keys, what is not written, and the parts that were read last: a vector may
-    have tens of kilobytes.
+    """Vectors by content. What is put is durable after `flush`. In memory are keys, what is not written, and the groups of rows that were read last: a
+    vector may have tens of kilobytes.
 
     Args:
         folder: made when the first part is written; a part that cannot be read is passed over.
@@ -37,12 +40,10 @@ class FeatureCache:
     def __init__(self, folder: Path, writes: bool = True) -> None:
         self.folder, self.writes = folder, writes
         self._new: dict[str, np.ndarray] = {}
-        self._where: dict[str, tuple[Path, int]] = {}  # part and row
-        self._read: OrderedDict[Path, Any] = OrderedDict()  # vectors of the last parts
+        self._where: dict[str, _Place] = {}
+        self._read: OrderedDict[tuple[Path, int], Any] = OrderedDict()  # vectors of the last groups
         for part in sorted(folder.glob("*.parquet")):
-            keys = _column(part, "key")
-            if keys is not None:
-                self._where |= {key: (part, row) for row, key in enumerate(keys.to_pylist())}
+            self._find(part)
 
     def __len__(self) -> int:
         return len(self._where.keys() | self._new.keys())
@@ -52,8 +53,8 @@ class FeatureCache:
             return torch.from_numpy(self._new[key].copy())
         if key not in self._where:
             return None
-        part, row = self._where[key]
-        vectors = self._vectors(part)
+        part, group, row = self._where[key]
+        vectors = self._vectors(part, group)
         return None if vectors is None else torch.from_numpy(np.array(vectors[row].values, np.float32))
 
     def put(self, key: str, vector: torch.Tensor) -> None:
@@ -69,26 +70,33 @@ class FeatureCache:
         table = pa.table([list(self._new), [v.tolist() for v in self._new.values()]], schema=_SCHEMA)
         name = uuid.uuid4().hex
         temporary, part = self.folder / f".{name}", self.folder / f"{name}.parquet"
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, row_group_size=_GROUP)
         temporary.rename(part)
-        self._where |= {key: (part, row) for row, key in enumerate(self._new)}
+        self._find(part)
         self._new = {}
 
-    def _vectors(self, part: Path) -> Any:
-        if part not in self._read:
-            self._read[part] = _column(part, "vector")
-        self._read.move_to_end(part)
-        while len(self._read) > _PARTS:
+    def _find(self, part: Path) -> None:
+        """Learn where the vectors of a part lie."""
+        try:
+            file = pq.ParquetFile(part)
+            for group in range(file.num_row_groups):
+                keys = file.read_row_group(group, columns=["key"])["key"].to_pylist()
+                self._where |= {key: (part, group, row) for row, key in enumerate(keys)}
+        except _UNREADABLE:
+            return
+
+    def _vectors(self, part: Path, group: int) -> Any:
+        """Of a group of rows; None where it cannot be read any more."""
+        if (part, group) not in self._read:
+            try:
+                told = pq.ParquetFile(part).read_row_group(group, columns=["vector"])["vector"]
+                self._read[part, group] = told.combine_chunks()
+            except _UNREADABLE:
+                return None
+        self._read.move_to_end((part, group))
+        while len(self._read) > _GROUPS:
             self._read.popitem(last=False)
-        return self._read[part]
-
-
-def _column(part: Path, name: str) -> Any:
-    """A column of a part; None where it cannot be read, as after a full disk."""
-    try:
-        return pq.read_table(part, columns=[name], schema=_SCHEMA)[name].combine_chunks()
-    except (OSError, pa.ArrowException):
-        return None
+        return self._read[part, group]
 
 
 def keys_of(images_B3HW: torch.Tensor, masks_B1HW: torch.Tensor) -> Sequence[str]:

@@ -121,14 +121,15 @@ class Safe(nn.Module):
         if cache is None:
             return self.pooled(image_B3HW, mask_B1HW)
         keys = keys_of(image_B3HW, mask_B1HW)
-        missing = [i for i, key in enumerate(keys) if cache.get(key) is None]
+        rows = [cache.get(key) for key in keys]
+        missing = [i for i, row in enumerate(rows) if row is None]
         if missing:
-            for i, row in zip(
-                missing, self.pooled(image_B3HW[missing], mask_B1HW[missing]).flat(), strict=True
-            ):
+            seen = self.pooled(image_B3HW[missing], mask_B1HW[missing]).flat()
+            for i, row in zip(missing, seen, strict=True):
                 cache.put(keys[i], row)
-        rows = torch.stack([row for row in map(cache.get, keys) if row is not None]).to(image_B3HW.device)
-        return self.unflat(rows)
+                rows[i] = row
+        device = image_B3HW.device
+        return self.unflat(torch.stack([row.to(device) for row in rows if row is not None]))
 
     def unflat(self, rows_BF: torch.Tensor) -> Pooled:
         """Undoes `Pooled.flat`."""

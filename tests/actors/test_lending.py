@@ -22,6 +22,7 @@ def crew(local_ray, photos, tiny_config, tmp_path) -> SimpleNamespace:
         config=tiny_config,
         shared=ray.put(photos),
         coordinates=nothing,
+        generators=SimpleNamespace(placed=tiny_config.resources.generators),
         calls=calls,
         rest=lambda: calls.append("rest"),
         wake=lambda: calls.append("wake"),

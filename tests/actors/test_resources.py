@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from actors.checkup import Node, examine, nodes, shared_home
+from actors.places import preflight
 from actors.resources import (
     CODE,
     SILENT,
@@ -22,7 +23,6 @@ from actors.resources import (
     actor_options,
     code_hash,
     demand_data,
-    preflight,
     refuse_other_code,
     roles,
 )
@@ -296,10 +296,13 @@ def test_a_home_that_is_another_folder_on_each_node_is_found_out(tmp_path: Path,
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_weights_that_a_node_lacks_are_named_and_nothing_is_fetched(tmp_path: Path, bucket) -> None:
-    folder = tmp_path / "clip"
-    folder.mkdir()
-    for source, state in ((str(folder), "ok"), (f"{bucket}/no/such", "FAIL"), (str(tmp_path / "sd"), "FAIL")):
+def test_weights_that_a_node_lacks_are_named(tmp_path: Path) -> None:
+    folder, empty = tmp_path / "clip", tmp_path / "empty"
+    for made in (folder, empty):
+        made.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    for source in (str(folder), str(empty), str(tmp_path / "sd"), "owner/name@main"):
+        state = "ok" if source == str(folder) else "FAIL"
         config = load_config(None, ["safe.features=clip", f"safe.weights={source}"])
         found = doctor.weights(nodes(), config)
         assert found.state == state and source in found.text, found

@@ -100,7 +100,7 @@ def test_weights_are_brought_from_a_bucket(bucket, checkpoint, tmp_path, monkeyp
     )
     for name in unread:  # as repositories hold them beside
         storage.write(name, b"gigabytes")
-    demand_weights(f"{bucket}/models/sd")
+    demand_weights(f"{bucket}/models/sd/")  # with or without the slash
     assert not list(tmp_path.rglob("*.safetensors")), "asked for, not fetched"
     found = local_weights(f"{bucket}/models/sd")
     parts = ("unet", "vae", "scheduler", "tokenizer")

@@ -105,7 +105,8 @@ def test_a_crop_is_looked_at_once_by_whoever_comes(clip_encoder, tmp_path) -> No
 
 
 def test_what_lies_on_disk_is_not_held_in_memory(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("cdiff.safe.cache._PART", 4)
+    for name, value in (("_PART", 4), ("_GROUP", 2), ("_GROUPS", 3)):
+        monkeypatch.setattr(f"cdiff.safe.cache.{name}", value)
     cache = FeatureCache(tmp_path)
     vectors = {f"key {number}": torch.full((5,), float(number)) for number in range(18)}
     for key, vector in vectors.items():
@@ -114,8 +115,8 @@ def test_what_lies_on_disk_is_not_held_in_memory(tmp_path, monkeypatch) -> None:
     for found in (cache, FeatureCache(tmp_path)):
         assert len(found) == 18
         assert all(torch.equal(torch.as_tensor(found.get(key)), vector) for key, vector in vectors.items())
-        assert len(found._read) == 2 and not found._new, "the two parts that were read last"
-    part, _ = found._where["key 0"]
+        assert len(found._read) == 3 and not found._new, "the three groups that were read last"
+    part, *_ = found._where["key 0"]
     part.write_bytes(part.read_bytes()[:40])  # damaged since: looked at anew
     assert found.get("key 0") is None
     lent = FeatureCache(tmp_path, writes=False)

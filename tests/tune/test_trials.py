@@ -19,14 +19,17 @@ FREE = space(CONFIG)
 def test_the_model_does_not_take_an_early_gain_for_one_at_the_whole_budget() -> None:
     searcher = _searcher([], Search(4), 1, rungs=3)
     searcher.set_search_properties("gain", "max", domains(FREE))
-    for name, gains in (("early", [0.9]), ("whole", [0.1, 0.2, 0.3])):
+    for name, gains in (("early", [0.9]), ("later", [0.8, 0.7]), ("whole", [0.1, 0.2, 0.3])):
         searcher.suggest(name)
-        for number, gain in enumerate(gains, 1):
-            told = {"gain": gain, "training_iteration": number}
+        results = [{"gain": gain, "training_iteration": number} for number, gain in enumerate(gains, 1)]
+        for told in results[:-1]:
             searcher.on_trial_result(name, told)
-        searcher.on_trial_complete(name, told)
-    early, whole = searcher._ot_study.trials
+        searcher.on_trial_complete(
+            name, results[-1]
+        )  # where it is stopped, Tune tells its last result only so
+    early, later, whole = searcher._ot_study.trials
     assert (early.state, early.intermediate_values) == (TrialState.PRUNED, {1: 0.9})
+    assert (later.state, later.intermediate_values) == (TrialState.PRUNED, {1: 0.8, 2: 0.7})
     assert (whole.state, whole.value) == (TrialState.COMPLETE, 0.3)
     assert searcher._ot_study.best_trial.number == whole.number
 
@@ -75,6 +78,15 @@ def test_a_space_of_few_points_is_measured_whole_instead_of_failing(bench) -> No
     found = run_trials(bench, None, few, [here(CONFIG, few)], Search(24), lambda *_: None)
     assert {trial["point"]["sampling.mode"] for trial in found} == {"mask_first", "given_mask"}
     assert [count for count, _ in bench.tried] == [2]
+
+
+def test_where_points_are_few_what_is_left_of_them_is_given_once_the_searcher_repeats_itself(bench) -> None:
+    six = space(
+        CONFIG,
+        here(CONFIG, FREE) | {"sampling.mode": ["mask_first", "given_mask"], "sampling.steps": [8, 10]},
+    )
+    found = run_trials(bench, None, six, [here(CONFIG, six)], Search(5), lambda *_: None)
+    assert len({trial["key"] for trial in found}) == 5 and len(bench.tried) == 2
 
 
 def test_a_trial_that_failed_half_way_is_no_part_of_the_sweep(bench) -> None:
