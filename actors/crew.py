@@ -27,7 +27,7 @@ from actors.downstream import DownstreamActor, Evaluation, Fit, FitRequest, fitt
 from actors.extractor import ExtractorActor
 from actors.generator import GeneratorActor, trained
 from actors.group import ActorGroup, Steps, Watch
-from actors.places import reserve
+from actors.places import NOWHERE, reserve
 from actors.resources import actor_options
 from actors.shards import Shards
 from actors.shelf import generator_key, shelve_generator, taken_generator
@@ -105,9 +105,14 @@ class Crew:
         return self.shards.quarantined
 
     def wake(self) -> None:
-        """Reserve places and make the actors; after `rest`, anew. Errors as of `actors.places.reserve`: meanwhile others may have taken the room."""
+        """Make the actors, once there is room for them; after `rest`, anew. Errors as of `actors.places.reserve`: meanwhile others may have taken the room."""
         self._places = reserve(self.config, wait=not self._local)
         resources = self.config.resources
+        if (
+            not resources.least_generators
+        ):  # nobody waits for their places, and Ray spreads actors over nodes where a reservation packs them
+            self._places.give_back()
+            self._places = NOWHERE
         self.downstream = self._group("downstream", DownstreamActor, resources.downstreams)
         self.extractor = self._group("extractor", ExtractorActor, 1)
         least = resources.least_generators or None

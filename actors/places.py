@@ -47,6 +47,9 @@ class Places:
             remove_placement_group(self.group)
 
 
+NOWHERE = Places(None, {})
+
+
 def reserve(config: Config, *, wait: bool = True, actors: Mapping[Role, int] | None = None) -> Places:
     """Reserve places for all actors that must be alive at once.
 
@@ -72,7 +75,7 @@ def reserve(config: Config, *, wait: bool = True, actors: Mapping[Role, int] | N
     ]
     bundles = [needs(config, role) for role, _ in placed]
     if not bundles:
-        return Places(None, {})
+        return NOWHERE
     total = ray.cluster_resources()
     if not wait and any(total.get(kind, 0) < amount for kind, amount in _sum(bundles).items()):
         raise ResourceError(_shortage(config, counts, bundles, 0))
