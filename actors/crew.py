@@ -19,19 +19,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import ray
 from tqdm import tqdm
 
-from actors.coordinator import CoordinatorActor
-from actors.downstream import DownstreamActor, Evaluation, Fit, FitRequest, fitted
-from actors.extractor import ExtractorActor
-from actors.generator import GeneratorActor, trained
-from actors.group import ActorGroup, Steps, Watch
-from actors.places import NOWHERE, reserve
-from actors.resources import actor_options
+from actors.downstream import Evaluation, Fit, FitRequest, fitted
+from actors.generator import trained
+from actors.group import Steps, Watch
 from actors.shards import Shards
 from actors.shelf import generator_key, shelve_generator, taken_generator
-from actors.together import Training, train_together
+from actors.staff import Staff
 from cdiff.config import Config
 from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
@@ -78,54 +73,20 @@ class Assessed:
         return tuple(sorted((k, float(v)) for k, v in self.scores.items() if isinstance(v, int | float)))
 
 
-class Crew:
-    """The actors of one run."""
+class Crew(Staff):
+    """The actors of one run, and what the loop asks of them."""
 
     def __init__(self, run: Run, config: Config, dataset: Dataset, manifest: Manifest, local: bool) -> None:
-        self.run, self.config, self.dataset, self.manifest = run, config, dataset, manifest
-        self._local = local
-        self.shared = ray.put(dataset)
-        self.coordinator: ActorGroup | None = None
-        self.coordinates: tuple[Any, ...] = ()  # what a coordinator is made of, once the thresholds are known
-        self._grown = False  # the cluster had its time to grow for a training
-        self.wake()
+        super().__init__(run, config, dataset, local)
+        self.manifest = manifest
         self.shards = Shards(run, config, dataset)
         self.train = manifest.ids("train")
         self.validation = manifest.ids("validation")
-
-    def __enter__(self) -> Crew:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.rest()
 
     @property
     def quarantined(self) -> list[Assignment]:
         """Tasks of the last round that killed their actors."""
         return self.shards.quarantined
-
-    def wake(self) -> None:
-        """Make the actors, once there is room for them; after `rest`, anew. Errors as of `actors.places.reserve`: meanwhile others may have taken the room."""
-        self._places = reserve(self.config, wait=not self._local)
-        resources = self.config.resources
-        if (
-            not resources.least_generators
-        ):  # nobody waits for their places, and Ray spreads actors over nodes where a reservation packs them
-            self._places.give_back()
-            self._places = NOWHERE
-        self.downstream = self._group("downstream", DownstreamActor, resources.downstreams)
-        self.extractor = self._group("extractor", ExtractorActor, 1)
-        least = resources.least_generators or None
-        self.generators = self._group("generator", GeneratorActor, resources.generators, least)
-        if self.coordinates:
-            self._make_coordinator()
-
-    def rest(self) -> None:
-        """End the actors: their places are free for others."""
-        for group in (self.generators, self.downstream, self.extractor, self.coordinator):
-            if group is not None:
-                group.close()
-        self._places.give_back()
 
     def prepare(self, ledger: Ledger) -> Revisions:
         """Train the generator, build frames, token bank and thresholds; each only if the ledger lacks it."""
@@ -216,7 +177,7 @@ class Crew:
         return out
 
     def rank(self, outcomes: Sequence[Outcome], gains: Sequence[Gain]) -> Knowledge:
-        return self._coordinator().call("rank", list(outcomes), list(gains))
+        return self.planner.call("rank", list(outcomes), list(gains))
 
     def adapt(
         self,
@@ -236,7 +197,7 @@ class Crew:
         arm = config.wasm.arm
         if not (arm.startswith("B3") or arm.endswith("B2")):
             return revisions
-        plan = self._coordinator().call("plan", known, number, revisions, config)
+        plan = self.planner.call("plan", known, number, revisions, config)
         tasks = [assignment.task for assignment in plan if assignment.purpose != "negative"][:_MINED]
         with self._bar(f"round {number}: adapting {arm}") as watch:
             seed = config.seed + number
@@ -257,7 +218,7 @@ class Crew:
         self, known: Knowledge, number: int, revisions: Revisions, config: Config | None = None
     ) -> list[Pair]:
         """Plan, generate and judge; one more wave for what a slice still lacks. Arguments as for `adapt`."""
-        coordinator, about = self._coordinator(), (known, number, revisions, config or self.config)
+        coordinator, about = self.planner, (known, number, revisions, config or self.config)
         plan = coordinator.call("plan", *about)
         self.shards.quarantined = []
         attempts = self._generate(plan, f"round {number}: making pairs")
@@ -291,7 +252,7 @@ class Crew:
         work = partial(trained, target_ids=targets, photo_ids=photos)
         with self._bar("training the generator") as watch:
             if self.config.train.workers > 1:
-                result = self._together(settings.batch // settings.accumulate, work, watch)
+                result = self.together(settings.batch // settings.accumulate, work, watch)
             else:
                 result = self.generators.call("train", targets, photos, watch=watch)
         seconds = time.perf_counter() - began
@@ -329,7 +290,7 @@ class Crew:
         self, per_type: int, revisions: Revisions, config: Config, wave: int, label: str
     ) -> list[Attempt]:
         """A wave of candidates for every type, made as the configuration says; shards that are there are only read."""
-        plan = self._coordinator().call("plan_pool", config, per_type, revisions, wave)
+        plan = self.planner.call("plan_pool", config, per_type, revisions, wave)
         return self._generate(plan, label)
 
     def _generate(self, plan: Sequence[Assignment], label: str) -> list[Attempt]:
@@ -354,16 +315,8 @@ class Crew:
         with self._bar(f"fitting {name}") as watch:
             if self.config.train.workers > 1 and self.config.train.segmenters:
                 crops = crops_of(self.config.downstream, base)
-                return self._together(math.gcd(*crops), partial(fitted, request=request), watch)
+                return self.together(math.gcd(*crops), partial(fitted, request=request), watch)
             return self.downstream.call("fit", request, watch=watch)
-
-    def _together(self, batch: int, work: Training, watch: Watch) -> Any:
-        """A training by several workers, which meanwhile have the places of the actors."""
-        self.rest()
-        grow, self._grown = not self._grown, True
-        result = train_together(self.run, self.config, self.shared, batch, work, watch, self._local, grow)
-        self.wake()
-        return result
 
     def _seed(self) -> int:
         return self.config.downstream.seed + self.config.seed
@@ -380,28 +333,7 @@ class Crew:
             normals = [photo.sample_id for photo in own if photo.is_normal]
             backgrounds[category] = normals or [photo.sample_id for photo in own]
         free = {photo.sample_id: photo for photo in photos if photo.is_normal}
-        self.coordinates = (self.config, targets, groups, backgrounds, frames, cut_off, thresholds, free)
-        self._make_coordinator()
-
-    def _make_coordinator(self) -> None:
-        options, arguments = actor_options(self.config, "coordinator"), self.coordinates
-        make = lambda _: CoordinatorActor.options(**options).remote(*arguments)  # type: ignore[attr-defined] # noqa: E731
-        self.coordinator = ActorGroup("coordinator", make, 1, self.config.resources)
-
-    def _coordinator(self) -> ActorGroup:
-        assert self.coordinator is not None, "prepare() comes first"
-        return self.coordinator
-
-    def _group(self, role: Any, actor: Any, count: int, least: int | None = None) -> ActorGroup:
-        options = actor_options(self.config, role)
-        places = self._places
-
-        def make(number: int) -> Any:
-            return actor.options(**options, **places.of(role, number)).remote(
-                self.run, self.config, self.shared
-            )
-
-        return ActorGroup(role, make, count, self.config.resources, least=least)
+        self.coordinate((self.config, targets, groups, backgrounds, frames, cut_off, thresholds, free))
 
     @contextmanager
     def _bar(self, label: str) -> Iterator[Watch]:
