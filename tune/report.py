@@ -178,7 +178,7 @@ def _found(session: Session, swept: Swept) -> str:
         if found is not None:
             seeds = " ".join(f"{value:+.3f}" for value in found.per_seed)
             rows.append((name, page.signed(found.mean), f"[{found.low:+.3f}, {found.high:+.3f}]", seeds))
-    header = ("found less configured strengths", "soft Dice", "95 %", "by seed")
+    header = ("found minus configured strengths", "soft Dice", "95 %", "by seed")
     text = overlay(session.config, swept.best["point"])
     return page.table(header, rows, (0,)) + f"<h3>Overlay</h3><pre>{page.text(text)}</pre>"
 
