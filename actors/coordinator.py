@@ -84,8 +84,8 @@ class CoordinatorActor:
         thresholds = self.thresholds.joined(known.bounds)
         pairs = judge(attempts, wanted, thresholds, config, last=last)
         lacking = {} if last else shortfall(pairs, wanted, config)
-        if not lacking:
-            return pairs, []
+        if not lacking:  # no wave follows, so that slices that stopped are filled up now
+            return pairs if last else judge(attempts, wanted, thresholds, config, last=True), []
         more = top_up(
             assignments,
             lacking,

@@ -37,10 +37,15 @@ _CODE = code_hash()  # at import: the files may change while this process lives
 
 
 def fit_key(request: FitRequest, dataset: Dataset, config: Config) -> str:
-    """Name of a fit on the shelf; "" for one with a user's own network or weights, whose code no key knows."""
+    """Name of a fit on the shelf; "" for one with a user's own network or weights, whose code no key knows.
+
+    A pair is more than its task: the region's reach and kappa decide its pixels, too.
+    """
     if config.downstream.factory != BUILT_IN or config.downstream.weights:
         return ""
-    pairs = sorted(pair.task_id for pair in request.pairs)
+    pairs: list[Any] = sorted(pair.task_id for pair in request.pairs)
+    if pairs:
+        pairs = [pairs, config.generator.model_dump(), config.wasm.kappa]
     asked = asdict(replace(request, sample_ids=(), pairs=()))
     # the request names its steps
     settings = config.downstream.model_dump(exclude={"base_steps", "steps", "fold_share"})

@@ -109,7 +109,8 @@ class Outcome:
     size: float  # sqrt(area) / sqrt(photo area)
     contrast: float  # |mean inside - mean of the ring around| / 255
     peak: tuple[int, int] = (-1, -1)  # (x, y) of the highest score on a normal photo
-    survives: float = 1.0  # share of the loss that is left after slight blur and JPEG (cdiff.wasm.survival)
+    hard: bool = False  # whether it is missed enough for `survives` to say something (cdiff.wasm.survival)
+    survives: float = 1.0  # share of the loss that is left after slight blur and JPEG
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +163,7 @@ class Strengths:
     safe_strength: float  # classifier-free guidance on the SAFE tokens; 1 is no guidance
     start_strength: float  # tau in [0, 1]: 0 keeps the pasted real target, 1 starts from pure noise
     weakness_strength: float = 0.0  # weight of the difficulty token (arm B3)
-    gradient_strength: float = (
-        0.0  # root mean square by which a step moves the expected image, in [-1, 1] (arm B4)
-    )
+    gradient_strength: float = 0.0  # length by which a step moves the expected image's colours, root mean square over pixels (arm B4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class Manifest:
     """The places of all photos, and what was noted while they were given out."""
 
     rows: tuple[Row, ...]  # sorted by sample_id
-    unscored: tuple[str, ...] = ()  # category/type that validation or test lacks: it trains, and has no score
+    unscored: tuple[str, ...] = ()  # category/type that no test photo shows
     notes: tuple[str, ...] = ()  # what the user should know: photos left out, types pooled
 
     @cached_property

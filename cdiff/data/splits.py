@@ -56,25 +56,26 @@ def make_splits(
         raise DataError(
             f"none of the {len(samples)} photos shows a target: every mask is empty. Check the masks."
         )
+    samples, given = _named_splits(samples)
     check_overlap(samples)
     pairs = near_duplicates(samples, config, progress)
     current, notes = drop_copies(samples, pairs, config)
     current, joined = join_groups(current, pairs)
     current, pooled = _pool(current, current, config)
-    splits, given = _assign(current, config)
+    splits = _assign(current, config)
     training = [sample for sample in current if splits[sample.group] == "train"]
     left_out, drawn = _draw(training, config)
     training = [sample for sample in training if sample.sample_id not in left_out]
     current, moved = _place_rest(current, left_out, splits, config)
     current, pooled_later = _pool(current, training, config)
-    unscored = _unscored(current, splits)
-    notes += joined + given + pooled + drawn + moved + pooled_later + _warnings(current, splits, unscored)
+    lacking = _lacking(current, splits)
+    notes += joined + given + pooled + drawn + moved + pooled_later + _warnings(current, splits, lacking)
     training = [sample for sample in current if splits[sample.group] == "train"]
     fold_of = _folds(training, folds, config.split_seed)
     calibration = _calibration(training, config)
     rows = [_row(sample, splits[sample.group], fold_of, calibration) for sample in current]
     current.sort(key=lambda sample: sample.sample_id)
-    return current, make_manifest(rows, unscored, notes)
+    return current, make_manifest(rows, lacking["test"], notes)
 
 
 def _row(sample: Sample, split: Split, fold_of: Mapping[str, int], calibration: set[str]) -> Row:
@@ -146,9 +147,9 @@ def _shares_of(key: Key, config: DataConfig) -> DataConfig:
     )
 
 
-def _assign(samples: Sequence[Sample], config: DataConfig) -> tuple[dict[str, Split], list[str]]:
+def _assign(samples: Sequence[Sample], config: DataConfig) -> dict[str, Split]:
     """Group -> split; the best of a few seeded draws, where one misses what a type needs."""
-    fixed, open_splits, notes = _given(samples)
+    fixed, open_splits = _given(samples)
     groups = _by_key(samples)
     best: tuple[int, dict[str, Split]] | None = None
     for attempt in range(_DRAWS):
@@ -168,7 +169,7 @@ def _assign(samples: Sequence[Sample], config: DataConfig) -> tuple[dict[str, Sp
         if not short:
             break
     assert best is not None
-    return best[1], notes
+    return best[1]
 
 
 def _draw_assignment(
@@ -194,31 +195,40 @@ def _draw_assignment(
     return splits
 
 
-def _given(samples: Sequence[Sample]) -> tuple[dict[str, Split], dict[str, Sequence[str]], list[str]]:
-    """Groups whose split the folders fix, the splits that are open to each category's other groups, and notes."""
+def _named_splits(samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
+    """The samples without the split folders of categories that have none to train on, and notes on what folders lack."""
     sides: dict[str, set[str]] = defaultdict(set)
     for sample in samples:
-        sides[sample.category].add(sample.folder_split)
-    open_splits: dict[str, Sequence[str]] = {}
+        sides[sample.category] |= {sample.folder_split} - {""}
     notes = []
-    for category, found in sorted(sides.items()):
-        named = found - {""}
-        lacking = [split for split in ("validation", "test") if split not in named]
-        open_splits[category] = SPLITS if not named or "train" not in named else ["train", *lacking]
+    for category, named in sorted(sides.items()):
         if named and len(named) < len(SPLITS):
             source = "its training photos" if "train" in named else "all its photos"
             notes.append(
                 f"{category} has folders for {', '.join(sorted(named))} only: the rest is split off {source}"
             )
+    return [
+        sample if "train" in sides[sample.category] else dataclasses.replace(sample, folder_split="")
+        for sample in samples
+    ], notes
+
+
+def _given(samples: Sequence[Sample]) -> tuple[dict[str, Split], dict[str, Sequence[str]]]:
+    """Groups whose split the folders fix, and the splits that are open to each category's other groups."""
+    sides: dict[str, set[str]] = defaultdict(set)
+    for sample in samples:
+        sides[sample.category] |= {sample.folder_split} - {""}
+    open_splits: dict[str, Sequence[str]] = {}
+    for category, named in sides.items():
+        lacking = [split for split in ("validation", "test") if split not in named]
+        open_splits[category] = ["train", *lacking] if named else SPLITS
     fixed: dict[str, Split] = {}
     for sample in samples:
-        named = sides[sample.category] - {""}
-        whole = len(named) == len(SPLITS)
+        whole = len(sides[sample.category]) == len(SPLITS)
         for split in SPLITS:
-            keeps = whole or (split != "train" and "train" in named)
-            if sample.folder_split == split and keeps:
+            if sample.folder_split == split and (whole or split != "train"):
                 fixed[sample.group] = split
-    return fixed, open_splits, notes
+    return fixed, open_splits
 
 
 def _draw(training: Sequence[Sample], config: DataConfig) -> tuple[set[str], list[str]]:
@@ -301,18 +311,29 @@ def renamed(sample: Sample, pooled: set[str]) -> Sample:
     return dataclasses.replace(sample, masks=masks, types=types)
 
 
-def _unscored(samples: Sequence[Sample], splits: Mapping[str, Split]) -> list[str]:
+def _lacking(samples: Sequence[Sample], splits: Mapping[str, Split]) -> dict[Split, list[str]]:
+    """The category/types that each split does not show."""
     found: dict[str, set[str]] = defaultdict(set)
     for sample in samples:
         for type in sample.types:
             found[f"{sample.category}/{type}"].add(splits[sample.group])
-    return sorted(name for name, sides in found.items() if len(sides) < len(SPLITS))
+    return {split: sorted(name for name, sides in found.items() if split not in sides) for split in SPLITS}
 
 
-def _warnings(samples: Sequence[Sample], splits: Mapping[str, Split], unscored: Sequence[str]) -> list[str]:
-    notes = []
-    if unscored:
-        notes.append(f"not scored, too few groups for every split: {', '.join(unscored)}")
+def _warnings(
+    samples: Sequence[Sample], splits: Mapping[str, Split], lacking: Mapping[Split, Sequence[str]]
+) -> list[str]:
+    """What comes of types that a split does not show."""
+    effect = {
+        "train": "never trained on",
+        "validation": "no decision looks at them",
+        "test": "not scored on test",
+    }
+    notes = [
+        f"no {split} photo shows {', '.join(types)}: {effect[split]}"
+        for split, types in lacking.items()
+        if types
+    ]
     for split in SPLITS:
         if not any(sample.types and splits[sample.group] == split for sample in samples):
             notes.append(f"no photo with a target in the {split} split")
@@ -342,14 +363,18 @@ def _folds(training: Sequence[Sample], folds: int, seed: int) -> dict[str, int]:
 
 
 def _calibration(training: Sequence[Sample], config: DataConfig) -> set[str]:
-    """Groups set aside from the generator: `data.calibration_share` of each type that has enough of them."""
+    """Groups set aside from the generator: `data.calibration_share` of each type that has enough of them, none that shows a
+    type which has not."""
     groups = {key: members for key, members in _by_key(training).items() if key[1]}
+    needed = {group for members in groups.values() if len(members) < _CALIBRATED for group in members}
     rng = np.random.default_rng([config.split_seed, 3])
     chosen: set[str] = set()
     for key in _rarest_first(groups):
         members = groups[key]
-        free = [members[index] for index in rng.permutation(len(members)) if members[index] not in chosen]
         wanted = max(1, round(config.calibration_share * len(members))) if config.calibration_share else 0
+        wanted -= len(chosen & set(members))
+        free = [members[index] for index in rng.permutation(len(members))]
+        free = [group for group in free if group not in chosen | needed]
         if len(members) >= _CALIBRATED:
-            chosen |= set(free[: max(0, wanted - (len(members) - len(free)))])
+            chosen |= set(free[: max(0, wanted)])
     return chosen

@@ -1,7 +1,7 @@
 """Is SAFE scene agnostic? The same targets on their own photo and pasted elsewhere, described by SAFE and by plain pooling.
 
 likeness    cosine of a target's features in the two scenes, less that of unlike targets
-retrieval   share of pasted targets whose nearest other target, on its own photo, is of the same type
+retrieval   share of targets on their own photo whose nearest other target, pasted, is of the same type
 """
 
 from __future__ import annotations

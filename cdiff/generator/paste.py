@@ -43,7 +43,6 @@ class Canvas:
     region: np.ndarray  # [S, S] bool, where the generator may paint
     reach: float  # pixels by which the region exceeds the mask
     reference: np.ndarray  # [S', S', 3] the reference's own crop
-    reference_mask: np.ndarray  # [S', S'] float32
 
 
 def lay_out(
@@ -87,10 +86,7 @@ def lay_out(
         reference.shape[1],
         reference.shape[0],
     )
-    own_crop = cut(reference, own).astype(np.float32)
-    return Canvas(
-        box, base, pasted, mask, region, reach, own_crop, cut(reference_mask, own).astype(np.float32)
-    )
+    return Canvas(box, base, pasted, mask, region, reach, cut(reference, own).astype(np.float32))
 
 
 def settle(

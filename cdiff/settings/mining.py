@@ -44,7 +44,7 @@ class SamplingConfig(Settings):
         0.05,
         ge=0,
         le=1,
-        description="Root mean square by which each step moves the expected image uphill (arm B4), of [-1, 1].",
+        description="Length by which each step moves the expected image's colours, of [-1, 1], uphill (arm B4): root mean square over pixels.",
     )
     angle: float = Field(10.0, ge=0, le=180, description="Largest turn of a reference, degrees.")
     scale: Annotated[Range, AfterValidator(within(0.05, 20))] = Field(
@@ -158,9 +158,15 @@ class GateConfig(Settings):
         description="Turn away pairs that are not true; off, to measure what that is worth: only empty ones and broken pastes.",
     )
     percentile: float = Field(
-        5.0, ge=0, le=50, description="Percentile of held-out real targets that sets the thresholds."
+        5.0,
+        ge=0,
+        le=50,
+        description="Percentile of real training targets that sets the thresholds; for label agreement, of those that the generator "
+        "did not see.",
     )
-    min_targets: int = Field(10, ge=1, description="Types with fewer held-out targets use pooled thresholds.")
+    min_targets: int = Field(
+        10, ge=1, description="Types with fewer targets that a threshold can come from use pooled thresholds."
+    )
     duplicate: float = Field(
         0.01,
         ge=0,

@@ -83,7 +83,8 @@ class MinedNoise:
 class Gradient:
     """B4: in every step, the expected image climbs the segmenter's loss. For comparison; it is published to harm dense prediction.
 
-    x_0-hat <- x_0-hat + gradient_strength * g / rms(g),    g = d min(kappa, loss) / d x_0-hat, inside the region, on the canvas
+    x_0-hat <- x_0-hat + gradient_strength * g / |g|,    g = d min(kappa, loss) / d x_0-hat, inside the region, on the canvas,
+    |g| = root mean square, over the region's cells, of the length of g across channels
     Source: universal guidance (Bansal et al., 2302.07121), forward part; the verdict is that of Native Adversariality Mining.
     """
 

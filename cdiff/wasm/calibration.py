@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +20,10 @@ from cdiff.wasm.measures import real_measures
 from cdiff.wasm.mining import sampler_for
 from cdiff.wasm.quality import Thresholds, thresholds
 
-_MOST_SEEN, _MOST_READ = 400, 120  # enough for a 5th percentile, and bounded on large data sets
+_MOST_SEEN, _MOST_READ = (
+    400,
+    120,
+)  # enough for a 5th percentile, and bounded on large data sets, whose types share them
 
 
 def calibrate(
@@ -35,10 +38,11 @@ def calibrate(
             cracks judged by the agreement of round blobs would all be turned away.
     """
     rng = np.random.default_rng([config.seed, 11])
-    seen = _some([*target_ids, *held_out], _MOST_SEEN, rng)
+    least = config.gate.min_targets
+    seen = _some(dataset, [*target_ids, *held_out], _MOST_SEEN, least, rng)
     targets = [dataset.target(target_id) for target_id in seen]
     rows = real_measures(dataset, targets, foreground)
-    unseen = _some(_unseen(dataset, target_ids, held_out, config.gate.min_targets), _MOST_READ, rng)
+    unseen = _some(dataset, _unseen(dataset, target_ids, held_out, least), _MOST_READ, least, rng)
     rows += label_agreement(generator, dataset, unseen, config, rng)
     return thresholds(rows, config)
 
@@ -66,19 +70,15 @@ def label_agreement(
         masks.append(coverage(condition.start_mask_1RR))
         seeds.append(number)
         kept.append(not_compared(layout, generator.config.resolution))
-        keys.append(f"{target.category}/{target.type}")
+        keys.append(_kind(dataset, target_id))
     with torch.inference_mode():
         agreed = mask_agreement(sampler, conditions, images, masks, seeds, kept)
     return [(key, {"label_iou": value}) for key, value in zip(keys, agreed, strict=True)]
 
 
 def _unseen(dataset: Dataset, target_ids: Sequence[str], held_out: Sequence[str], enough: int) -> list[str]:
-    def kind(target_id: str) -> tuple[str, str]:
-        target = dataset.target(target_id)
-        return target.category, target.type
-
-    counts = Counter(kind(target_id) for target_id in held_out)
-    return [*held_out, *(target_id for target_id in target_ids if counts[kind(target_id)] < enough)]
+    counts = Counter(_kind(dataset, target_id) for target_id in held_out)
+    return [*held_out, *(target_id for target_id in target_ids if counts[_kind(dataset, target_id)] < enough)]
 
 
 def _repaint(
@@ -101,7 +101,20 @@ def _repaint(
     )
 
 
-def _some(ids: list[str], most: int, rng: np.random.Generator) -> list[str]:
+def _some(dataset: Dataset, ids: list[str], most: int, least: int, rng: np.random.Generator) -> list[str]:
+    """Some `most` of the targets, an equal number of each type but `least` where there are so many: drawn over all, a rare
+    type would be left with too few for a bound of its own."""
     if len(ids) <= most:
         return sorted(ids)
-    return sorted(ids[i] for i in rng.choice(len(ids), most, replace=False))
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for target_id in sorted(ids):
+        kinds[_kind(dataset, target_id)].append(target_id)
+    each = max(least, most // len(kinds))
+    return sorted(
+        members[i] for _, members in sorted(kinds.items()) for i in rng.permutation(len(members))[:each]
+    )
+
+
+def _kind(dataset: Dataset, target_id: str) -> str:
+    target = dataset.target(target_id)
+    return f"{target.category}/{target.type}"

@@ -146,20 +146,28 @@ def _offset(means: Mapping[Option, float], seen: Mapping[Option, list[Gain]], sp
     precision = 1 / spread**2
     total = 0.0
     for option, gains in seen.items():
-        for gain in gains:
-            weight = 1 / (gain.error**2 + spread**2)
-            total += weight * (gain.gain - means[option])
-            precision += weight
+        found = _combined(gains)  # they share what the option itself lies off: not so many draws of it
+        weight = 1 / (found.spread**2 + spread**2)
+        total += weight * (found.mean - means[option])
+        precision += weight
     return total / precision
 
 
 def _updated(mean: float, spread: float, gains: Sequence[Gain]) -> Belief:
-    precision, total = 1 / spread**2, mean / spread**2
-    for gain in gains:
-        weight = 1 / max(gain.error, 1e-6) ** 2
-        precision += weight
-        total += weight * gain.gain
-    return Belief(total / precision, precision**-0.5)
+    """Given the offset: its own error moves all options of a category alike, and decides nothing among them."""
+    if not gains:
+        return Belief(mean, spread)
+    found = _combined(gains)
+    precision = 1 / spread**2 + 1 / found.spread**2
+    return Belief((mean / spread**2 + found.mean / found.spread**2) / precision, precision**-0.5)
+
+
+def _combined(gains: Sequence[Gain]) -> Belief:
+    """What an option's own measurements say together, precision weighted."""
+    weights = np.array([1 / max(gain.error, 1e-6) ** 2 for gain in gains])
+    return Belief(
+        float(np.average([gain.gain for gain in gains], weights=weights)), float(weights.sum() ** -0.5)
+    )
 
 
 def _slice_of(leaf: Slice, slices: Sequence[Weakness]) -> str | None:

@@ -52,7 +52,7 @@ class NoiseMiner(nn.Module):
         self.revision = ""
 
     def forward(self, inputs_BNSS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of the noise, [B, C, S, S] each.
+        """Mean and standard deviation of the noise, [B, C, S, S] each; 0 and 1 outside the region, which is not painted.
 
         Args:
             inputs_BNSS: start, mask, region and background, as `inputs_of` stacks them.
@@ -63,7 +63,8 @@ class NoiseMiner(nn.Module):
         wide = F.interpolate(second, scale_factor=2.0)
         joined = F.silu(self.norms[3](self.up(torch.cat([wide, first], dim=1))))
         mean, spread = self.out(F.interpolate(joined, scale_factor=2.0)).chunk(2, dim=1)
-        return mean, 1 + _SPREAD * torch.tanh(spread)
+        region = inputs_BNSS[:, mean.shape[1] + 1][:, None]
+        return mean * region, 1 + _SPREAD * torch.tanh(spread) * region
 
     @torch.inference_mode()
     def moved(self, condition: Condition, mask_1RR: torch.Tensor, noise_CSS: torch.Tensor) -> torch.Tensor:

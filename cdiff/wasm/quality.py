@@ -21,7 +21,6 @@ from cdiff.data.dataset import MIN_AREA
 from cdiff.types import QUARANTINED, Assignment, Attempt, Outcome, Pair, Purpose
 from cdiff.wasm.budget import band
 from cdiff.wasm.duplicates import Earlier
-from cdiff.wasm.survival import HARD
 
 # In order of precedence. All say that the pair is not true; they count towards stopping a slice.
 INVALID = (
@@ -62,14 +61,11 @@ class Thresholds:
 def survival_bounds(outcomes: Iterable[Outcome], config: Config) -> tuple[tuple[str, str, float], ...]:
     """What is left at least of a real target's hardness after slight blur and JPEG, by type, for a round's gate.
 
-    Only targets that were hard say something; without any there is no bound.
+    Only targets that were hard say something. Under `gate.min_targets` of them there is no bound: one real target would
+    turn away all that is hard.
     """
-    rows = [
-        (f"{row.category}/{row.type}", {"survives": row.survives})
-        for row in outcomes
-        if row.type and row.loss > HARD
-    ]
-    return thresholds(rows, config).bounds if rows else ()
+    rows = [(f"{row.category}/{row.type}", {"survives": row.survives}) for row in outcomes if row.hard]
+    return thresholds(rows, config).bounds if len(rows) >= config.gate.min_targets else ()
 
 
 def thresholds(rows: Sequence[tuple[str, Mapping[str, float]]], config: Config) -> Thresholds:

@@ -22,7 +22,7 @@ from cdiff.data.dataset import Dataset
 from cdiff.types import Outcome
 from cdiff.wasm.view import local_loss
 
-HARD = 0.3  # nats; what is found has less, and no hardness that could be gone
+HARD = 0.3  # nats of `local_loss`; what is found has less, and no hardness that could be gone
 _BLUR = 0.8  # standard deviation, pixels of the segmenter
 _JPEG = 75
 
@@ -35,22 +35,25 @@ def survival(
     config: Config,
     treated: Sequence[np.ndarray] = (),
 ) -> float:
-    """Share of a target's capped loss that is left after the hardest treatment, in [0, 1].
+    """Share of a target's capped loss that is left after the hardest treatment, in [0, 1]; 1 where it is not hard.
 
     Args:
         image: uint8 [H, W, 3]; mask: bool [H, W] all targets; target: the one that counts.
         treated: further versions of the image, beside its blur and its JPEG.
     """
+    return _survival(segmenter, image, mask, target, config, treated)[1]
+
+
+def _survival(segmenter, image, mask, target, config, treated=()):  # type: ignore[no-untyped-def]
+    """Whether the target is hard, and what survives of that."""
 
     def loss(version: np.ndarray) -> float:
         return min(config.wasm.kappa, local_loss(segmenter, version, mask, target, config))
 
-    whole = loss(image)
-    if whole < HARD or not target.any():
-        return 1.0
-    return float(
-        np.clip(min(loss(v) for v in (_blurred(image, config), _jpeg(image), *treated)) / whole, 0, 1)
-    )
+    if not target.any() or (whole := loss(image)) < HARD:
+        return False, 1.0
+    left = min(loss(version) for version in (_blurred(image, config), _jpeg(image), *treated))
+    return True, float(np.clip(left / whole, 0, 1))
 
 
 def with_survival(
@@ -63,7 +66,8 @@ def with_survival(
         if row.type:
             image, every = dataset.image(row.sample_id), dataset.mask(row.sample_id)
             own = dataset.target_mask(row.target_id)
-            row = replace(row, survives=survival(segmenter, image, every, own, config))
+            hard, survives = _survival(segmenter, image, every, own, config)
+            row = replace(row, hard=hard, survives=survives)
         out.append(row)
     return out
 

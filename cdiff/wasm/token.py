@@ -155,7 +155,8 @@ def train_weakness_token(
         for turn in range(settings.accumulate):
             rng.bit_generator.state = drawn
             part = Part(turn, settings.accumulate)
-            loss = _loss(generator, token, patches, index, features[index], rng, step, part)
+            noise = torch.Generator().manual_seed((seed + 7) * 1_000_003 + step)
+            loss = _loss(generator, token, patches, index, features[index], rng, noise, part)
             (loss / settings.accumulate).backward()
         optimiser.step()
         if progress:
@@ -163,8 +164,8 @@ def train_weakness_token(
     return token.eval()
 
 
-def _loss(generator, token, patches, index, features, rng, step, part):  # type: ignore[no-untyped-def]
-    settings, noise = generator.config, torch.Generator().manual_seed(7_000_003 + step)
+def _loss(generator, token, patches, index, features, rng, noise, part):  # type: ignore[no-untyped-def]
+    settings = generator.config
     device = generator.safe.idle.device
     image, mask = (t.to(device) for t in augmented(patches, index, settings.resolution, rng, part))
     # Another target of the type stands as reference: one's own appearance would tell all that its difficulty could.
@@ -185,9 +186,10 @@ def _loss(generator, token, patches, index, features, rng, step, part):  # type:
 
 
 def _others(kinds: Sequence[str], index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each target any of its type."""
+    """For each target another of its type; the only one of a type stands for itself."""
     alike = {kind: [i for i, own in enumerate(kinds) if own == kind] for kind in {kinds[i] for i in index}}
-    return np.array([rng.choice(alike[kinds[i]]) for i in index])
+    others = ([other for other in alike[kinds[i]] if other != i] or [i] for i in index)
+    return np.array([rng.choice(choice) for choice in others])
 
 
 def _apart(w_BD: torch.Tensor, missed_B: torch.Tensor) -> torch.Tensor:

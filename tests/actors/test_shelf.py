@@ -101,6 +101,10 @@ def test_fits_are_equal_only_with_equal_photos_pairs_steps_and_settings(photos):
     ]
     pair: Any = SimpleNamespace(task_id="made")
     others.append(fit_key(dataclasses.replace(request, pairs=(pair,)), photos, CONFIG))
+    wider = CONFIG.generator.model_copy(update={"dilation": 0.3})  # what is painted, with the same tasks
+    wider_config = CONFIG.model_copy(update={"generator": wider})
+    others.append(fit_key(dataclasses.replace(request, pairs=(pair,)), photos, wider_config))
+    assert fit_key(request, photos, wider_config) == key  # without pairs there is nothing painted
     others.append(fit_key(request, photos, changed(lr=0.5)))
     threads = CONFIG.resources.model_copy(update={"threads": 3})
     others.append(fit_key(request, photos, CONFIG.model_copy(update={"resources": threads})))

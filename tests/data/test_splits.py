@@ -8,7 +8,7 @@ from PIL import Image
 from cdiff.config import DataConfig
 from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_source, read_sources
-from cdiff.data.splits import make_splits, quotas, read_manifest, write_manifest
+from cdiff.data.splits import _calibration, make_splits, quotas, read_manifest, write_manifest
 from cdiff.errors import DataError, LeakError
 
 CONFIG = DataConfig()
@@ -121,6 +121,18 @@ def test_calibration_takes_whole_training_groups_of_types_that_can_spare_one(lit
     assert {type for row in rows for type in row.types} == {"bent"}
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_calibration_spares_groups_that_show_a_rare_type_too(tmp_path, trees, seed):
+    """Two objects train that show a rare stain; each shows a crack as well, of which there are many."""
+    trees.pairs(tmp_path / "images", tmp_path / "masks", 12)
+    samples = [
+        dataclasses.replace(sample, types=("crack", "stain") if n < 2 else ("crack",), group=f"g{n}")
+        for n, sample in enumerate(read_source(str(tmp_path), CONFIG))
+    ]
+    chosen = _calibration(samples, DataConfig(split_seed=seed, calibration_share=0.5))
+    assert len(chosen) == 6 and not chosen & {"g0", "g1"}
+
+
 def test_the_manifest_survives_its_file_and_shows_tampering(lit, tmp_path):
     _, manifest = make_splits(lit, CONFIG, folds=2)
     path = tmp_path / "splits.parquet"
@@ -137,7 +149,8 @@ def test_a_type_with_too_few_groups_trains_only_and_is_named(tmp_path, trees):
     _, manifest = make_splits(read_source(str(root), CONFIG), CONFIG, folds=2)
     assert groups_per_split(manifest, "rare") == (3, 0, 0)
     assert manifest.unscored == ("nut/rare",)
-    assert any("not scored" in note and "nut/rare" in note for note in manifest.notes)
+    assert "no validation photo shows nut/rare: no decision looks at them" in manifest.notes
+    assert "no test photo shows nut/rare: not scored on test" in manifest.notes
 
 
 def test_types_under_three_targets_are_pooled_and_named(tmp_path, trees):
@@ -201,6 +214,18 @@ def test_a_missing_given_split_is_taken_from_the_training_photos(tmp_path, trees
     assert len(manifest.ids("test")) == 9
     assert len(manifest.ids("validation")) == 3
     assert all("/train/" in each for each in manifest.ids("train") + manifest.ids("validation"))
+
+
+def test_folders_without_one_to_train_on_split_nothing_and_drop_nothing(tmp_path, trees):
+    split_folders(tmp_path, trees, ("validation", "test"), 6)
+    shown = Image.open(tmp_path / "validation" / "images" / "p2.png")
+    shown.save(tmp_path / "test" / "images" / "q.jpg", quality=92)
+    trees.save(tmp_path / "test" / "masks" / "q.png", trees.blob())
+    samples, manifest = make_splits(read_source(str(tmp_path), CONFIG), DataConfig(leaks="stop"), folds=2)
+    assert len(samples) == 13 and not any("left out" in note for note in manifest.notes)
+    copies = [row for row in manifest.rows if row.sample_id.endswith(("validation/p2", "/q"))]
+    assert len({row.group for row in copies}) == 1 == len({row.split for row in copies})
+    assert any("the rest is split off all its photos" in note for note in manifest.notes)
 
 
 def test_leaks_between_given_splits_are_dropped_noted_or_stopped(tmp_path, trees):

@@ -15,7 +15,7 @@ from cdiff.wasm.layout import composite, spell_out
 from cdiff.wasm.mining import Miners, arm_of, condition_for, make_pairs, sampler_for, settle_masks
 from cdiff.wasm.noise import NoiseMiner, train_noise_miner
 from cdiff.wasm.production import local_loss
-from cdiff.wasm.token import FEATURES, WeaknessToken, features_of, train_weakness_token
+from cdiff.wasm.token import FEATURES, WeaknessToken, _others, features_of, train_weakness_token
 from cdiff.wasm.view import difficulty, loss_around, seen_by
 
 
@@ -168,6 +168,11 @@ def test_the_noise_miner_starts_as_plain_noise_and_learns_to_be_hard(
     noise = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(fresh.moved(jobs[0].condition, jobs[0].mask_1RR, noise), noise)
     miner = train_noise_miner(sampler, Darkness(), jobs, config, seed=0)
+    moved = miner.moved(jobs[0].condition, jobs[0].mask_1RR, noise) - noise
+    region = jobs[0].condition.scene.region_1SS.expand_as(moved) > 0
+    assert (
+        not moved[~region].any() and moved[region].any()
+    )  # the surroundings keep the noise that the denoiser knows
     plain, _ = finished(tasks, "B0", photos, bank, tiny_generator, config, Miners())
     mined, _ = finished(tasks, "B2", photos, bank, tiny_generator, config, Miners(noise=miner))
     assert hardness(mined, jobs, config).mean() > hardness(plain, jobs, config).mean()
@@ -213,6 +218,15 @@ def test_a_token_of_another_version_is_refused_by_name(tmp_path, config, outcome
     revision = token.save(tmp_path)
     with pytest.raises(RunError, match=f"{revision}.*another version"):
         WeaknessToken.load(tmp_path / f"{revision}.safetensors")
+
+
+def test_a_target_stands_beside_another_of_its_type_unless_it_is_the_only_one() -> None:
+    rng = np.random.default_rng(0)
+    kinds = ["crack", "stain", "crack", "hole", "crack"]
+    for _ in range(20):
+        others = _others(kinds, np.array([0, 2, 3, 4]), rng)
+        assert all(kinds[other] == kinds[i] for other, i in zip(others, [0, 2, 3, 4], strict=True))
+        assert others[2] == 3 and all(others[place] != i for place, i in ((0, 0), (1, 2), (3, 4)))
 
 
 def test_features_are_ranks_within_a_type_and_what_the_model_made_of_the_target(outcomes):

@@ -141,6 +141,16 @@ def test_slices_of_a_category_learn_from_each_other() -> None:
     assert unseen.spread == CONFIG.gain_spread
 
 
+def test_one_slice_measured_often_says_no_more_of_its_neighbours_than_measured_well() -> None:
+    """Its own distance from the prior is one draw, however often it is measured. The limit is by algebra: half of that distance."""
+    slices = [weak("crack", 0.6), weak("stain", 0.6)]
+    before = beliefs(slices, [], [0.3], CONFIG)["tile/stain", 0.3].mean
+    gain = Gain("tile/crack", 0.3, 50, 40, 0.3, 0.002)
+    for times in (1, 8):
+        unseen = beliefs(slices, [gain] * times, [0.3], CONFIG)["tile/stain", 0.3]
+        assert unseen.mean == pytest.approx(before + (0.3 - before) / 2, rel=0.01)
+
+
 def test_thompson_sampling_finds_what_pays_and_goes_on_trying() -> None:
     """Three slices with true gains; after some rounds most pairs go to the best one."""
     truth = {"tile/a": 0.02, "tile/b": 0.12, "tile/c": 0.05}

@@ -1,6 +1,8 @@
 """Hard or only adversarial: what is left of the loss after slight treatments."""
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -62,6 +64,10 @@ def test_a_further_treatment_counts(scene):
     assert survival(Sees(blind=False), faint, mask, mask, config, [image]) < 0.5
 
 
+def with_gate(config, **changed):
+    return config.model_copy(update={"gate": config.gate.model_copy(update=changed)})
+
+
 def test_bounds_come_from_real_targets_that_were_hard(photos, tiny_config):
     targets = photos.all_targets(s.sample_id for s in photos.samples)
     rows = [
@@ -73,7 +79,25 @@ def test_bounds_come_from_real_targets_that_were_hard(photos, tiny_config):
     normal = dataclasses.replace(rows[0], target_id="n", type="")
     measured = with_survival([*rows, normal], Sees(blind=False), photos, tiny_config)
     assert all(0 <= row.survives <= 1 for row in measured) and measured[-1] == normal
-    spread = [dataclasses.replace(row, survives=n / 10) for n, row in enumerate(rows)]
+    assert any(row.hard for row in measured) and all(row.hard or row.survives == 1 for row in measured)
+    tiny_config = with_gate(tiny_config, min_targets=len(rows))
+    spread = [dataclasses.replace(row, hard=True, survives=n / 10) for n, row in enumerate(rows)]
     bounds = {key: bound for name, key, bound in survival_bounds(spread, tiny_config) if name == "survives"}
     assert bounds[""] == pytest.approx(np.percentile([row.survives for row in spread], 5))
-    assert survival_bounds([dataclasses.replace(row, loss=0.01) for row in rows], tiny_config) == ()
+    assert survival_bounds(rows, tiny_config) == ()  # of none is it known that it was hard
+    one_less = with_gate(tiny_config, min_targets=len(rows) + 1)
+    assert survival_bounds(spread, one_less) == ()
+
+
+def test_a_thin_target_that_is_missed_is_hard_though_its_surroundings_lose_little(photos, tiny_config):
+    """The mean loss over the surroundings of a scratch is small: what counts is how much of the scratch is missed."""
+    image = np.full((64, 64, 3), 140, np.uint8)
+    mask = np.eye(64, dtype=bool)
+    assert survival(Sees(blind=False), image, mask, mask, tiny_config) > 0.9
+    target = photos.all_targets(s.sample_id for s in photos.samples)[0]
+
+    scratch = SimpleNamespace(image=lambda _: image, mask=lambda _: mask, target_mask=lambda _: mask)
+    about = (target.target_id, target.sample_id, target.category, target.type, target.group)
+    row = Outcome(*about, 0, 0.05, 0.2, 0.8, 0, 0.2, 0.5, 0.1, 0.1)
+    (measured,) = with_survival([row], Sees(blind=False), cast(Any, scratch), tiny_config)
+    assert measured.hard
