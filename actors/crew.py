@@ -31,12 +31,13 @@ from cdiff.config import Config
 from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
-from cdiff.data.retention import forget_checkpoints
+from cdiff.data.retention import forget_checkpoints, forget_file
 from cdiff.data.splits import Manifest
 from cdiff.data.store import Run
 from cdiff.downstream.training import crops_of
 from cdiff.errors import RunError
 from cdiff.generator.placement import Frame
+from cdiff.generator.training import TRAINING_STATE, Trained
 from cdiff.types import (
     Assignment,
     Attempt,
@@ -97,8 +98,10 @@ class Crew(Staff):
         trained = ledger.milestone("generator")
         if trained is None:
             normals = [i for i in learned if self.dataset.sample(i).is_normal] or learned
-            trained = self._train(targets, normals)
-            ledger.record("generator", **trained)
+            trained = self._train(targets, normals, ledger)
+        forget_file(
+            self.run, f"checkpoints/{TRAINING_STATE}"
+        )  # what it was trained from, if it has just been
         extracted = ledger.milestone("extractor")
         if extracted is None:
             bank = self.extractor.call("bank", trained["revision"], targets + held_out)
@@ -152,11 +155,12 @@ class Crew(Staff):
         gain = candidate.scores["pixel_ap"] - best.scores["pixel_ap"]
         return self.downstream.call("decide", *revisions, list(self.validation), gain, seed)
 
-    def outcomes(self, pairs: Sequence[Pair]) -> list[Outcome]:
+    def outcomes(self, ledger: Ledger, pairs: Sequence[Pair]) -> list[Outcome]:
         """Outcomes of all training photos under models that saw neither them nor pairs made from their groups."""
-        work = [(f"fold {fold[-1]}", fold) for fold in self.folds(pairs, self._seed())]
-        with self._bar(f"fitting {len(work)} folds") as watch:
-            return [row for rows in self.downstream.run("fold", work, watch=watch) for row in rows]
+        made_of = content_hash(sorted(pair.task_id for pair in pairs))
+        folds = {f"fold-{fold[-1]}:{made_of}": fold for fold in self.folds(pairs, self._seed())}
+        found = self.each(ledger, "fold", folds, list[Outcome], f"fitting {len(folds)} folds")
+        return [row for rows in found.values() for row in rows]
 
     def folds(self, pairs: Sequence[Pair], seed: int) -> list[tuple[FitRequest, int, list[str], int]]:
         """What `DownstreamActor.fold` is asked for, fold by fold."""
@@ -181,9 +185,10 @@ class Crew(Staff):
 
     def adapt(
         self,
+        ledger: Ledger,
+        number: int,
         known: Knowledge,
         outcomes: Sequence[Outcome],
-        number: int,
         generator: Revisions,
         segmenter: str,
         config: Config | None = None,
@@ -199,9 +204,14 @@ class Crew(Staff):
             return revisions
         plan = self.planner.call("plan", known, number, revisions, config)
         tasks = [assignment.task for assignment in plan if assignment.purpose != "negative"][:_MINED]
-        with self._bar(f"round {number}: adapting {arm}") as watch:
-            seed = config.seed + number
-            return self.generators.call("adapt", tasks, list(outcomes), seed, watch=watch)
+        seed = config.seed + number
+        name = f"adapted-{number}:{content_hash([tasks, list(outcomes), seed])}"
+        if (found := ledger.milestone(name)) is None:  # learned anew on a GPU it would not be the same again
+            with self._bar(f"round {number}: adapting {arm}") as watch:
+                learned = self.generators.call("adapt", tasks, list(outcomes), seed, watch=watch)
+            ledger.record(name, revisions=learned)
+            return learned
+        return from_json(Revisions, found["revisions"])
 
     def gains(
         self,
@@ -242,28 +252,37 @@ class Crew(Staff):
         """Score maps of a few photos, for pictures."""
         return self.downstream.call("score", revision, list(sample_ids))
 
-    def _train(self, targets: list[str], photos: list[str]) -> dict[str, Any]:
-        """Train the generator, or take the one of an earlier run with the same photos, settings and code."""
+    def _train(self, targets: list[str], photos: list[str], ledger: Ledger) -> dict[str, Any]:
+        """Train the generator, or take the one of an earlier run with the same photos, settings and code; recorded."""
         key = generator_key(self.dataset, self.train, targets, photos, self.config)
         if (known := taken_generator(self.run, key)) is not None:
             revision, taken = known
-            return {"revision": revision, "reused": True, "losses": [], "seconds": 0.0, "trained_in": taken}
+            told: dict[str, Any] = {
+                "revision": revision,
+                "reused": True,
+                "losses": [],
+                "seconds": 0.0,
+                "trained_in": taken,
+            }
+            ledger.record("generator", **told)
+            return told
         began, settings = time.perf_counter(), self.config.generator
         work = partial(trained, target_ids=targets, photo_ids=photos)
+
+        def keep(result: Trained) -> None:
+            """At once: what comes next may fail, and hours of training with it."""
+            spent, losses = time.perf_counter() - began, list(result.losses)
+            about = {"reused": False, "losses": losses, "seconds": spent, "trained_in": spent}
+            ledger.record("generator", revision=result.revision, **about)
+
         with self._bar("training the generator") as watch:
             if self.config.train.workers > 1:
-                result = self.together(settings.batch // settings.accumulate, work, watch)
+                self.together(settings.batch // settings.accumulate, work, watch, keep)
             else:
-                result = self.generators.call("train", targets, photos, watch=watch)
-        seconds = time.perf_counter() - began
-        shelve_generator(self.run, key, result.revision, seconds)
-        return {
-            "revision": result.revision,
-            "reused": False,
-            "losses": list(result.losses),
-            "seconds": seconds,
-            "trained_in": seconds,
-        }
+                keep(self.generators.call("train", targets, photos, watch=watch))
+        told = ledger.milestone("generator") or {}
+        shelve_generator(self.run, key, told["revision"], told["seconds"])
+        return told
 
     def each(
         self, ledger: Ledger, method: str, work: Mapping[str, tuple[Any, ...]], kind: Any, label: str

@@ -35,10 +35,7 @@ def trained(
     targets = [dataset.target(target_id) for target_id in target_ids]
     stored = lambda name: run.publish(f"checkpoints/{name}")  # noqa: E731
     about = dataset, targets, photo_ids, config, run.checkpoints
-    out = train_generator(*about, progress, device, stored, workers)
-    if workers.first:
-        run.storage.delete(f"checkpoints/{TRAINING_STATE}")
-    return out
+    return train_generator(*about, progress, device, stored, workers)
 
 
 @ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # missing in Ray's stubs

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 import shutil
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cache
@@ -25,12 +26,16 @@ import torch
 from actors.resources import code_hash
 from cdiff.config import Config, DownstreamConfig
 from cdiff.data.dataset import Dataset
+from cdiff.data.storage import settle
 from cdiff.data.store import Run, copy_shard, shard_committed
+from cdiff.errors import StorageError
 from cdiff.generator.model import pretrained_sums
 from cdiff.types import Assignment, Sample, content_hash
 
 if TYPE_CHECKING:
     from actors.downstream import Fit, FitRequest
+
+log = logging.getLogger(__name__)
 
 BUILT_IN = DownstreamConfig().factory
 _CODE = code_hash()  # at import: the files may change while this process lives
@@ -89,13 +94,8 @@ def taken_fit(run: Run, key: str) -> dict[str, Any] | None:
 
 def shelve_fit(run: Run, key: str, fit: Fit) -> None:
     """Put a fit on the shelf, whole or not at all."""
-    folder = run.home / "shelf" / "fits" / key
-    if not key or folder.exists():
-        return
-    temporary = folder.with_name(f".{key}.{os.getpid()}")
-    shutil.copytree(run.checkpoint(fit.revision), temporary / fit.revision)
-    (temporary / "fit.json").write_text(json.dumps(asdict(fit)), encoding="utf-8")
-    _renamed(temporary, folder)
+    if key:
+        _shelve(run, run.home / "shelf" / "fits" / key, fit.revision, "fit.json", asdict(fit))
 
 
 def generator_key(
@@ -122,11 +122,7 @@ def taken_generator(run: Run, key: str) -> tuple[str, float] | None:
 
 def shelve_generator(run: Run, key: str, revision: str, seconds: float) -> None:
     """Put a trained generator on the shelf, whole or not at all."""
-    folder = run.home / "generators" / key
-    temporary = folder.with_name(f".{key}.{os.getpid()}")
-    shutil.copytree(run.checkpoint(revision), temporary / revision)
-    (temporary / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
-    _renamed(temporary, folder)
+    _shelve(run, run.home / "generators" / key, revision, "seconds.json", seconds)
 
 
 def take_shard(run: Run, name: str, shard: Sequence[Assignment], dataset: Dataset, config: Config) -> None:
@@ -141,8 +137,12 @@ def take_shard(run: Run, name: str, shard: Sequence[Assignment], dataset: Datase
 def shelve_shard(run: Run, name: str, shard: Sequence[Assignment], dataset: Dataset, config: Config) -> None:
     """Put a shard of candidates on the shelf; its COMMIT last."""
     shelf = Run(_shards(run, shard, dataset, config))
-    if _unjudged(shard) and not shard_committed(shelf, name):
+    if not _unjudged(shard) or shard_committed(shelf, name):
+        return
+    try:
         copy_shard(run, shelf, name)
+    except (OSError, StorageError) as error:
+        log.warning("shard %s is not kept for other runs: %s", name, error)
 
 
 def _unjudged(shard: Iterable[Assignment]) -> bool:
@@ -158,11 +158,25 @@ def _shards(run: Run, shard: Sequence[Assignment], dataset: Dataset, config: Con
     return run.home / "shelf" / "shards" / made_of
 
 
+def _shelve(run: Run, folder: Path, revision: str, note: str, told: Any) -> None:
+    """Copy a revision and a note to the shelf. A shelf that cannot be written, as on a full disk, costs nobody what is done."""
+    if folder.exists():
+        return
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        shutil.copytree(run.checkpoint(revision), temporary / revision)
+        (temporary / note).write_text(json.dumps(told), encoding="utf-8")
+        _renamed(temporary, folder)
+    except OSError as error:
+        log.warning("%s is not kept for other runs: %s", revision, error)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _brought(folder: Path, revision: str, run: Run) -> None:
     """A revision from the shelf into the run."""
     target = run.checkpoint(revision)
     if not target.exists():
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         shutil.copytree(folder / revision, temporary)
         _renamed(temporary, target)
     # also where it is here already: an earlier try may have ended in between
@@ -171,7 +185,7 @@ def _brought(folder: Path, revision: str, run: Run) -> None:
 
 def _renamed(temporary: Path, target: Path) -> None:
     try:
-        temporary.rename(target)
+        settle(temporary, target)
     except OSError:
         if not target.exists():  # otherwise another actor was first
             raise

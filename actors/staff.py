@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import ray
@@ -79,11 +80,18 @@ class Staff:
         assert self.coordinator is not None, "prepare() comes first"
         return self.coordinator
 
-    def together(self, batch: int, work: Training, watch: Watch) -> Any:
-        """A training by several workers (`actors.together`), which meanwhile have the places of the actors."""
+    def together(
+        self, batch: int, work: Training, watch: Watch, keep: Callable[[Any], None] = lambda result: None
+    ) -> Any:
+        """A training by several workers (`actors.together`), which meanwhile have the places of the actors.
+
+        Args:
+            keep: what to do with the result before the actors come back, for which there may be no room by now.
+        """
         self.rest()
         grow, self._grown = not self._grown, True
         result = train_together(self.run, self.config, self.shared, batch, work, watch, self._local, grow)
+        keep(result)
         self.wake()
         return result
 

@@ -43,6 +43,10 @@ class StorageError(RunError):
     """A file cannot be written or read where it must be: disk full, no rights, a bucket out of reach."""
 
 
+class TrackingError(CdiffError, RuntimeError):
+    """MLflow's store cannot be reached, opened or written."""
+
+
 def offenders(items: list[str], total: int, what: str, remedy: str, shown: int = 5) -> str:
     """One message for many offenders: how many of how many, the first few, and the remedy."""
     listed = "".join(f"\n  {item}" for item in items[:shown])

@@ -15,10 +15,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +29,7 @@ from pydantic import BaseModel
 
 from cdiff.config import Config
 from cdiff.data.run import Run, flat, safe_name
-from cdiff.errors import CdiffError, shown_uri
+from cdiff.errors import CdiffError, TrackingError, shown_uri
 from cdiff.types import content_hash
 
 if TYPE_CHECKING:
@@ -246,7 +247,11 @@ def demand_store(uri: str, seconds: float = 30.0) -> None:
         path = Path(uri.removeprefix("sqlite:///")).absolute()
         folder = next(place for place in path.parents if place.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise CdiffError(f"MLflow's database {path} cannot be written: {folder} is no folder of yours.")
+            raise TrackingError(
+                f"MLflow's database {path} cannot be written: {folder} is no folder of yours."
+            )
+        if path.exists():
+            _demand_database(path)
         return
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     told: list[Exception] = []
@@ -263,9 +268,23 @@ def demand_store(uri: str, seconds: float = 30.0) -> None:
     asking.start()
     asking.join(seconds)
     if asking.is_alive():
-        raise CdiffError(f"MLflow at {shown_uri(uri)} gave no answer within {seconds:.0f} s.")
+        raise TrackingError(f"MLflow at {shown_uri(uri)} gave no answer within {seconds:.0f} s.")
     if told:
-        raise told[0]
+        raise (
+            told[0]
+            if isinstance(told[0], CdiffError)
+            else TrackingError(shown_uri(f"MLflow at {uri}: {told[0]}"))
+        )
+
+
+def _demand_database(path: Path) -> None:
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            database.execute("select count(*) from sqlite_master")
+    except sqlite3.Error as error:
+        raise TrackingError(
+            f"MLflow's database {path} cannot be read ({error}). Move it away, or name another (--tracking-uri)."
+        ) from None
 
 
 def _connect(uri: str) -> MlflowClient:
@@ -280,22 +299,29 @@ def _connect(uri: str) -> MlflowClient:
         raise CdiffError(
             f"the loop is tracked in MLflow, which cannot be imported ({error}): pip install mlflow"
         ) from None
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     # Its migrations would fill the screen at each first start.
     for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with _explained(f"MLflow at {uri}"):
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         return MlflowClient(tracking_uri=uri)
 
 
 def _experiment(client: MlflowClient, name: str, uri: str, home: Path) -> str:
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
     if found is None:
         # A server knows where artefacts go; a bare database would put them into the working directory.
         remote = uri.startswith(("http:", "https:", "databricks"))
         place = None if remote else (home / "mlartifacts" / safe_name(name)).as_uri()
-        return client.create_experiment(name, place, tags=_OPENS_ON_RUNS)
+        try:
+            return client.create_experiment(name, place, tags=_OPENS_ON_RUNS)
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:  # otherwise another run made it just now
+                raise
     if found.lifecycle_stage == "deleted":
         raise CdiffError(
             f"the MLflow experiment {name!r} was deleted: restore it, or set tracking.experiment=NAME."
@@ -317,12 +343,18 @@ def _resumed(client: MlflowClient, run_id: str) -> str | None:
 @contextmanager
 def _explained(what: str = "MLflow") -> Iterator[None]:
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (
+        MlflowException,
+        SQLAlchemyError,
+        ImportError,
+        OSError,
+    ) as error:  # ImportError: a database's driver
         # from None, as the cause's text may hold the password
-        raise CdiffError(
+        raise TrackingError(
             f"{shown_uri(f'{what}: {error}')}\nThe run folder has all that is done: mend the tracking store or name another "
             "(--tracking-uri), and start the same command again."
         ) from None

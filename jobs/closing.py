@@ -1,120 +1,33 @@
-"""What the loop tells: each round to MLflow, and at the end the test split, read once, and the report."""
+"""The end of a loop: the test split, read once, and the report."""
 
 from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 import psutil
 
 from actors.crew import Assessed, Crew
 from actors.resources import code_hash
-from cdiff.data.carriers import from_json
-from cdiff.data.images import Limits, decode_mask_png, decode_png
 from cdiff.data.ledger import Ledger
-from cdiff.data.run import Run
-from cdiff.data.store import read_crops, read_pair
 from cdiff.evaluation.pictures import (
     PAIR_HEADER,
     PREDICTION_HEADER,
-    folded,
-    pair_tiles,
     prediction_tiles,
     strip,
 )
 from cdiff.evaluation.report import Picture, ReportContent, write_report
-from cdiff.generator.crops import cut
 from cdiff.tracking import Tracker
-from cdiff.types import Decision, Pair, RoundResult
 from cdiff.wasm.quality import INVALID, STOPPED
+from jobs.grids import grids
+from jobs.telling import log_missed
 
 if TYPE_CHECKING:
     from jobs.session import Session
 
-_SHOWN = 12  # pairs per grid
 _PREDICTIONS = 4  # best and worst ones
 _SIDE = 128
-_DECISION = ("gain", "low", "high", "chance", "accepted", "stands")  # as metrics
-
-
-def log_round(
-    session: Session, tracker: Tracker, result: RoundResult, pairs: Sequence[Pair], fitted: Assessed
-) -> None:
-    """One line for a person, and everything of the round for MLflow; the ledger then knows that it is there."""
-    reasons: dict[str, int] = {}
-    for _, reason, count in result.counts:
-        reasons[reason] = reasons.get(reason, 0) + count
-    told = " ".join(
-        f"{name.replace(' ', '_')}={count}" for name, count in sorted(reasons.items()) if name != "kept"
-    )
-    human = len(_human(session.ledger, result.round))
-    decision = result.decision
-    merged = sorted({w.slice.category for w in result.weaknesses if not w.slice.type})
-    if result.round == 1 and merged:
-        fewest = session.config.wasm.min_targets
-        print(
-            f"note       {', '.join(merged)}: types of fewer than {fewest} training targets are ranked together "
-            "(wasm.min_targets)"
-        )
-    by_people = f"by_people={human} " if human else ""
-    print(
-        f"round={result.round} kept={result.kept} {by_people}turned_away={len(pairs) - result.kept} ({told or 'none'}) "
-        f"gain={decision.gain:+.4f} [{decision.low:+.4f}, {decision.high:+.4f}] chance={decision.chance:.3f} "
-        f"{_verdict(decision)}",
-        flush=True,
-    )
-    with tracker.round(result.round) as log:
-        log.metrics(
-            {
-                "validation": fitted.scores,
-                "pairs": {**reasons, "human": human},
-                "seconds": dict(result.seconds),
-            }
-        )
-        log.metrics({"decision": {name: float(getattr(decision, name)) for name in _DECISION}})
-        log.metrics({"fit": {"loss": fitted.losses[-1]}})
-        log.table("weakness", _weakness_table(result))
-        log.table("gains", pd.DataFrame([asdict(gain) for gain in result.gains]))
-        log.table("counts", pd.DataFrame(result.counts, columns=["slice", "verdict", "count"]))
-        kept, away = _grids(session.run, session, pairs)
-        for name, pixels in (("pairs_kept", kept), ("pairs_turned_away", away)):
-            if pixels is not None:
-                log.picture(name, pixels)
-    session.ledger.record(f"logged-{result.round}", run_id=tracker.run_id)
-
-
-def log_missed(session: Session, tracker: Tracker) -> None:
-    """Log the committed rounds that this MLflow run may lack: an earlier start ended before it came to that, or logged to another one."""
-    ledger = session.ledger
-    for result in ledger.rounds():
-        logged = ledger.milestone(f"logged-{result.round}") or {}
-        if logged.get("run_id") != tracker.run_id:
-            found = (ledger.milestone(f"round-{result.round}") or {})["assessed"]
-            log_round(session, tracker, result, ledger.pairs(result.round), from_json(Assessed, found))
-
-
-def _verdict(decision: Decision) -> str:
-    if not decision.accepted:
-        return f"rejected: {decision.reason}"
-    return "accepted, its model is kept" if decision.stands else "accepted, but the model before stays"
-
-
-def log_start(tracker: Tracker, ledger: Ledger, real_only: Assessed) -> None:
-    """What stands before the first round, as step 0."""
-    generator = ledger.milestone("generator") or {}
-    for number, loss in enumerate(generator.get("losses", [])):
-        tracker.metrics({"generator/loss": loss}, step=number)
-    tracker.metrics({"validation": real_only.scores, "seconds/fit": real_only.seconds}, step=0)
-    print(
-        "rounds     gain: validation pixel AP less that of the best model so far, with 95 % of a bootstrap; "
-        "chance: share of it in which the round is better",
-        flush=True,
-    )
 
 
 def close(
@@ -152,9 +65,10 @@ def close(
         session.run.report_dir / "report.html", _content(session, crew, ledger, finished, real_only, best)
     )
     session.run.publish("report")
+    _tell(session, finished, path, real_only_stands=best.revision == real_only.revision)
+    log_missed(session, tracker)
     tracker.metrics({"test": finished["test"], "best": best.scores})
     tracker.artifact(path, "report")
-    _tell(session, finished, path, real_only_stands=best.revision == real_only.revision)
 
 
 def peak_memory_gb() -> float:
@@ -203,13 +117,6 @@ def _by_people(ledger: Ledger) -> list[str]:
     return [told]
 
 
-def _human(ledger: Ledger, until: int | None = None) -> list[tuple[int, Pair]]:
-    """Pairs that people made and nobody rejected since, with the first round that trains on each."""
-    away = ledger.rejected()
-    made = [(number, pair) for number, pair in ledger.human_pairs() if pair.task_id not in away]
-    return [(number, pair) for number, pair in made if until is None or number <= until]
-
-
 def _reads(finished: dict[str, Any]) -> list[str]:
     """What a reader must know where the test split is no longer clean."""
     reads = finished.get("test_reads", 1)
@@ -231,7 +138,7 @@ def _content(
     rounds = ledger.rounds()
     manifest = session.manifest
     pairs = [pair for result in rounds for pair in ledger.pairs(result.round)]
-    kept, away = _grids(session.run, session, pairs)
+    kept, away = grids(session.run, session, pairs)
     good, bad = _predictions(session, crew, best, finished["dice"])
     legend = ", ".join(PAIR_HEADER)
     return ReportContent(
@@ -275,59 +182,6 @@ def best_and_worst(dice: dict[str, float]) -> tuple[list[str], list[str]]:
     shown = sorted(dice, key=lambda i: (dice[i], i))
     count = min(_PREDICTIONS, (len(shown) + 1) // 2)
     return shown[count:][-count:][::-1], shown[:count]
-
-
-def _grids(run: Run, session: Session, pairs: Sequence[Pair]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Grids of kept and of turned-away pairs, spread evenly over slices and reasons."""
-    kept = [pair for pair in pairs if pair.kept]
-    invalid = [pair for pair in pairs if pair.reason in INVALID]
-    selected = [pair for pair in pairs if not pair.kept and pair.reason not in INVALID]
-    away = _spread(invalid, _SHOWN) or _spread(selected, _SHOWN)
-    return _grid(run, session, _spread(kept, _SHOWN)), _grid(run, session, away)
-
-
-def _spread(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    ordered = sorted(
-        pairs, key=lambda pair: (pair.attempt.category, pair.attempt.type, pair.reason, pair.task_id)
-    )
-    places = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int))
-    return [ordered[i] for i in places]
-
-
-def pair_grid(session: Session, pairs: Sequence[Pair]) -> np.ndarray | None:
-    """Some of the pairs as tiles, spread evenly over types; None without any."""
-    return _grid(session.run, session, _spread(pairs, _SHOWN))
-
-
-def _grid(run: Run, session: Session, pairs: Iterable[Pair]) -> np.ndarray | None:
-    limits = Limits.of(session.config.data)
-    rows, captions = [], []
-    for pair in pairs:
-        crop, reference, region = read_crops(run, pair.attempt)
-        result = decode_png(crop, limits)
-        mask = decode_mask_png(read_pair(run, pair.attempt)[1], limits)
-        box = _box(session, pair, result.shape[0])
-        background = cut(session.dataset.image(pair.attempt.assignment.task.background), box)
-        inside = decode_mask_png(region, limits)
-        rows.append(
-            pair_tiles(decode_png(reference, limits), background, inside, result, cut(mask, box), _SIDE)
-        )
-        loss = dict(pair.attempt.measures).get("loss")
-        told = "" if loss is None else f"loss {loss:.2f}  "
-        captions.append(f"{pair.attempt.category}/{pair.attempt.type}  {told}{pair.reason or 'kept'}")
-    return folded(rows, captions, PAIR_HEADER) if rows else None
-
-
-def _box(session: Session, pair: Pair, side: int) -> tuple[int, int, int, int]:
-    left, top = (int(pair.attempt.measure(name)) for name in ("crop_left", "crop_top"))
-    return left, top, left + side, top + side
-
-
-def _weakness_table(result: RoundResult) -> pd.DataFrame:
-    named = [(w.slice.name, w) for w in result.weaknesses]
-    named += [(f"{w.slice.name} (no target)", w) for w in result.alarms]
-    rows = [(name, len(w.targets), w.score, w.loss, w.soft_dice, w.missed) for name, w in named]
-    return pd.DataFrame(rows, columns=["slice", "targets", "score", "loss", "soft_dice", "missed"])
 
 
 def _valid_share(ledger: Ledger) -> float | None:

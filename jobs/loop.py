@@ -4,8 +4,8 @@
     python jobs/loop.py --config configs/mvtec.yaml --data DIR  your photos
     ray job submit --working-dir . -- python jobs/loop.py       on a cluster
 
-jobs/session.py opens run folder, data and Ray; actors/crew.py fans work out; jobs/closing.py reads the test split
-once and writes the report.
+jobs/session.py opens run folder, data and Ray; actors/crew.py fans work out; jobs/telling.py tells of each round;
+jobs/closing.py reads the test split once and writes the report.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from cdiff.tracking import Tracker
 from cdiff.types import RoundResult
 from cdiff.wasm.quality import counts
 from cdiff.wasm.weakness import false_positives
-from jobs.closing import close, log_missed, log_round, log_start
+from jobs.closing import close
 from jobs.session import Session, open_session
 from jobs.stopping import exit_code
+from jobs.telling import log_missed, log_round, log_start
 
 
 def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None:
@@ -37,11 +38,11 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
         ledger.fold_verdicts()  # what people said of earlier pairs: what they turned away is trained on no more
         accepted = ledger.kept_pairs()
         unseen = ledger.kept_pairs(since=ledger.best_round())  # by the best model
-        outcomes = seconds("outcomes", crew.outcomes, accepted)
+        outcomes = seconds("outcomes", crew.outcomes, ledger, accepted)
         known = seconds("rank", crew.rank, outcomes, ledger.gains())
         now = known, outcomes, generator, best.revision
         strengths = seconds("tune", session.strengths, crew, tracker, number, now)
-        revisions = seconds("adapt", crew.adapt, known, outcomes, number, generator, best.revision, strengths)
+        revisions = seconds("adapt", crew.adapt, ledger, number, *now, strengths)
         pairs = seconds("generate", crew.make_pairs, known, number, revisions, strengths)
         kept = [pair for pair in pairs if pair.kept]
         candidate = seconds("fit", crew.assess, ledger, f"round-{number}", accepted + kept, strengths)

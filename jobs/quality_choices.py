@@ -174,12 +174,8 @@ def _mined(
     values = config.model_dump()
     config = build_config({**values, "seed": seed, "wasm": {**values["wasm"], "arm": MINED[arm]}})
     known = Knowledge(tuple(slices), bounds=survival_bounds(outcomes, config))
-    name = f"adapted:{arm}:{seed}"
-    if ledger.milestone(name) is None:
-        adapted = crew.adapt(known, outcomes, 1, revisions, segmenter, config)
-        ledger.record(name, revisions=adapted)
-    found = from_json(Revisions, (ledger.milestone(name) or {})["revisions"])
-    pairs = crew.make_pairs(known, 1, found, config)
+    adapted = crew.adapt(ledger, 1, known, outcomes, revisions, segmenter, config)
+    pairs = crew.make_pairs(known, 1, adapted, config)
     return kept(pairs, sum(beyond_band(pairs, config).values()))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from cdiff.errors import ConfigError
 from cdiff.evaluation.quality_page import doubts, verdict, write_page
 from cdiff.evaluation.report import Picture
-from jobs.closing import pair_grid
+from jobs.grids import pair_grid
 from jobs.quality import PLAIN, SplitResult, Wishes, measure_split
 from jobs.quality_choices import LONG, variants
 from jobs.quality_summary import summary

@@ -26,12 +26,13 @@ from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_sources
 from cdiff.data.leaks import drop_copies, join_groups, near_duplicates
 from cdiff.data.origin import brought
+from cdiff.data.retention import forget_file
 from cdiff.data.store import Run, create_run, home_of
 from cdiff.errors import DataError
 from cdiff.evaluation.scenes import describe_scenes
 from cdiff.generator.model import Generator
 from cdiff.generator.placement import cut_off, draw_pose, frame_of, repaint_pose
-from cdiff.generator.training import train_generator
+from cdiff.generator.training import TRAINING_STATE, train_generator
 from cdiff.types import Attempt, Pose, Revisions, Target, content_hash
 from cdiff.wasm.budget import Stock
 from cdiff.wasm.calibration import calibrate
@@ -150,6 +151,7 @@ def _trained(dataset: Dataset, targets: list[Target], config: Config, run_folder
             )
         run_folder.publish(f"checkpoints/{found.revision}")
         run_folder.storage.write("generator.txt", found.revision.encode())
+        forget_file(run_folder, f"checkpoints/{TRAINING_STATE}")
     revision = run_folder.storage.read("generator.txt").decode()
     return Generator.load(run_folder.checkpoint(revision))
 

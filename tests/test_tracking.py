@@ -14,8 +14,8 @@ import pytest
 from cdiff.config import Config
 from cdiff.config_file import dump_config, load_config
 from cdiff.data.run import Run, create_run
-from cdiff.errors import CdiffError, shown_uri
-from cdiff.tracking import MAX_NAME, Tracker, legal_name
+from cdiff.errors import CdiffError, TrackingError, shown_uri
+from cdiff.tracking import MAX_NAME, Tracker, demand_store, legal_name
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -191,6 +191,41 @@ def test_an_unreachable_or_nonsensical_store_is_named_without_its_password(run, 
     with pytest.raises(CdiffError, match="MLflow at nonsense"):
         Tracker(run, Config(), "nonsense://x")
     assert shown_uri("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_a_database_without_its_driver_or_with_other_bytes_is_told_as_such(run, tmp_path):
+    for uri in ("postgresql://me:secret@nowhere/db", "mysql+pymysql://me:secret@nowhere/db"):
+        for opened in (lambda uri=uri: Tracker(run, Config(), uri), lambda uri=uri: demand_store(uri)):
+            with pytest.raises(TrackingError, match="MLflow at") as told:
+                opened()
+            assert "secret" not in str(told.value)
+    damaged = tmp_path / "mlflow.db"
+    damaged.write_bytes(b"no database " * 100)
+    for asked in (
+        lambda: demand_store(f"sqlite:///{damaged}"),
+        lambda: Tracker(run, Config(), f"sqlite:///{damaged}"),
+    ):
+        with pytest.raises(TrackingError, match="not a database"):
+            asked()
+    demand_store(f"sqlite:///{tmp_path}/new.db")
+    with pytest.raises(TrackingError, match="no folder of yours"):
+        demand_store(f"sqlite:///{damaged}/below/mlflow.db")
+
+
+def test_two_runs_that_make_the_experiment_at_once_share_it(run, monkeypatch):
+    first = Tracker(run, Config())
+    from mlflow import MlflowClient
+
+    asked = MlflowClient.get_experiment_by_name
+    calls: list[int] = []
+
+    def late(client, name):
+        """At first as if it were not there yet."""
+        calls.append(1)
+        return None if len(calls) == 1 else asked(client, name)
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
+    assert Tracker(run, Config()).experiment_id == first.experiment_id and len(calls) == 2
 
 
 def test_telemetry_is_off_and_mlflow_is_not_imported_before_a_tracker_is_made(home):

@@ -69,14 +69,14 @@ def retuned(
     Args:
         now: what this round knows.
     """
-    known, outcomes, generator, segmenter = now
+    known = now[0]
     due = (number - 1) // wanted.every * wanted.every + 1  # the round before which the last sweep was due
     if due == 1:
         return crew.config
     if ledger.milestone(f"retuned-{due}") is None:
         dimensions, budget = space(crew.config), _budget(crew.config)
         if ledger.milestone(f"retuning-{due}") is None:  # what trials are named by must outlive a restart
-            revisions = crew.adapt(known, outcomes, number, generator, segmenter)
+            revisions = crew.adapt(ledger, number, *now)
             # gains were measured at one start strength: they would plan trials there otherwise than anywhere else
             ledger.record(f"retuning-{due}", known=replace(known, gains=()), revisions=revisions)
         begun = ledger.milestone(f"retuning-{due}") or {}

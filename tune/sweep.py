@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.crew import Crew
-from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
 from cdiff.errors import ConfigError
 from cdiff.tracking import Tracker
-from cdiff.types import Outcome, Revisions
 from jobs.measured import how_measured
 from jobs.session import Session, open_session
 from jobs.stopping import exit_code
@@ -92,18 +90,10 @@ def prepare(crew: Crew, ledger: Ledger, budget: Budget) -> Bench:
     Raises:
         ConfigError: no base of real photos, or no room for the rungs.
     """
-    generator, base, seed = (
-        crew.prepare(ledger),
-        crew.base(ledger),
-        crew.config.downstream.seed + crew.config.seed,
-    )
-    folds = {f"tune:fold:{fold[-1]}": fold for fold in crew.folds((), seed)}
-    rows = crew.each(ledger, "fold", folds, list[Outcome], "fitting folds")
-    outcomes = [row for own in rows.values() for row in own]
+    generator, base = crew.prepare(ledger), crew.base(ledger)
+    outcomes = crew.outcomes(ledger, ())
     known = crew.rank(outcomes, ledger.gains())
-    if ledger.milestone("tune:revisions") is None:
-        ledger.record("tune:revisions", revisions=crew.adapt(known, outcomes, 0, generator, base))
-    revisions = from_json(Revisions, (ledger.milestone("tune:revisions") or {})["revisions"])
+    revisions = crew.adapt(ledger, 0, known, outcomes, generator, base)
     return bench_of(crew, ledger, known, revisions, budget)
 
 

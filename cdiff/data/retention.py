@@ -17,7 +17,7 @@ from typing import Any
 from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run
 
-_CANDIDATE = re.compile(r"round-(\d+)")
+_CANDIDATE = re.compile(r"(?:round|adapted)-(\d+)(?::.*)?")
 
 
 def needed(ledger: Ledger) -> set[str]:
@@ -53,6 +53,12 @@ def forget_checkpoints(run: Run, ledger: Ledger) -> list[str]:
             shutil.rmtree(doomed, ignore_errors=True)
             doomed.unlink(missing_ok=True)
     return gone
+
+
+def forget_file(run: Run, key: str) -> None:
+    """Remove a file of the run from where the run is, and from this machine; one that is not there is as good as removed."""
+    run.storage.delete(key)
+    (run.path / key).unlink(missing_ok=True)
 
 
 def _revisions(run: Run) -> set[str]:

@@ -194,6 +194,16 @@ def write_durably(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
 
 
+def settle(temporary: Path, target: Path) -> None:
+    """Rename a finished file or folder to its place, on disk: after a power cut it is whole, or not there."""
+    for path in [temporary, *(temporary.rglob("*") if temporary.is_dir() else ())]:
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    temporary.rename(target)
+    _sync_folder(target.parent)
+
+
 @contextlib.contextmanager
 def _written(path: Path, data: bytes) -> Iterator[Path]:
     """The data under a passing name beside the path, on disk; two writers may make the same file."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import nn
 
 from cdiff.config import DownstreamConfig
+from cdiff.data.storage import settle
 from cdiff.errors import ConfigError, RunError
 
 CHANNELS = (24, 32, 64, 96, 128, 24)  # the last is the decoder's
@@ -204,7 +204,7 @@ def _revision(model: nn.Module, factory: str) -> str:
 
 def _rename(temporary: Path, final: Path) -> None:
     try:
-        os.rename(temporary, final)
+        settle(temporary, final)
     except OSError:
         if not final.exists():  # otherwise another process wrote the same weights first
             raise

@@ -22,13 +22,14 @@ from torch import nn
 
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
+from cdiff.data.storage import settle
 from cdiff.errors import ConfigError, DataError, RunError
 from cdiff.generator.model import Generator
 from cdiff.generator.objective import flow_loss
 from cdiff.generator.patches import cut_patches
 from cdiff.generator.views import FreshViews, KeptViews, Views
 from cdiff.safe.tokens import scene_contrast
-from cdiff.types import Target
+from cdiff.types import Target, content_hash
 from cdiff.workers import ALONE, Part, Workers
 
 TRAINING_STATE = "training-generator.safetensors"  # what a training that was cut off goes on from
@@ -61,7 +62,7 @@ def train_generator(
         photos: training photos that give target-free crops, normals or not.
         checkpoints: folder of revisions; the resumable state lies beside them as TRAINING_STATE.
         stored: called with the name under `checkpoints` of whatever was written there: the state, again and again, and in the end the
-            revision; only then the state goes.
+            revision. The last state stays: whoever has noted the revision removes it, and whoever could not gets the same again.
         workers: that train together; the first writes and tells.
     Raises:
         DataError: there is no target to learn from.
@@ -84,8 +85,11 @@ def train_generator(
     optimiser = torch.optim.AdamW(learned.values(), lr=settings.lr, weight_decay=0.01)
     state = checkpoints / TRAINING_STATE
     tell = stored or (lambda name: None)
-    base = json.dumps(generator.pretrained, sort_keys=True)
-    done, losses = _resume(state, learned, average, optimiser, base)
+    asked = content_hash(
+        [settings.model_dump(), config.safe.model_dump(), [t.target_id for t in targets], photos]
+    )
+    note = {"pretrained": json.dumps(generator.pretrained, sort_keys=True), "asked": asked}
+    done, losses = _resume(state, learned, average, optimiser, note)
     views = _views(generator, dataset, targets, photos, config, workers, progress)
     objective = _Objective(generator, views, config, workers)
     unused = config.safe.tokens == "label" or not config.safe.spatial  # parts of SAFE that say nothing
@@ -100,8 +104,8 @@ def train_generator(
         _average(average, learned, min(settings.ema, (1 + step) / (10 + step)))
         if progress:
             progress(step + 1, settings.steps, losses[-1])
-        if workers.first and (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps:
-            _checkpoint(state, step + 1, losses, learned, average, optimiser, base)
+        if workers.first and ((step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps):
+            _checkpoint(state, step + 1, losses, learned, average, optimiser, note)
             tell(TRAINING_STATE)
     with torch.no_grad():
         for name, tensor in learned.items():
@@ -109,7 +113,6 @@ def train_generator(
     revision = generator.eval().save(checkpoints) if workers.first else ""
     if workers.first:
         tell(revision)
-        state.unlink(missing_ok=True)
     return Trained(
         revision, tuple(float(np.mean(part)) for part in np.array_split(losses, min(10, len(losses))))
     )
@@ -194,7 +197,7 @@ def _checkpoint(
     learned: dict[str, torch.Tensor],
     average: dict[str, torch.Tensor],
     optimiser: torch.optim.AdamW,
-    base: str,
+    about: dict[str, str],
 ) -> None:
     """Weights, averages and moments as one file, which is there whole or as it was before."""
     tensors = {f"model.{k}": v.detach().cpu() for k, v in learned.items()}
@@ -202,10 +205,10 @@ def _checkpoint(
     for number, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{k}": v.cpu().contiguous() for k, v in moments.items()}
     temporary = path.with_name(f".{path.name}")
-    note = {"step": str(step), "losses": json.dumps(losses), "pretrained": base}
+    note = {"step": str(step), "losses": json.dumps(losses)} | about
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous().clone() for k, v in tensors.items()}, temporary, metadata=note)
-    temporary.rename(path)
+    settle(temporary, path)
 
 
 @torch.no_grad()
@@ -214,13 +217,16 @@ def _resume(
     learned: dict[str, torch.Tensor],
     average: dict[str, torch.Tensor],
     optimiser: torch.optim.AdamW,
-    base: str,
+    about: dict[str, str],
 ) -> tuple[int, list[float]]:
+    """Steps done and their losses, the weights brought to where they were; none of them where nothing of this training is there."""
     if not path.exists():
         return 0, []
     with safe_open(path, "pt") as file:
         note, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    if note.get("pretrained", base) != base:
+    if note.get("asked") != about["asked"]:
+        return 0, []
+    if note["pretrained"] != about["pretrained"]:
         raise RunError(
             f"{path} is of a training that changes other weights than those that are named now. Put the former back, or remove it to train anew."
         )

@@ -83,6 +83,14 @@ def test_a_fit_is_taken_with_its_weights_and_its_cost(runs):
     assert (other.checkpoint("segmenter-1") / "model.safetensors").read_bytes() == b"weights"
 
 
+def test_a_shelf_that_cannot_be_written_costs_no_work(runs, caplog):
+    one, _ = runs
+    (one.home / "shelf").write_text("a file where a folder should be")
+    (one.checkpoint("segmenter-1")).mkdir(parents=True)
+    shelve_fit(one, "key", Fit("segmenter-1", (0.5,), 33.0))
+    assert "segmenter-1 is not kept for other runs" in caplog.text
+
+
 def test_fits_are_equal_only_with_equal_photos_pairs_steps_and_settings(photos):
     ids = [sample.sample_id for sample in photos.samples]
     request = FitRequest(tuple(ids), 10, 0)

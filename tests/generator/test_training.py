@@ -56,8 +56,18 @@ def test_a_training_that_was_killed_goes_on_to_the_very_same_weights(
     )
     assert steps == [4, 5, 6]  # from the checkpoint of step 3
     assert again.revision == tiny_generator.revision
-    assert stored == [(again.revision, True)], "the state goes after the weights are there"
-    assert [path.name for path in tmp_path.iterdir()] == [again.revision]
+    assert stored == [(TRAINING_STATE, True), (again.revision, True)], "of the last step, and the weights"
+
+
+def test_a_training_whose_end_nobody_noted_is_not_done_again(photos, tiny_config, tmp_path) -> None:
+    targets, normals = _all(photos)
+    steps: list[int] = []
+    work = photos, targets, normals, tiny_config, tmp_path, lambda step, *_: steps.append(step)
+    first = train_generator(*work)
+    assert train_generator(*work) == first and len(steps) == 6
+    fewer = photos, targets[:-1], *work[2:]
+    other = train_generator(*fewer)  # a training of something else begins anew
+    assert len(steps) == 12 and other.revision != first.revision
 
 
 def test_a_checkpoint_loads_with_its_own_configuration(tiny_generator, tmp_path) -> None:

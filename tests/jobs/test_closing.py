@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 
 from actors.crew import Assessed
+from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
+from cdiff.errors import TrackingError
 from cdiff.tracking import Tracker
-from jobs.closing import best_and_worst, log_missed, log_round
+from jobs.closing import best_and_worst
+from jobs.telling import log_missed, log_round
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,21 @@ def test_a_round_that_was_cut_off_between_commit_and_log_is_logged_by_the_next_s
     assert capsys.readouterr().out.count("round=1 kept=3") == 1
     log_missed(session, Tracker(session.run, session.config, uri, resume=tracker.run_id))
     assert _logged(tracker)[2] == history and not capsys.readouterr().out, "logged once"
+
+
+def test_a_store_that_is_away_for_a_while_costs_no_round(session, uri, caplog, monkeypatch) -> None:
+    tracker, (result,) = Tracker(session.run, session.config, uri), session.ledger.rounds()
+    found = from_json(Assessed, (session.ledger.milestone("round-1") or {})["assessed"])
+
+    def away(*_: Any, **__: Any) -> None:
+        raise TrackingError("MLflow: no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker, "_child_run", away)
+        log_round(session, tracker, result, session.ledger.pairs(1), found)
+    assert "round 1 is not in MLflow yet" in caplog.text and not _logged(tracker)[0]
+    log_missed(session, tracker)
+    assert [child.info.run_name for child in _logged(tracker)[0]] == ["round 1"]
 
 
 def test_a_round_that_is_logged_again_reads_as_before(session, uri) -> None:

@@ -1,0 +1,105 @@
+"""What is dear is asked of actors once, and remembered in the ledger."""
+
+from typing import Any
+
+import pytest
+
+from actors.crew import Crew
+from cdiff.config_file import build_config, dump_config
+from cdiff.data.ledger import Ledger
+from cdiff.data.splits import make_splits
+from cdiff.data.store import create_run
+from cdiff.errors import ActorError, ResourceError
+from cdiff.generator.training import TRAINING_STATE, Trained
+from cdiff.types import Knowledge, Outcome, Revisions
+
+
+class Actors:
+    """Answers as a group of actors does, and counts; ends after `lives` calls."""
+
+    def __init__(self, answer: Any, lives: int = 100) -> None:
+        self.answer, self.lives, self.asked = answer, lives, 0
+
+    def call(self, method: str, *arguments: Any, watch: Any = None) -> Any:
+        if self.asked == self.lives:
+            raise ActorError("killed")
+        self.asked += 1
+        return self.answer(method, *arguments)
+
+    def stream(self, method: str, work: Any, *, watch: Any = None) -> Any:
+        for name, arguments in work:
+            yield name, self.call(method, *arguments)
+
+
+def _outcome(sample_id: str) -> Outcome:
+    return Outcome(sample_id, sample_id, "c", "t", "g", 0, 0.1, 0.5, 0.5, 0.1, 0.5, 0.1, 0.1, 0.1)
+
+
+@pytest.fixture
+def crew(tmp_path, photos, tiny_config) -> Any:
+    config = build_config(
+        {**tiny_config.model_dump(), "wasm": {**tiny_config.wasm.model_dump(), "arm": "B2"}}
+    )
+    _, manifest = make_splits(photos.samples, config.data, folds=2)
+    crew = object.__new__(Crew)  # its actors are those above
+    crew.run = create_run(tmp_path, "one", dump_config(config), manifest)
+    crew.config, crew.dataset, crew.manifest = config, photos, manifest
+    crew.train, crew.validation = manifest.ids("train"), manifest.ids("validation")
+    return crew
+
+
+def test_folds_that_were_fitted_are_not_fitted_again_after_a_kill(crew) -> None:
+    def fold(method: str, request: Any, steps: int, held: list[str], number: int) -> list[Outcome]:
+        return [_outcome(sample_id) for sample_id in held]
+
+    ledger, whole = Ledger(crew.run), Actors(fold)
+    crew.downstream = Actors(fold, lives=1)
+    with pytest.raises(ActorError):
+        crew.outcomes(ledger, ())
+    crew.downstream = whole
+    found = crew.outcomes(ledger, ())
+    assert sorted(row.sample_id for row in found) == sorted(crew.train)
+    assert whole.asked == crew.config.wasm.folds - 1
+    assert crew.outcomes(ledger, ()) == found and whole.asked == crew.config.wasm.folds - 1
+    ledger.close()
+
+
+def test_what_a_mining_arm_learned_stays_as_long_as_nothing_else_is_known(crew) -> None:
+    """On a GPU it would be learned otherwise, and each pair of the round would be another."""
+    ledger, revisions = Ledger(crew.run), Revisions("g", "b")
+    crew.coordinator = Actors(lambda *_: [])
+    crew.generators = Actors(lambda *_: Revisions("g", "b", "s", f"miner-{crew.generators.asked}"))
+    now = Knowledge(()), [_outcome("a")], revisions, "s"
+    first = crew.adapt(ledger, 1, *now)
+    assert crew.adapt(ledger, 1, *now) == first == Revisions("g", "b", "s", "miner-1")
+    assert crew.adapt(ledger, 2, *now) != first
+    assert crew.adapt(ledger, 1, Knowledge(()), [_outcome("b")], revisions, "s") != first
+    ledger.close()
+
+
+def test_a_finished_training_is_noted_before_room_is_asked_for(crew, monkeypatch) -> None:
+    """Others may have taken the actors' places meanwhile: the run ends, and the same command goes on from the generator."""
+    crew.config = build_config({**crew.config.model_dump(), "train": {"workers": 2}})
+    ledger, crew.shared, crew._local, crew._grown = Ledger(crew.run), None, True, False
+    state = crew.run.checkpoints / TRAINING_STATE
+    (crew.run.checkpoints / "generator-1").mkdir(parents=True)
+
+    def train(*_: Any) -> Trained:
+        state.write_bytes(b"of the last step")
+        return Trained("generator-1", (0.5,))
+
+    def no_room() -> None:
+        raise ResourceError("others have the places")
+
+    monkeypatch.setattr("actors.staff.train_together", train)
+    monkeypatch.setattr(crew, "rest", lambda: None)
+    monkeypatch.setattr(crew, "wake", no_room)
+    with pytest.raises(ResourceError):
+        crew.prepare(ledger)
+    assert (ledger.milestone("generator") or {})["revision"] == "generator-1"
+    crew.extractor, crew.generators = Actors(None, lives=0), Actors(None, lives=0)
+    with pytest.raises(ActorError):  # of the extractor, which comes next
+        crew.prepare(ledger)
+    assert crew.generators.asked == 0
+    assert not state.exists()
+    ledger.close()
