@@ -14,14 +14,14 @@ import asyncio
 import copy
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve import metrics
@@ -76,6 +76,17 @@ class Served(BaseModel):
     models_at_once: int = Field(2, ge=1, description="Models that one replica keeps in memory.")
     max_queued: int = Field(32, ge=1, description="Requests that may wait; more get 429.")
     insecure_loopback: bool = Field(False, description="Serve without a token; on 127.0.0.1 alone.")
+    settings: list[str] = Field(
+        [], description="resources.key=value, as where the run was made with a GPU and is served without."
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if 0 < self.most_replicas < self.replicas:
+            raise ValueError(f"most_replicas={self.most_replicas} is under replicas={self.replicas}")
+        if other := [setting for setting in self.settings if not setting.startswith("resources.")]:
+            raise ValueError(f"{other[0]}: a run is served as it was made, but for resources.key=value")
+        return self
 
 
 class Wish:
@@ -105,7 +116,12 @@ class Generating:
     """A replica that holds the studios of the runs, and makes what many requests want in common batches."""
 
     def __init__(
-        self, runs: dict[str, Run], datasets: dict[str, Dataset], config: Config, models_at_once: int
+        self,
+        runs: dict[str, Run],
+        datasets: dict[str, Dataset],
+        config: Config,
+        models_at_once: int,
+        settings: Sequence[str],
     ) -> None:
         set_threads(config.resources.threads)
         self._runs = runs
@@ -122,7 +138,7 @@ class Generating:
 
         async def studio(model: str) -> Studio:
             own = copy.copy(datasets[model])  # its cache of photos goes when the studio goes
-            return await self._on_thread(lambda: Studio(runs[model], own))
+            return await self._on_thread(lambda: Studio(runs[model], own, settings))
 
         # Serve sends requests to the replicas that have their model, and lets the one asked for least recently go
         self._loaded = serve.multiplexed(studio, max_num_models_per_replica=models_at_once)
@@ -307,11 +323,7 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
     Raises:
         ConfigError: no token, a field that there is not, or two runs of one name. RunError, DataError: a run or its photos are missing.
     """
-    try:
-        served = Served.model_validate(wanted)
-    except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"arguments of the service: {told}") from None
+    served = checked(wanted)
     token = os.environ.get(TOKEN, "")
     if len(token) < _LEAST and not served.insecure_loopback:
         raise ConfigError(
@@ -320,7 +332,7 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
         )
     named = _by_name([run_of_model(name, served.home) for name in _listed(served.run)])
     runs = list(named.values())
-    configs = [load_config(run.local("config.yaml", anew=True)) for run in runs]
+    configs = [settings_of(run, served) for run in runs]
     datasets = photos_of(runs, _listed(served.data), served.groups)
     wanted_by_one = needs(configs[0], "generator")
     scaling: dict[str, Any] = {"num_replicas": served.replicas}
@@ -337,10 +349,24 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
     )
     door = Door(token="" if served.insecure_loopback else token)
     photos = dict(zip(named, datasets, strict=True))
-    behind = generators.bind(named, photos, configs[0], served.models_at_once)
+    behind = generators.bind(named, photos, configs[0], served.models_at_once, served.settings)
     gateway: Any = Gateway  # a deployment, which Ray's stubs do not know
     bound: serve.Application = gateway.bind(behind, named, limits_of(configs[0]), door)
     return bound
+
+
+def checked(wanted: Served | Mapping[str, Any]) -> Served:
+    """The arguments of the service; ConfigError with what is wrong with them."""
+    try:
+        return Served.model_validate(wanted)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}".lstrip(": ") for e in error.errors())
+        raise ConfigError(f"arguments of the service: {told}") from None
+
+
+def settings_of(run: Run, served: Served) -> Config:
+    """A run's configuration, as it is served."""
+    return load_config(run.local("config.yaml", anew=True), list(served.settings))
 
 
 def _by_name(runs: Sequence[Run]) -> dict[str, Run]:

@@ -15,15 +15,20 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
-from actors.resources import connect
-from cdiff.errors import ConfigError, ResourceError
+from actors.places import preflight
+from actors.resources import Cluster, connect, needs
+from cdiff.errors import CdiffError, ConfigError, ResourceError
 from jobs.stopping import exit_code, heed_sigterm
 
+if TYPE_CHECKING:
+    from actors.endpoint import Served
+
 _NAME = "cdiff"
+_GATEWAY = 1  # CPU, as Serve reserves where nothing is said
 LOOPBACK = "127.0.0.1"
 _DRAIN = 60.0  # seconds for which requests that have begun may go on after SIGTERM
 
@@ -49,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--max-queued", type=int, default=32, help="requests that may wait; more get 429")
     out.add_argument("--insecure-loopback", action="store_true", help="without a token, on loopback alone")
+    out.add_argument(
+        "settings",
+        nargs="*",
+        help="resources.key=value instead of the run's, as resources.device=cpu resources.gpus=0",
+    )
     return out
 
 
@@ -59,20 +69,28 @@ def serving(wanted: Mapping[str, Any], host: str, port: int) -> Iterator[None]:
     Args:
         wanted: fields of `actors.endpoint.Served`.
     Raises:
-        ConfigError: no token, or --insecure-loopback at another address. ResourceError: the address is taken.
+        ConfigError: no token, --insecure-loopback at another address, or another field that cannot be. ResourceError: the address is
+            taken, or there is no room for the replicas.
     """
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
-    from actors.endpoint import Served, application
+    from actors.endpoint import application, checked
 
-    if wanted.get("insecure_loopback") and not _is_loopback(host):
+    served = checked(wanted)
+    if served.insecure_loopback and not _is_loopback(host):
         raise ConfigError(
             f"--insecure-loopback listens at {LOOPBACK}, ::1 or localhost alone, not at {host!r}: set CDIFF_TOKEN instead."
         )
-    service = application(Served(**wanted))
-    print(f"cluster    {connect()}", flush=True)
+    service = application(served)
+    cluster = connect()
+    print(f"cluster    {cluster}", flush=True)
     heed_sigterm()  # Ray took the signal for itself
+    try:
+        _demand_room(served, cluster)  # Serve itself would wait for ever
+    except CdiffError:
+        ray.shutdown()
+        raise
     if serve.status().proxies:
         ray.shutdown()
         raise ResourceError(
@@ -93,6 +111,26 @@ def serving(wanted: Mapping[str, Any], host: str, port: int) -> Iterator[None]:
             serve.delete(_NAME)  # while the proxies live: what has begun is answered
         serve.shutdown()
         ray.shutdown()
+
+
+def _demand_room(served: Served, cluster: Cluster) -> None:
+    from actors.endpoint import run_of_model, settings_of
+
+    name = served.run if isinstance(served.run, str) else served.run[0]
+    config = settings_of(run_of_model(name, served.home), served)
+    try:
+        preflight(config, wait=not cluster.local, actors={"generator": served.replicas})
+    except (ConfigError, ResourceError) as error:
+        raise type(error)(
+            f"{error}\nThese are the run's settings; after all other arguments resources.key=value says otherwise, as for a machine without a GPU: "
+            "resources.device=cpu resources.gpus=0"
+        ) from None
+    taken = served.replicas * needs(config, "generator").get("CPU", 0) + _GATEWAY
+    if cluster.local and taken > cluster.cpus:
+        raise ResourceError(
+            f"{served.replicas} replicas and the gateway take {taken:g} CPUs, this machine has {cluster.cpus:g}: fewer --replicas, or less "
+            "resources.cpus."
+        )
 
 
 def _is_loopback(host: str) -> bool:

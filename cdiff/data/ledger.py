@@ -39,6 +39,7 @@ class Ledger:
     Args:
         lease: of the run, held.
         shards: what was read of shards before, by name; a committed one never changes.
+        read: verdicts that were read before, by key; neither do they.
         clock: seconds since 1970, for the `at` of events and the age of the lease.
     Raises:
         RunError: the events are damaged, or of a later version of cdiff.
@@ -50,11 +51,13 @@ class Ledger:
         lease: Lease | None = None,
         clock: Callable[[], float] = time.time,
         shards: dict[str, dict[str, Attempt]] | None = None,
+        read: dict[str, Verdict] | None = None,
     ) -> None:
         self.run, self._clock = run, clock
         self._journal, self._lease = journal_of(run.storage), lease or lease_of(run, clock)
         self._events: list[dict[str, Any]] = []
         self._shards: dict[str, dict[str, Attempt]] = {} if shards is None else shards
+        self._read: dict[str, Verdict] = {} if read is None else read
         self._load()
 
     def events(self) -> list[dict[str, Any]]:
@@ -263,7 +266,7 @@ class Ledger:
     def _new_verdicts(self) -> dict[str, Verdict]:
         """Those that no event tells of, by key. Whoever may judge may have written them: a pair that is not where one says is left out."""
         known = {key for event in self._events if event["kind"] == "verdicts" for key in event["keys"]}
-        new = verdicts(self.run, known)
+        new = verdicts(self.run, known, self._read)
         return {key: told for key, told in new.items() if not told.shard or self._holds(told)}
 
     def _holds(self, verdict: Verdict) -> bool:

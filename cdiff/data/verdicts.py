@@ -48,16 +48,28 @@ def write_verdict(run: Run, verdict: Verdict) -> str:
     return key
 
 
-def verdicts(run: Run, but: set[str] | frozenset[str] = frozenset()) -> dict[str, Verdict]:
-    """All verdicts by key, without those of the given keys and without files that are none, the earliest first."""
+def verdicts(
+    run: Run, but: set[str] | frozenset[str] = frozenset(), read: dict[str, Verdict] | None = None
+) -> dict[str, Verdict]:
+    """All verdicts by key, without those of the given keys and without files that are none, the earliest first.
+
+    Args:
+        read: those that were read before, and now these: a verdict is written once, and on S3 each costs two requests.
+    """
     found: dict[str, Verdict] = {}
+    read = {} if read is None else read
     for key in run.storage.keys("verdicts/"):
-        if key in but or (run.storage.size(key) or 0) > _MOST:
+        if key in but:
+            continue
+        if key in read:
+            found[key] = read[key]
+            continue
+        if (run.storage.size(key) or 0) > _MOST:
             continue
         try:
             told = json.loads(run.storage.read(key))
             about = told["task_id"], bool(told["accepted"]), told["reviewer"], float(told["at"])
-            found[key] = Verdict(*about, shard=told.get("shard", ""))
+            found[key] = read[key] = Verdict(*about, shard=told.get("shard", ""))
         except (ValueError, KeyError, TypeError, AttributeError, DataError):
             continue
     return dict(sorted(found.items(), key=lambda item: (item[1].at, item[0])))

@@ -25,11 +25,14 @@ class Review:
         self._run, self._clock = run, clock
         self._known: tuple[int, list[tuple[int, Pair]]] = (-1, [])  # number of events, and what they come to
         self._shards: dict[str, dict[str, Attempt]] = {}  # read once: committed ones never change
+        self._verdicts: dict[str, Verdict] = {}  # likewise
 
     def kept(self, model: str, offset: int, limit: int) -> KeptPairs:
         """Those that people made, then the rounds' kept ones, the latest first; with the last verdict on each."""
         found = self._pairs()
-        last = {verdict.task_id: verdict.accepted for verdict in verdicts(self._run).values()}
+        last = {
+            verdict.task_id: verdict.accepted for verdict in verdicts(self._run, read=self._verdicts).values()
+        }
         said: dict[bool | None, Literal["accepted", "rejected"] | None] = {
             True: "accepted",
             False: "rejected",
@@ -69,7 +72,7 @@ class Review:
         """
         shard = ""
         if made is not None and request.made is not None:
-            ledger = Ledger(self._run, shards=self._shards)
+            ledger = self._ledger()
             waiting = len(ledger.human_pairs(also_new=True)) - len(ledger.human_pairs())
             if waiting >= MOST_WAITING:
                 raise RequestError(
@@ -81,8 +84,11 @@ class Review:
         verdict = Verdict(request.task_id, request.accepted, request.reviewer, self._clock(), shard)
         write_verdict(self._run, verdict)
 
+    def _ledger(self) -> Ledger:
+        return Ledger(self._run, shards=self._shards, read=self._verdicts)
+
     def _pairs(self) -> list[tuple[int, Pair]]:
-        ledger = Ledger(self._run, shards=self._shards)
+        ledger = self._ledger()
         if len(ledger.events()) != self._known[0]:  # shards are read anew only where something was committed
             numbers = sorted((result.round for result in ledger.rounds()), reverse=True)
             found = [(number, pair) for number in numbers for pair in ledger.pairs(number) if pair.kept]

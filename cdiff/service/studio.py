@@ -50,9 +50,11 @@ MOST_SCALE = 8.0  # of a target, to fill a region
 _OWN = "own"  # category and type of a reference that the run does not know
 
 
-def standing(run: Run) -> tuple[Config, Revisions, Thresholds]:
+def standing(run: Run, settings: Sequence[str] = ()) -> tuple[Config, Revisions, Thresholds]:
     """Settings, generator and token bank, and the gate's thresholds of a run.
 
+    Args:
+        settings: "resources.key=value", instead of the run's.
     Raises:
         RunError: the run has no generator yet.
     """
@@ -63,7 +65,7 @@ def standing(run: Run) -> tuple[Config, Revisions, Thresholds]:
             f"{run.url} has no generator yet. Run the loop on it first: python jobs/loop.py --run {run.name}"
         )
     revisions = Revisions(trained["revision"], extracted["bank"])
-    config = load_config(run.local("config.yaml", anew=True))
+    config = load_config(run.local("config.yaml", anew=True), list(settings))
     return config, revisions, from_json(Thresholds, extracted["thresholds"])
 
 
@@ -81,13 +83,14 @@ class Studio:
 
     Args:
         dataset: the photos of the run, as its loop split them (`cdiff.data.photos`).
+        settings: as of `standing`.
     Raises:
         RunError: the run has no generator yet.
     """
 
-    def __init__(self, run: Run, dataset: Dataset) -> None:
+    def __init__(self, run: Run, dataset: Dataset, settings: Sequence[str] = ()) -> None:
         self.run, self.dataset = run, dataset
-        self.config, self.revisions, self._thresholds = standing(run)
+        self.config, self.revisions, self._thresholds = standing(run, settings)
         self._limits = limits_of(self.config)
         self.manifest: Manifest = read_manifest(run.local("splits.parquet", anew=True))
         self._models = Models(run, self.config)

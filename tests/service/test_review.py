@@ -14,6 +14,7 @@ import cdiff.service.review as review_module
 from actors import web
 from actors.door import Door
 from cdiff.data.ledger import Ledger
+from cdiff.data.storage import LocalStorage
 from cdiff.data.store import read_pair
 from cdiff.service.adoption import human_pair_again
 from cdiff.service.studio import Studio
@@ -23,7 +24,10 @@ from tests.conftest import b64, png
 @pytest.fixture
 def client(backend) -> TestClient:
     return TestClient(
-        web.build_app(lambda: backend, Door), base_url="http://127.0.0.1", raise_server_exceptions=False
+        web.build_app(lambda: backend, Door),
+        base_url="http://127.0.0.1",
+        client=("127.0.0.1", 50000),
+        raise_server_exceptions=False,
     )
 
 
@@ -109,6 +113,13 @@ def test_what_was_read_once_is_not_read_again(client, judged_run, monkeypatch) -
     )
     client.get("/v1/kept")
     monkeypatch.setattr(ledger_module, "read_attempts", lambda *_: pytest.fail("read again"))
+    read = LocalStorage.read
+
+    def counted(storage, key):
+        assert not key.startswith("verdicts/"), "read again"
+        return read(storage, key)
+
+    monkeypatch.setattr(LocalStorage, "read", counted)
     assert client.get("/v1/kept").json()["total"] == 6
 
 

@@ -18,6 +18,7 @@ from actors.door import Away, Busy, Door
 from cdiff.errors import DataError
 
 TOKEN = "a-token-of-some-length"
+HERE = ("127.0.0.1", 50000)
 
 
 @pytest.fixture
@@ -137,10 +138,16 @@ def test_who_finds_it_busy_away_or_broken_is_told_no_more_than_that(client, back
 
 
 def test_without_a_token_it_answers_on_loopback_alone(backend) -> None:
-    client = TestClient(web.build_app(lambda: backend, Door), base_url="http://127.0.0.1:8000")
+    app = web.build_app(lambda: backend, Door)
+    client = TestClient(app, base_url="http://127.0.0.1:8000", client=HERE)
     assert client.get("/v1/types").status_code == 200
+    mapped = TestClient(app, base_url="http://127.0.0.1:8000", client=("::ffff:127.0.0.1", 50000))
+    assert mapped.get("/v1/types").status_code == 200
     for host in ("evil.example", "10.0.0.7:8000"):
         assert client.get("/v1/types", headers={"host": host}).status_code == 403
+    for address in (("203.0.113.9", 50000), ("elsewhere", 1), ("", 0)):  # whatever they write as host
+        far = TestClient(app, base_url="http://127.0.0.1:8000", client=address)
+        assert far.get("/v1/types").status_code == 403
 
 
 def test_a_late_answer_is_a_retryable_503(backend) -> None:
@@ -149,7 +156,7 @@ def test_a_late_answer_is_a_retryable_503(backend) -> None:
 
     backend.pairs = slow
     app = web.build_app(lambda: backend, lambda: Door(timeout_s=0.2))
-    answer = TestClient(app, base_url="http://localhost").post("/v1/pairs", json={"type": "pit"})
+    answer = TestClient(app, base_url="http://localhost", client=HERE).post("/v1/pairs", json={"type": "pit"})
     assert answer.status_code == 503 and answer.headers["retry-after"]
 
 
