@@ -84,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; the exit code (jobs.stopping)."""
     told = sys.argv[1:] if arguments is None else arguments
     args, rest = parser().parse_known_args(told)
+    if args.kind == "backbone" and rest:
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
 
     def work() -> None:
         about = how_measured("jobs/benchmark.py", told)

@@ -65,7 +65,11 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--groups", help="as for the loop")
     out.add_argument("--home", help="where runs will lie (default: CDIFF_HOME, else ~/cdiff)")
-    out.add_argument("--run", help="taken, so that the loop's command line fits, and not looked at")
+    for name, kind in (("--run", str), ("--retune-every", int), ("--retune-trials", int)):
+        out.add_argument(
+            name, type=kind, help="taken, so that the loop's command line fits, and not looked at"
+        )
+    out.add_argument("--dry-run", action="store_true", help="likewise: the doctor changes nothing anyway")
     out.add_argument("--tracking-uri", help="MLflow tracking server or database")
     return out
 

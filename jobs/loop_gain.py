@@ -62,7 +62,7 @@ def demand_comparable(session: Session) -> None:
         RunError: it was begun or finished by other code, or it has other rounds.
     """
     ledger, url, wanted = session.ledger, session.run.url, session.config.rounds
-    session.demand_same_code("jobs", "tune")  # tune: strengths may be searched between rounds
+    session.demand_same_code("jobs")
     finished, done = ledger.closing(), len(ledger.rounds())
     if finished and finished["code"] != code_hash():  # somebody went on with jobs/loop.py --run
         raise RunError(

@@ -84,7 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--home", help="where runs lie (default: CDIFF_HOME, else ~/cdiff)")
     parser.add_argument("folder", type=Path, help="photos, searched below too")
     parser.add_argument(
-        "--out", type=Path, help="new folder for masks and scores (default: RUN/predictions/FOLDER)"
+        "--out",
+        type=Path,
+        help="new folder for masks and scores (default: RUN/predictions/FOLDER, where the run is on this machine)",
     )
     parser.add_argument(
         "--threshold", type=float, help="score from which a pixel is target (default: from validation)"
@@ -93,6 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         run = find_run(args.run, args.home)
+        if args.out is None and run.remote:
+            raise DataError(
+                f"{run.url} is in a bucket: name a folder of this machine for the masks with --out."
+            )
         out = args.out or run.path / "predictions" / args.folder.resolve().name
         print(f"{predict(run, args.folder, out, args.threshold)} photos segmented: {out}")
 

@@ -148,12 +148,13 @@ def _trained(dataset: Dataset, targets: list[Target], config: Config, run_folder
                 config,
                 run_folder.checkpoints,
                 lambda at, _, __: bar.update(at - bar.n),
+                config.resources.device,
             )
         run_folder.publish(f"checkpoints/{found.revision}")
         run_folder.storage.write("generator.txt", found.revision.encode())
         forget_file(run_folder, f"checkpoints/{TRAINING_STATE}")
     revision = run_folder.storage.read("generator.txt").decode()
-    return Generator.load(run_folder.checkpoint(revision))
+    return Generator.load(run_folder.checkpoint(revision), config.resources.device)
 
 
 def _unseen(

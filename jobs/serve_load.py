@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from cdiff.data.photos import photos_of
 from cdiff.data.run import find_run
+from cdiff.errors import ConfigError
 from cdiff.service.requests import PairRequest
 from cdiff.service.studio import Studio
 from jobs.serve import serving
@@ -73,12 +74,16 @@ def run(arguments: Sequence[str], name: str, requests: int) -> tuple[dict[str, A
     (photos,) = photos_of([found], args.data, args.groups)
     studio = Studio(found, photos)
     torch.set_num_threads(studio.config.resources.threads)
+    clients = 2 * studio.config.sampling.micro_batch
+    if requests < 4 * clients:
+        raise ConfigError(
+            f"--requests {requests} are too few for {clients} clients at once (two batches of sampling.micro_batch): at least {4 * clients}."
+        )
     wanted = _wanted(studio, requests)
     expected, offline = _offline(studio, wanted)
     size = max(offline, key=lambda size: offline[size])
     os.environ["CDIFF_TOKEN"] = token = secrets.token_hex(16)
     options = {"run": [name], "data": args.data, "groups": args.groups, "home": args.home, "max_queued": 24}
-    clients = 2 * studio.config.sampling.micro_batch
     with serving(options, "127.0.0.1", _PORT):
         _crowd(wanted[:clients], clients, token)  # the first call loads the model
         answers = _crowd(wanted, clients, token)

@@ -166,7 +166,7 @@ def open_session(
     """
     args = parser().parse_intermixed_args(arguments)  # settings may stand between the options
     if args.retune_every and purpose:
-        raise ConfigError(f"--retune-every is for jobs/loop.py: {program} has no rounds.")
+        raise ConfigError(f"--retune-every is for jobs/loop.py alone, not for {program}.")
     config, demo = _config(args)
     if args.dry_run:
         print(dump_config(config), end="")

@@ -112,6 +112,18 @@ def test_start_strengths_that_the_budget_cannot_choose_from_are_told_apart(value
     assert load_config(None, ["wasm.start_strengths=[0,0.3,1]"]).wasm.start_strengths == (0.0, 0.3, 1.0)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        ["resources.generators=2", "resources.least_generators=3"],
+        ["train.workers=2", "train.least_workers=3"],
+    ],
+)
+def test_more_than_all_can_never_be_the_least(told: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"least_\w+=3 is above \w+=2"):
+        load_config(None, told)
+
+
 def test_shares_that_exceed_the_budget_are_refused() -> None:
     with pytest.raises(ConfigError, match="must not exceed 1"):
         load_config(None, ["wasm.uniform=0.6", "wasm.easy=0.6"])

@@ -27,7 +27,7 @@ from cdiff.config_file import overridden
 from cdiff.data.dataset import Dataset
 from cdiff.data.manifest import Manifest
 from cdiff.data.run import FREE, Run
-from cdiff.errors import ConfigError
+from cdiff.errors import ConfigError, LoopStalled
 from cdiff.types import Assignment, Attempt, Knowledge, Pair, Revisions, content_hash
 from cdiff.wasm.quality import INVALID, STOPPED
 from tune.space import Point, applied
@@ -201,9 +201,7 @@ class Trial:
         asked: list[Any] = [
             makers[(offset + i) % len(makers)].generate.remote(s) for i, s in enumerate(shards)
         ]
-        self._attempts += [
-            a for made in ray.get(asked, timeout=bench.config.resources.stall_timeout_s) for a in made
-        ]
+        self._attempts += [attempt for made in _moving(asked, bench.config) for attempt in made]
         tried = self._plan[: len(self._attempts)]
         # the rung's own quotas: the difficulty band selects at every budget
         about = (bench.known, _ROUND, bench.revisions, at_point(bench.config, self.point, rung.pairs))
@@ -221,6 +219,18 @@ class Trial:
         asked = extractor.fidelity.remote(self.bench.revisions.generator, list(self.bench.targets), made)
         found: Any = ray.get(asked)
         return {name: found[name] for name in ("kid", "coverage")}
+
+
+def _moving(asked: list[Any], config: Config) -> list[Any]:
+    """Results in order, as long as one comes now and then; LoopStalled otherwise."""
+    waiting, seconds = list(asked), config.resources.stall_timeout_s
+    while waiting:
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=seconds)
+        if not done:
+            raise LoopStalled(
+                f"{len(waiting)} of {len(asked)} shards of a trial wait, and none came in {seconds:.0f} s."
+            )
+    return ray.get(asked)  # type: ignore[no-any-return]  # as they were asked
 
 
 def stored(run: Run) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cdiff.data.storage import write_durably
 from cdiff.errors import ConfigError, RunError
 from tune.confirm import Confirmed
 from tune.objective import Bench, describe
@@ -96,7 +97,7 @@ def write_json(path: Path, name: str, swept: Swept, about: Mapping[str, Any]) ->
     if not isinstance(known, dict):
         raise ConfigError(f"{path} holds no JSON object: name another file.")
     known[name] = {**about, **summary(swept)}
-    path.write_text(json.dumps(known, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_durably(path, (json.dumps(known, indent=1, allow_nan=False) + "\n").encode())
 
 
 def lines(swept: Swept, best: Path, seeds: Sequence[int]) -> list[str]:

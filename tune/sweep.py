@@ -18,6 +18,7 @@ from typing import Any
 
 from actors.crew import Crew
 from cdiff.data.ledger import Ledger
+from cdiff.data.storage import write_durably
 from cdiff.errors import ConfigError
 from cdiff.tracking import Tracker
 from jobs.measured import how_measured
@@ -136,7 +137,7 @@ def write_overlay(session: Session, swept: Swept, path: Path | None) -> Path:
     own = session.run.report_dir / "best.yaml"
     own.parent.mkdir(parents=True, exist_ok=True)
     for place in filter(None, (own, path)):
-        place.write_text(text, encoding="utf-8")
+        write_durably(place, text.encode())
     session.run.publish("report")
     return path or own
 

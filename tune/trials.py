@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +25,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from actors.resources import needs, own_code, refuse_other_code
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
-from cdiff.errors import ActorError, ConfigError
+from cdiff.errors import ActorError, ConfigError, LoopStalled
 from cdiff.types import content_hash
 from tune.objective import Bench, Trial, end, stored
 from tune.space import Dimension, Point, domains, every_point, whole, within
@@ -238,6 +239,19 @@ class _Recorder(Callback):
 
     def __init__(self, bench: Bench, dimensions: Sequence[Dimension], told: Told) -> None:
         self._bench, self._dimensions, self._told = bench, tuple(dimensions), told
+        self._moved = time.monotonic()
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune itself would wait for ever for a place that another job has."""
+        if any(trial.status == "RUNNING" for trial in trials):
+            self._moved = time.monotonic()
+        resources = self._bench.config.resources
+        patience = max(resources.stall_timeout_s, resources.wait_seconds)
+        if time.monotonic() - self._moved > patience:
+            raise LoopStalled(
+                f"no trial found its place ({place(self._bench.config)}) in {patience:.0f} s: others have it. What was measured is kept; the "
+                "same command goes on."
+            )
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

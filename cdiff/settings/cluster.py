@@ -81,6 +81,12 @@ class TrainConfig(Settings):
     gpus: float = Field(0.0, ge=0, description="GPUs reserved per worker.")
     failures: int = Field(3, ge=0, description="Times that a training starts again from its last checkpoint.")
 
+    @model_validator(mode="after")
+    def _fewer(self) -> TrainConfig:
+        if self.least_workers > self.workers:
+            raise ValueError(f"least_workers={self.least_workers} is above workers={self.workers}")
+        return self
+
 
 class TrackingConfig(Settings):
     experiment: str = Field("cdiff", description="MLflow experiment.")

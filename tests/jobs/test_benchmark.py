@@ -99,6 +99,12 @@ def test_wishes_that_would_be_lost_in_silence_are_refused(tmp_path, capsys, told
     assert not out.exists() and not (tmp_path / "home").exists()
 
 
+def test_an_option_that_there_is_not_is_refused_before_anything_is_measured(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["backbone", "--bacht", "4", "--out", str(tmp_path / "b.json")])
+    assert ended.value.code == 2 and "--bacht 4" in capsys.readouterr().err
+
+
 def test_what_is_measured_is_written_split_by_split(tmp_path, monkeypatch, capsys, caplog):
     """A run of hours that ends after its first split leaves that one's numbers, and says that they are not all."""
     out = tmp_path / "quality.json"

@@ -19,7 +19,8 @@ from actors.checkup import (
     judge_versions,
     token,
 )
-from jobs.doctor import main, package, package_sizes, tracking
+from jobs.doctor import main, package, package_sizes, parser, tracking
+from jobs.session import parser as loops_parser
 
 ONE, TWO = Node("1", "one", 0.0), Node("2", "two", 2.0)
 OWN = Token("token", "/home/me/token", 0o600)
@@ -93,6 +94,12 @@ def test_a_token_that_is_missing_or_open_to_others_fails_on_a_cluster(tmp_path: 
         judge_tokens([("pod", token({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "secret"}))], False).state
         == "ok"
     )
+
+
+def test_the_doctor_takes_the_command_line_of_the_loop() -> None:
+    loop = [option for action in loops_parser()._actions for option in action.option_strings]
+    doctor = [option for action in parser()._actions for option in action.option_strings]
+    assert set(loop) == set(doctor)
 
 
 def test_no_finding_shows_a_token() -> None:

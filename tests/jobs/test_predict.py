@@ -15,7 +15,7 @@ from cdiff.data.store import create_run
 from cdiff.downstream.segmenter import build_segmenter, save_segmenter
 from cdiff.errors import RunError
 from cdiff.types import Decision, RoundResult
-from jobs.predict import predict
+from jobs.predict import main, predict
 from tests.jobs.test_export import Splits, files
 
 
@@ -51,3 +51,11 @@ def test_photos_that_differ_in_their_extension_have_masks_of_their_own(tmp_path)
     assert [Image.open(out / "masks" / name).width for name in masks] == list(range(40, 47))
     with (out / "scores.csv").open() as file:
         assert [line["photo"] for line in csv.DictReader(file)] == photos
+
+
+def test_masks_of_a_run_in_a_bucket_go_where_the_user_says(bucket, tmp_path, monkeypatch, capsys):
+    """The default is the run's own folder: of a run in a bucket that is a cache, which may be deleted at any time."""
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "cache"))
+    run = create_run(f"{bucket}/{tmp_path.name}", "one", dump_config(Config()), Splits())
+    assert main([run.url, str(tmp_path)]) == 2
+    assert "--out" in capsys.readouterr().err

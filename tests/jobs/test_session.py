@@ -8,8 +8,8 @@ import pytest
 
 from cdiff.config import Config
 from cdiff.data.run import run_of
-from cdiff.errors import DataError
-from jobs.session import _demand_targets, _name, parser
+from cdiff.errors import ConfigError, DataError
+from jobs.session import _demand_targets, _name, open_session, parser
 
 
 def _split(samples, groups: list[str]) -> tuple[list[Any], Any]:
@@ -33,6 +33,14 @@ def test_a_split_without_targets_is_named(photos):
     samples, manifest = _split(photos.samples, ["one", "another"])
     with pytest.raises(DataError, match="validation split"):
         _demand_targets([s for s in samples if s.sample_id not in manifest.ids("validation")], manifest)
+
+
+def test_searches_between_rounds_are_the_loops_alone(tmp_path):
+    with (
+        pytest.raises(ConfigError, match=r"jobs/loop\.py alone, not for jobs/benchmark\.py loop"),
+        open_session(["--retune-every", "1"], purpose="loop-", program="jobs/benchmark.py loop"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("purpose", ["", "sweep-", "quality-split12-"])

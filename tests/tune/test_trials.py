@@ -1,16 +1,16 @@
 """How trials are proposed, stopped and counted: nothing is compared across budgets, and what was measured is not lost."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from optuna.trial import TrialState
 
 from cdiff.config_file import load_config
-from cdiff.errors import ActorError
+from cdiff.errors import ActorError, LoopStalled
 from tune import trials
 from tune.space import domains, here, space
-from tune.trials import Search, _Halving, _searcher, place, run_trials
+from tune.trials import Search, _Halving, _Recorder, _searcher, place, run_trials
 
 CONFIG = load_config(None, ["wasm.arm=B0"])
 FREE = space(CONFIG)
@@ -51,6 +51,18 @@ def test_a_trial_of_an_earlier_try_goes_as_far_as_it_went() -> None:
 def test_a_trial_reserves_the_place_of_a_downstream_actor() -> None:
     config = load_config(None, ["resources.cpus=2", "resources.gpus=1", "resources.downstream_gpus=0.25"])
     assert place(config) == {"cpu": 2, "gpu": 0.25}
+
+
+def test_a_sweep_whose_place_others_have_ends_and_says_so(monkeypatch) -> None:
+    config = load_config(None, ["resources.stall_timeout_s=60", "resources.wait_seconds=100"])
+    clock = iter([0.0, 10.0, 10.0, 100.0, 500.0])
+    monkeypatch.setattr(trials.time, "monotonic", lambda: next(clock))
+    recorder = _Recorder(cast(Any, SimpleNamespace(config=config)), FREE, lambda *_: None)
+    waiting, running = SimpleNamespace(status="PENDING"), SimpleNamespace(status="RUNNING")
+    recorder.on_step_begin(1, [waiting, running])
+    recorder.on_step_begin(2, [waiting])  # 90 s without any: others may end soon
+    with pytest.raises(LoopStalled, match="no trial found its place"):
+        recorder.on_step_begin(3, [waiting])
 
 
 @pytest.fixture
