@@ -99,9 +99,7 @@ class Crew(Staff):
         if trained is None:
             normals = [i for i in learned if self.dataset.sample(i).is_normal] or learned
             trained = self._train(targets, normals, ledger)
-        forget_file(
-            self.run, f"checkpoints/{TRAINING_STATE}"
-        )  # what it was trained from, if it has just been
+        forget_file(self.run, f"checkpoints/{TRAINING_STATE}")  # of a training that is noted by now
         extracted = ledger.milestone("extractor")
         if extracted is None:
             bank = self.extractor.call("bank", trained["revision"], targets + held_out)
@@ -271,18 +269,16 @@ class Crew(Staff):
 
         def keep(result: Trained) -> None:
             """At once: what comes next may fail, and hours of training with it."""
-            spent, losses = time.perf_counter() - began, list(result.losses)
-            about = {"reused": False, "losses": losses, "seconds": spent, "trained_in": spent}
-            ledger.record("generator", revision=result.revision, **about)
+            about = {"reused": False, "losses": list(result.losses), "trained_in": result.seconds}
+            ledger.record("generator", revision=result.revision, seconds=time.perf_counter() - began, **about)
+            shelve_generator(self.run, key, result.revision, result.seconds)
 
         with self._bar("training the generator") as watch:
             if self.config.train.workers > 1:
                 self.together(settings.batch // settings.accumulate, work, watch, keep)
             else:
                 keep(self.generators.call("train", targets, photos, watch=watch))
-        told = ledger.milestone("generator") or {}
-        shelve_generator(self.run, key, told["revision"], told["seconds"])
-        return told
+        return ledger.milestone("generator") or {}
 
     def each(
         self, ledger: Ledger, method: str, work: Mapping[str, tuple[Any, ...]], kind: Any, label: str

@@ -26,7 +26,7 @@ import torch
 from actors.resources import code_hash
 from cdiff.config import Config, DownstreamConfig
 from cdiff.data.dataset import Dataset
-from cdiff.data.storage import settle
+from cdiff.data.storage import rename_durably
 from cdiff.data.store import Run, copy_shard, shard_committed
 from cdiff.errors import StorageError
 from cdiff.generator.model import pretrained_sums
@@ -167,7 +167,7 @@ def _shelve(run: Run, folder: Path, revision: str, note: str, told: Any) -> None
         shutil.copytree(run.checkpoint(revision), temporary / revision)
         (temporary / note).write_text(json.dumps(told), encoding="utf-8")
         _renamed(temporary, folder)
-    except OSError as error:
+    except (OSError, StorageError) as error:
         log.warning("%s is not kept for other runs: %s", revision, error)
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -185,7 +185,7 @@ def _brought(folder: Path, revision: str, run: Run) -> None:
 
 def _renamed(temporary: Path, target: Path) -> None:
     try:
-        settle(temporary, target)
+        rename_durably(temporary, target)
     except OSError:
         if not target.exists():  # otherwise another actor was first
             raise

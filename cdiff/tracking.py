@@ -19,7 +19,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -197,7 +197,8 @@ class Tracker(Log):
         try:
             yield run_id
         except BaseException as error:
-            self._end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            with suppress(TrackingError):  # what ended it is to be told, Ctrl-C above all
+                self._end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         self._end(run_id, "FINISHED")
 
@@ -281,6 +282,8 @@ def _demand_database(path: Path) -> None:
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
             database.execute("select count(*) from sqlite_master")
+    except sqlite3.OperationalError:
+        return  # locked, or left in mid-write: MLflow waits for it or mends it
     except sqlite3.Error as error:
         raise TrackingError(
             f"MLflow's database {path} cannot be read ({error}). Move it away, or name another (--tracking-uri)."
@@ -347,13 +350,8 @@ def _explained(what: str = "MLflow") -> Iterator[None]:
 
     try:
         yield
-    except (
-        MlflowException,
-        SQLAlchemyError,
-        ImportError,
-        OSError,
-    ) as error:  # ImportError: a database's driver
-        # from None, as the cause's text may hold the password
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+        # ImportError: a database's driver is missing. From None, as the cause's text may hold the password.
         raise TrackingError(
             f"{shown_uri(f'{what}: {error}')}\nThe run folder has all that is done: mend the tracking store or name another "
             "(--tracking-uri), and start the same command again."

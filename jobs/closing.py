@@ -66,7 +66,7 @@ def close(
     )
     session.run.publish("report")
     _tell(session, finished, path, real_only_stands=best.revision == real_only.revision)
-    log_missed(session, tracker)
+    log_missed(session, tracker, told=True)
     tracker.metrics({"test": finished["test"], "best": best.scores})
     tracker.artifact(path, "report")
 

@@ -87,15 +87,14 @@ def serving(wanted: Mapping[str, Any], host: str, port: int) -> Iterator[None]:
     print(f"cluster    {cluster}", flush=True)
     heed_sigterm()  # Ray took the signal for itself
     try:
+        if serve.status().proxies:
+            raise ResourceError(
+                "this cluster serves already, at an address of its own: deploy beside it with `serve deploy deploy/serve.yaml`."
+            )
         _demand_room(served, cluster)  # Serve itself would wait for ever
     except CdiffError:
         ray.shutdown()
         raise
-    if serve.status().proxies:
-        ray.shutdown()
-        raise ResourceError(
-            "this cluster serves already, at an address of its own: deploy beside it with `serve deploy deploy/serve.yaml`."
-        )
     quiet = LoggingConfig(log_level="WARNING")
     try:
         try:
@@ -122,14 +121,13 @@ def _demand_room(served: Served, cluster: Cluster) -> None:
         preflight(config, wait=not cluster.local, actors={"generator": served.replicas})
     except (ConfigError, ResourceError) as error:
         raise type(error)(
-            f"{error}\nThese are the run's settings; after all other arguments resources.key=value says otherwise, as for a machine without a GPU: "
-            "resources.device=cpu resources.gpus=0"
+            f"{error}\nOf generators the service takes --replicas, not resources.generators. The rest is the run's: resources.key=value at the end of "
+            "the command says otherwise, as resources.device=cpu resources.gpus=0 on a machine without a GPU."
         ) from None
     taken = served.replicas * needs(config, "generator").get("CPU", 0) + _GATEWAY
-    if cluster.local and taken > cluster.cpus:
+    if taken > cluster.cpus:
         raise ResourceError(
-            f"{served.replicas} replicas and the gateway take {taken:g} CPUs, this machine has {cluster.cpus:g}: fewer --replicas, or less "
-            "resources.cpus."
+            f"{served.replicas} replicas and the gateway take {taken:g} CPUs of {cluster.cpus:g}: fewer --replicas, or less resources.cpus."
         )
 
 

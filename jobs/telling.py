@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -41,14 +42,36 @@ def log_round(
     session: Session, tracker: Tracker, result: RoundResult, pairs: Sequence[Pair], fitted: Assessed
 ) -> None:
     """One line for a person, and everything of the round for MLflow; the ledger then knows that it is there."""
-    reasons: dict[str, int] = {}
-    for _, reason, count in result.counts:
-        reasons[reason] = reasons.get(reason, 0) + count
+    _tell(session, result, len(pairs))
+    _tracked(session, tracker, result, pairs, fitted)
+
+
+def log_missed(session: Session, tracker: Tracker, told: bool = False) -> None:
+    """Log the committed rounds that this MLflow run lacks: an earlier start ended before it came to that or logged to another one,
+    or MLflow was away.
+
+    Args:
+        told: they were told to a person before.
+    """
+    ledger = session.ledger
+    for result in ledger.rounds():
+        logged = ledger.milestone(f"logged-{result.round}") or {}
+        if logged.get("run_id") != tracker.run_id:
+            pairs = ledger.pairs(result.round)
+            if not told:
+                _tell(session, result, len(pairs))
+            found = (ledger.milestone(f"round-{result.round}") or {})["assessed"]
+            if not _tracked(session, tracker, result, pairs, from_json(Assessed, found)):
+                return
+
+
+def _tell(session: Session, result: RoundResult, judged: int) -> None:
     told = " ".join(
-        f"{name.replace(' ', '_')}={count}" for name, count in sorted(reasons.items()) if name != "kept"
+        f"{name.replace(' ', '_')}={count}"
+        for name, count in sorted(_reasons(result).items())
+        if name != "kept"
     )
-    human = len(human_pairs(session.ledger, result.round))
-    decision = result.decision
+    human, decision = _by_people(session.ledger, result.round), result.decision
     merged = sorted({w.slice.category for w in result.weaknesses if not w.slice.type})
     if result.round == 1 and merged:
         fewest = session.config.wasm.min_targets
@@ -58,55 +81,49 @@ def log_round(
         )
     by_people = f"by_people={human} " if human else ""
     print(
-        f"round={result.round} kept={result.kept} {by_people}turned_away={len(pairs) - result.kept} ({told or 'none'}) "
+        f"round={result.round} kept={result.kept} {by_people}turned_away={judged - result.kept} ({told or 'none'}) "
         f"gain={decision.gain:+.4f} [{decision.low:+.4f}, {decision.high:+.4f}] chance={decision.chance:.3f} "
         f"{_verdict(decision)}",
         flush=True,
     )
+
+
+def _tracked(
+    session: Session, tracker: Tracker, result: RoundResult, pairs: Sequence[Pair], fitted: Assessed
+) -> bool:
+    """Whether MLflow has the round now. It is committed: where MLflow is away, the loop goes on."""
     try:
-        _track_round(session, tracker, result, pairs, fitted, reasons, human)
-    except TrackingError as error:  # the round is committed: MLflow may be back at the next one
-        log.warning("round %d is not in MLflow yet: %s", result.round, error)
-    else:
-        session.ledger.record(f"logged-{result.round}", run_id=tracker.run_id)
+        _track(session, tracker, result, pairs, fitted)
+    except TrackingError as error:
+        log.warning("round %d is not in MLflow yet: %s", result.round, str(error).partition("\n")[0])
+        return False
+    session.ledger.record(f"logged-{result.round}", run_id=tracker.run_id)
+    return True
 
 
-def _track_round(
-    session: Session,
-    tracker: Tracker,
-    result: RoundResult,
-    pairs: Sequence[Pair],
-    fitted: Assessed,
-    reasons: Mapping[str, int],
-    human: int,
+def _track(
+    session: Session, tracker: Tracker, result: RoundResult, pairs: Sequence[Pair], fitted: Assessed
 ) -> None:
-    with tracker.round(result.round) as log:
-        log.metrics(
-            {
-                "validation": fitted.scores,
-                "pairs": {**reasons, "human": human},
-                "seconds": dict(result.seconds),
-            }
-        )
-        log.metrics({"decision": {name: float(getattr(result.decision, name)) for name in _DECISION}})
-        log.metrics({"fit": {"loss": fitted.losses[-1]}})
-        log.table("weakness", _weakness_table(result))
-        log.table("gains", pd.DataFrame([asdict(gain) for gain in result.gains]))
-        log.table("counts", pd.DataFrame(result.counts, columns=["slice", "verdict", "count"]))
+    judged = {**_reasons(result), "human": _by_people(session.ledger, result.round)}
+    with tracker.round(result.round) as run:
+        run.metrics({"validation": fitted.scores, "pairs": judged, "seconds": dict(result.seconds)})
+        run.metrics({"decision": {name: float(getattr(result.decision, name)) for name in _DECISION}})
+        run.metrics({"fit": {"loss": fitted.losses[-1]}})
+        run.table("weakness", _weakness_table(result))
+        run.table("gains", pd.DataFrame([asdict(gain) for gain in result.gains]))
+        run.table("counts", pd.DataFrame(result.counts, columns=["slice", "verdict", "count"]))
         kept, away = grids(session.run, session, pairs)
         for name, pixels in (("pairs_kept", kept), ("pairs_turned_away", away)):
             if pixels is not None:
-                log.picture(name, pixels)
+                run.picture(name, pixels)
 
 
-def log_missed(session: Session, tracker: Tracker) -> None:
-    """Log the committed rounds that this MLflow run may lack: an earlier start ended before it came to that, or logged to another one."""
-    ledger = session.ledger
-    for result in ledger.rounds():
-        logged = ledger.milestone(f"logged-{result.round}") or {}
-        if logged.get("run_id") != tracker.run_id:
-            found = (ledger.milestone(f"round-{result.round}") or {})["assessed"]
-            log_round(session, tracker, result, ledger.pairs(result.round), from_json(Assessed, found))
+def _reasons(result: RoundResult) -> dict[str, int]:
+    """Verdicts over all slices."""
+    found: Counter[str] = Counter()
+    for _, reason, count in result.counts:
+        found[reason] += count
+    return dict(found)
 
 
 def _verdict(decision: Decision) -> str:
@@ -115,11 +132,10 @@ def _verdict(decision: Decision) -> str:
     return "accepted, its model is kept" if decision.stands else "accepted, but the model before stays"
 
 
-def human_pairs(ledger: Ledger, until: int | None = None) -> list[tuple[int, Pair]]:
-    """Pairs that people made and nobody rejected since, with the first round that trains on each."""
+def _by_people(ledger: Ledger, until: int) -> int:
+    """Pairs that people made and nobody rejected since, of those that the rounds up to this one train on."""
     away = ledger.rejected()
-    made = [(number, pair) for number, pair in ledger.human_pairs() if pair.task_id not in away]
-    return [(number, pair) for number, pair in made if until is None or number <= until]
+    return sum(number <= until and pair.task_id not in away for number, pair in ledger.human_pairs())
 
 
 def _weakness_table(result: RoundResult) -> pd.DataFrame:

@@ -162,6 +162,21 @@ def test_resuming_a_run_that_the_store_does_not_know_starts_a_new_one(run, caplo
     assert "a new one is started" in caplog.text
 
 
+def test_ctrl_c_is_told_though_the_store_is_away(run, monkeypatch):
+    tracker = Tracker(run, Config())
+
+    def away(*_):
+        raise TrackingError("MLflow: no answer")
+
+    def stopped():
+        with tracker.round(1):
+            monkeypatch.setattr(tracker, "_end", away)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+
+
 def test_a_round_that_fails_is_marked_failed(run):
     tracker = Tracker(run, Config())
     with pytest.raises(ZeroDivisionError), tracker.round(1) as log:

@@ -226,6 +226,7 @@ def _moving(asked: list[Any], config: Config) -> list[Any]:
     waiting, seconds = list(asked), config.resources.stall_timeout_s
     while waiting:
         done, waiting = ray.wait(waiting, num_returns=1, timeout=seconds)
+        ray.get(done)  # raises what made one fail
         if not done:
             raise LoopStalled(
                 f"{len(waiting)} of {len(asked)} shards of a trial wait, and none came in {seconds:.0f} s."

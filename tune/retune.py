@@ -20,7 +20,7 @@ from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
 from cdiff.data.manifest import Manifest
-from cdiff.errors import ConfigError
+from cdiff.errors import ConfigError, TrackingError
 from cdiff.tracking import Tracker
 from cdiff.types import Knowledge, Revisions
 from jobs.session import Situation
@@ -100,7 +100,10 @@ def _tell(ledger: Ledger, tracker: Tracker, due: int, every: int) -> None:
     ]
     told = " ".join(f"{name.split('.', 1)[1]}={value}" for name, value in rows[-1].items() if "." in name)
     log.info("retuned    from round %d on: %s", due, told)
-    tracker.table("retuned", pd.DataFrame(rows))
+    try:
+        tracker.table("retuned", pd.DataFrame(rows))  # all rows: a later sweep brings what this one could not
+    except TrackingError as error:
+        log.warning("the sweep is not in MLflow: %s", error)
 
 
 def _earlier(ledger: Ledger, dimensions: tuple[Dimension, ...], due: int, every: int) -> list[Point]:

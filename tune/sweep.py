@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from actors.crew import Crew
+from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
 from cdiff.data.storage import write_durably
 from cdiff.errors import ConfigError
 from cdiff.tracking import Tracker
+from cdiff.types import Revisions
 from jobs.measured import how_measured
 from jobs.session import Session, open_session
 from jobs.stopping import exit_code
@@ -94,7 +96,11 @@ def prepare(crew: Crew, ledger: Ledger, budget: Budget) -> Bench:
     generator, base = crew.prepare(ledger), crew.base(ledger)
     outcomes = crew.outcomes(ledger, ())
     known = crew.rank(outcomes, ledger.gains())
-    revisions = crew.adapt(ledger, 0, known, outcomes, generator, base)
+    if (
+        ledger.milestone("tune:revisions") is None
+    ):  # trials are named by them, whatever resources a restart has
+        ledger.record("tune:revisions", revisions=crew.adapt(ledger, 0, known, outcomes, generator, base))
+    revisions = from_json(Revisions, (ledger.milestone("tune:revisions") or {})["revisions"])
     return bench_of(crew, ledger, known, revisions, budget)
 
 

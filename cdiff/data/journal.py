@@ -55,15 +55,20 @@ class Lines:
         return str(self.path)
 
     def load(self, known: int = 0) -> list[Event]:
+        """Where this object read or wrote them, the known ones are not read again."""
+        begin, first = (self._end, known) if known and self._end else (0, 0)
         try:
-            data = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                file.seek(begin)
+                data = file.read()
         except FileNotFoundError:
             self._end = 0
             return []
         except OSError as error:
             raise RunError(f"cannot read {self.path}: {error.strerror}.") from None
-        events, self._end = _parsed(data, self.place)
-        return events[known:]
+        events, read = _parsed(data, self.place, first)
+        self._end = begin + read
+        return events[known - first :]
 
     def append(self, event: Event) -> None:
         line = _encoded(event) + b"\n"
@@ -127,15 +132,18 @@ def _encoded(event: Event) -> bytes:
     return json.dumps(event, ensure_ascii=False).encode()
 
 
-def _parsed(data: bytes, place: str) -> tuple[list[Event], int]:
+def _parsed(data: bytes, place: str, first: int) -> tuple[list[Event], int]:
+    """Events from number `first` on, and the bytes that they take."""
     lines = data.splitlines(keepends=True)
     events: list[Event] = []
     end = 0
     for number, line in enumerate(lines):
-        event = _event(line, number) if line.endswith(b"\n") else None
+        event = _event(line, first + number) if line.endswith(b"\n") else None
         if event is None:
             if number + 1 < len(lines):
-                raise RunError(f"{place} is damaged at line {number + 1}. Restore it, or start a new run.")
+                raise RunError(
+                    f"{place} is damaged at line {first + number + 1}. Restore it, or start a new run."
+                )
             log.warning("the last line of %s is torn and does not count", place)
             break
         events.append(event)

@@ -60,6 +60,10 @@ class Ledger:
         self._read: dict[str, Verdict] = {} if read is None else read
         self._load()
 
+    def refresh(self) -> None:
+        """Read what another process has appended since."""
+        self._load()
+
     def events(self) -> list[dict[str, Any]]:
         """All events, oldest first: `seq`, `at`, `kind`, and what was appended."""
         return [dict(event) for event in self._events]

@@ -194,10 +194,12 @@ def write_durably(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
 
 
-def settle(temporary: Path, target: Path) -> None:
+def rename_durably(temporary: Path, target: Path) -> None:
     """Rename a finished file or folder to its place, on disk: after a power cut it is whole, or not there."""
     for path in [temporary, *(temporary.rglob("*") if temporary.is_dir() else ())]:
-        if path.is_file():
+        if path.is_dir():
+            _sync_folder(path)
+        else:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     temporary.rename(target)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import nn
 
 from cdiff.config import DownstreamConfig
-from cdiff.data.storage import settle
+from cdiff.data.storage import rename_durably
 from cdiff.errors import ConfigError, RunError
 
 CHANNELS = (24, 32, 64, 96, 128, 24)  # the last is the decoder's
@@ -204,7 +204,7 @@ def _revision(model: nn.Module, factory: str) -> str:
 
 def _rename(temporary: Path, final: Path) -> None:
     try:
-        settle(temporary, final)
+        rename_durably(temporary, final)
     except OSError:
         if not final.exists():  # otherwise another process wrote the same weights first
             raise

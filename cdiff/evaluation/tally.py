@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdiff.data.dataset import Dataset
-from cdiff.data.storage import settle
+from cdiff.data.storage import rename_durably
 from cdiff.evaluation.metrics import dice
 from cdiff.evaluation.protocol import MASK_THRESHOLD
 from cdiff.types import Sample
@@ -103,7 +103,7 @@ class Tally:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp.npz")
         np.savez_compressed(temporary, note=np.frombuffer(note.encode(), np.uint8), **arrays)  # type: ignore[arg-type]
-        settle(temporary, path)
+        rename_durably(temporary, path)
 
     @classmethod
     def load(cls, path: Path) -> Tally:

@@ -15,7 +15,7 @@ from torch import nn
 from cdiff.config import GeneratorConfig, SafeConfig
 from cdiff.data.dataset import Dataset
 from cdiff.data.run import cache_folder
-from cdiff.data.storage import settle
+from cdiff.data.storage import rename_durably
 from cdiff.data.weights import local_weights, weights_sum
 from cdiff.errors import RunError
 from cdiff.generator.crops import cut, shift_inside, square_around, to_resolution
@@ -86,7 +86,7 @@ class Generator(nn.Module):
                 "pretrained": self.pretrained,
             }
             (temporary / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
-            settle(temporary, folder)
+            rename_durably(temporary, folder)
         self.revision = revision
         return revision
 

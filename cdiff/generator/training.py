@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import nn
 
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
-from cdiff.data.storage import settle
+from cdiff.data.storage import rename_durably
 from cdiff.errors import ConfigError, DataError, RunError
 from cdiff.generator.model import Generator
 from cdiff.generator.objective import flow_loss
@@ -42,6 +43,9 @@ class Trained:
 
     revision: str
     losses: tuple[float, ...]  # mean over each tenth of the steps
+    seconds: float = field(
+        default=0.0, compare=False
+    )  # of all its steps, those before it was cut off included
 
 
 def train_generator(
@@ -88,12 +92,13 @@ def train_generator(
     asked = content_hash(
         [settings.model_dump(), config.safe.model_dump(), [t.target_id for t in targets], photos]
     )
-    note = {"pretrained": json.dumps(generator.pretrained, sort_keys=True), "asked": asked}
-    done, losses = _resume(state, learned, average, optimiser, note)
+    about = {"pretrained": json.dumps(generator.pretrained, sort_keys=True), "asked": asked}
+    done, losses, seconds = _resume(state, learned, average, optimiser, about)
     views = _views(generator, dataset, targets, photos, config, workers, progress)
     objective = _Objective(generator, views, config, workers)
     unused = config.safe.tokens == "label" or not config.safe.spatial  # parts of SAFE that say nothing
     together = workers.together(objective, unused)
+    began = time.perf_counter() - seconds
     for step in range(done, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.lr * _schedule(step, settings.steps)
@@ -105,7 +110,8 @@ def train_generator(
         if progress:
             progress(step + 1, settings.steps, losses[-1])
         if workers.first and ((step + 1) % settings.checkpoint_every == 0 or step + 1 == settings.steps):
-            _checkpoint(state, step + 1, losses, learned, average, optimiser, note)
+            spent = time.perf_counter() - began
+            _checkpoint(state, step + 1, losses, spent, learned, average, optimiser, about)
             tell(TRAINING_STATE)
     with torch.no_grad():
         for name, tensor in learned.items():
@@ -113,9 +119,8 @@ def train_generator(
     revision = generator.eval().save(checkpoints) if workers.first else ""
     if workers.first:
         tell(revision)
-    return Trained(
-        revision, tuple(float(np.mean(part)) for part in np.array_split(losses, min(10, len(losses))))
-    )
+    tenths = tuple(float(np.mean(part)) for part in np.array_split(losses, min(10, len(losses))))
+    return Trained(revision, tenths, time.perf_counter() - began)
 
 
 def _views(
@@ -194,6 +199,7 @@ def _checkpoint(
     path: Path,
     step: int,
     losses: list[float],
+    seconds: float,
     learned: dict[str, torch.Tensor],
     average: dict[str, torch.Tensor],
     optimiser: torch.optim.AdamW,
@@ -205,10 +211,10 @@ def _checkpoint(
     for number, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{k}": v.cpu().contiguous() for k, v in moments.items()}
     temporary = path.with_name(f".{path.name}")
-    note = {"step": str(step), "losses": json.dumps(losses)} | about
+    note = {"step": str(step), "losses": json.dumps(losses), "seconds": str(seconds)} | about
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous().clone() for k, v in tensors.items()}, temporary, metadata=note)
-    settle(temporary, path)
+    rename_durably(temporary, path)
 
 
 @torch.no_grad()
@@ -218,14 +224,14 @@ def _resume(
     average: dict[str, torch.Tensor],
     optimiser: torch.optim.AdamW,
     about: dict[str, str],
-) -> tuple[int, list[float]]:
-    """Steps done and their losses, the weights brought to where they were; none of them where nothing of this training is there."""
+) -> tuple[int, list[float], float]:
+    """Steps done, their losses and seconds, the weights brought to where they were; none of them where nothing of this training is there."""
     if not path.exists():
-        return 0, []
+        return 0, [], 0.0
     with safe_open(path, "pt") as file:
         note, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     if note.get("asked") != about["asked"]:
-        return 0, []
+        return 0, [], 0.0
     if note["pretrained"] != about["pretrained"]:
         raise RunError(
             f"{path} is of a training that changes other weights than those that are named now. Put the former back, or remove it to train anew."
@@ -239,4 +245,4 @@ def _resume(
             _, number, name = key.split(".")
             moments.setdefault(int(number), {})[name] = value
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-    return int(note["step"]), json.loads(note["losses"])
+    return int(note["step"]), json.loads(note["losses"]), float(note["seconds"])

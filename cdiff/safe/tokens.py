@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cdiff.config import SafeConfig
-from cdiff.data.storage import settle
+from cdiff.data.storage import rename_durably
 from cdiff.errors import RunError
 from cdiff.safe.cache import FeatureCache, keys_of
 from cdiff.safe.features import ConvEncoder, grid_weights, masked_mean
@@ -210,7 +210,7 @@ class TokenBank:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         save_file(self.tokens, temporary, metadata={"revision": self.revision})
-        settle(temporary, path)
+        rename_durably(temporary, path)
 
     @classmethod
     def load(cls, path: Path) -> TokenBank:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from cdiff.data.ledger import Ledger
@@ -13,7 +15,7 @@ from cdiff.data.verdicts import Verdict, verdicts, write_verdict
 from cdiff.errors import RequestError
 from cdiff.service.adoption import MOST_WAITING, store_human_pair
 from cdiff.service.requests import KeptPair, KeptPairs, VerdictRequest
-from cdiff.types import Attempt, Pair
+from cdiff.types import Pair
 
 Part = Literal["image", "mask"]
 
@@ -24,8 +26,9 @@ class Review:
     def __init__(self, run: Run, clock: Callable[[], float] = time.time) -> None:
         self._run, self._clock = run, clock
         self._known: tuple[int, list[tuple[int, Pair]]] = (-1, [])  # number of events, and what they come to
-        self._shards: dict[str, dict[str, Attempt]] = {}  # read once: committed ones never change
-        self._verdicts: dict[str, Verdict] = {}  # likewise
+        self._read: Ledger | None = None
+        self._verdicts: dict[str, Verdict] = {}  # read once: they never change
+        self._one = threading.Lock()
 
     def kept(self, model: str, offset: int, limit: int) -> KeptPairs:
         """Those that people made, then the rounds' kept ones, the latest first; with the last verdict on each."""
@@ -72,8 +75,8 @@ class Review:
         """
         shard = ""
         if made is not None and request.made is not None:
-            ledger = self._ledger()
-            waiting = len(ledger.human_pairs(also_new=True)) - len(ledger.human_pairs())
+            with self._ledger() as ledger:
+                waiting = len(ledger.human_pairs(also_new=True)) - len(ledger.human_pairs())
             if waiting >= MOST_WAITING:
                 raise RequestError(
                     f"made: {waiting} pairs wait for the loop's next round already; it takes them in when it begins."
@@ -84,16 +87,22 @@ class Review:
         verdict = Verdict(request.task_id, request.accepted, request.reviewer, self._clock(), shard)
         write_verdict(self._run, verdict)
 
-    def _ledger(self) -> Ledger:
-        return Ledger(self._run, shards=self._shards, read=self._verdicts)
+    @contextmanager
+    def _ledger(self) -> Iterator[Ledger]:
+        """As it is now, for one thread at a time. What was read before is not read again: a page asks for many pictures at once."""
+        with self._one:
+            if self._read is None:
+                self._read = Ledger(self._run, read=self._verdicts)
+            self._read.refresh()
+            yield self._read
 
     def _pairs(self) -> list[tuple[int, Pair]]:
-        ledger = self._ledger()
-        if len(ledger.events()) != self._known[0]:  # shards are read anew only where something was committed
-            numbers = sorted((result.round for result in ledger.rounds()), reverse=True)
-            found = [(number, pair) for number in numbers for pair in ledger.pairs(number) if pair.kept]
-            self._known = len(ledger.events()), found
-        return ledger.human_pairs(also_new=True)[::-1] + self._known[1]
+        with self._ledger() as ledger:
+            if len(ledger.events()) != self._known[0]:
+                numbers = sorted((result.round for result in ledger.rounds()), reverse=True)
+                found = [(number, pair) for number in numbers for pair in ledger.pairs(number) if pair.kept]
+                self._known = len(ledger.events()), found
+            return ledger.human_pairs(also_new=True)[::-1] + self._known[1]
 
     def _pair(self, task_id: str) -> Pair:
         for _, pair in self._pairs():

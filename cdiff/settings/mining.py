@@ -162,7 +162,7 @@ class GateConfig(Settings):
         ge=0,
         le=50,
         description="Percentile of real training targets that sets the thresholds; for label agreement, of those that the generator "
-        "did not see.",
+        "did not see, where a type has enough of them.",
     )
     min_targets: int = Field(
         10, ge=1, description="Types with fewer targets that a threshold can come from use pooled thresholds."

@@ -20,10 +20,7 @@ from cdiff.wasm.measures import real_measures
 from cdiff.wasm.mining import sampler_for
 from cdiff.wasm.quality import Thresholds, thresholds
 
-_MOST_SEEN, _MOST_READ = (
-    400,
-    120,
-)  # enough for a 5th percentile, and bounded on large data sets, whose types share them
+_MOST_SEEN, _MOST_READ = 400, 120  # enough for a 5th percentile, and bounded on large data sets
 
 
 def calibrate(
@@ -102,17 +99,21 @@ def _repaint(
 
 
 def _some(dataset: Dataset, ids: list[str], most: int, least: int, rng: np.random.Generator) -> list[str]:
-    """Some `most` of the targets, an equal number of each type but `least` where there are so many: drawn over all, a rare
-    type would be left with too few for a bound of its own."""
+    """As many as `most` of the targets, of each type as many as of another or all that it has, and `least` of each at least:
+    drawn over all, a rare type would be left with too few for a bound of its own."""
     if len(ids) <= most:
         return sorted(ids)
     kinds: dict[str, list[str]] = defaultdict(list)
     for target_id in sorted(ids):
         kinds[_kind(dataset, target_id)].append(target_id)
-    each = max(least, most // len(kinds))
-    return sorted(
-        members[i] for _, members in sorted(kinds.items()) for i in rng.permutation(len(members))[:each]
-    )
+    chosen: list[str] = []
+    rarest_first = sorted(kinds.items(), key=lambda item: (len(item[1]), item[0]))
+    for place, (_, members) in enumerate(rarest_first):
+        each = max(
+            least, (most - len(chosen)) // (len(kinds) - place)
+        )  # what rare types leave is for the others
+        chosen += [members[i] for i in rng.permutation(len(members))[:each]]
+    return sorted(chosen)
 
 
 def _kind(dataset: Dataset, target_id: str) -> str:

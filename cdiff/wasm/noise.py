@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cdiff.config import Config
-from cdiff.data.storage import settle
+from cdiff.data.storage import rename_durably
 from cdiff.generator.model import weights_hash
 from cdiff.generator.sampling import Sampler, shown
 from cdiff.generator.states import Condition
@@ -80,7 +80,7 @@ class NoiseMiner(nn.Module):
         self.revision = "miner-" + weights_hash(state)
         temporary = checkpoints / f".{self.revision}.tmp"
         save_file(state, temporary)
-        settle(temporary, checkpoints / f"{self.revision}.safetensors")
+        rename_durably(temporary, checkpoints / f"{self.revision}.safetensors")
         return self.revision
 
     @classmethod

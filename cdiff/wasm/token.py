@@ -25,7 +25,7 @@ from torch import nn
 
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
-from cdiff.data.storage import settle
+from cdiff.data.storage import rename_durably
 from cdiff.errors import RunError
 from cdiff.generator.model import Generator, weights_hash
 from cdiff.generator.objective import Clean, flow_loss
@@ -79,7 +79,7 @@ class WeaknessToken(nn.Module):
         self.revision = "token-" + weights_hash(state)
         temporary = checkpoints / f".{self.revision}.tmp"
         save_file(state, temporary, metadata={"ids": json.dumps(ids)})
-        settle(temporary, checkpoints / f"{self.revision}.safetensors")
+        rename_durably(temporary, checkpoints / f"{self.revision}.safetensors")
         return self.revision
 
     @classmethod

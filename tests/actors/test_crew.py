@@ -97,6 +97,7 @@ def test_a_finished_training_is_noted_before_room_is_asked_for(crew, monkeypatch
     with pytest.raises(ResourceError):
         crew.prepare(ledger)
     assert (ledger.milestone("generator") or {})["revision"] == "generator-1"
+    assert list((crew.run.home / "generators").glob("*/generator-1")), "other runs need not train it"
     crew.extractor, crew.generators = Actors(None, lives=0), Actors(None, lives=0)
     with pytest.raises(ActorError):  # of the extractor, which comes next
         crew.prepare(ledger)

@@ -1,6 +1,7 @@
 """The ledger: what was confirmed is there after a crash, in order, and written by one process alone."""
 
 import dataclasses
+import json
 import multiprocessing
 
 import numpy as np
@@ -194,6 +195,25 @@ def test_a_torn_last_line_is_ignored_and_cut_off_by_the_next_append(run, torn):
     ledger.append("finished")
     assert [event["kind"] for event in Ledger(run).events()] == ["started", "finished"]
     assert len((run.path / "ledger.jsonl").read_bytes().splitlines()) == 2
+
+
+def test_what_another_process_appends_is_read_without_what_is_known(run):
+    writer, reader = Ledger(run), Ledger(run)
+    writer.record("one")
+    reader.refresh()
+    path = run.path / "ledger.jsonl"
+    path.write_bytes(b" " * len(path.read_bytes()))  # as if it were dear to read
+    with path.open("ab") as file:
+        file.write(json.dumps({"seq": 1, "kind": "milestone", "name": "two"}).encode() + b"\n{torn")
+    reader.refresh()
+    assert [event["name"] for event in reader.events()] == ["one", "two"]
+    reader.refresh()
+    assert len(reader.events()) == 2
+    with path.open("ab") as file:
+        file.write(b"\nafter it\n")
+    with pytest.raises(RunError, match="damaged at line 3"):
+        reader.refresh()
+    writer.close()
 
 
 def test_every_prefix_of_the_file_is_a_ledger(run):

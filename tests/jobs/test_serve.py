@@ -41,7 +41,7 @@ def test_arguments_that_cannot_be_are_told_before_anything_starts(wrong, told) -
 @pytest.mark.parametrize(
     ("more", "error", "told"),
     [
-        ({"replicas": 5000}, ResourceError, "(?s)generator.*resources.key=value says otherwise"),
+        ({"replicas": 5000}, ResourceError, "(?s)5000 generator.*the service takes --replicas"),
         (
             {"settings": ["resources.device=cuda"]},
             ConfigError,

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import pytest
 
 from cdiff.config import Config
+from cdiff.config_file import load_config
 from cdiff.data.manifest import Row, make_manifest
 from cdiff.data.run import Run
-from cdiff.errors import ConfigError
+from cdiff.errors import ConfigError, LoopStalled
 from cdiff.types import Knowledge, Revisions
+from tune import objective
 from tune.objective import Bench, Rung, Trial, end, halves, rungs, stored
 
 
@@ -72,6 +74,18 @@ def test_a_gain_is_the_mean_of_paired_differences_to_the_control_of_its_rung(
     assert first["gain"] == pytest.approx((0.2 - 0.1) / 2) and second["gain"] == pytest.approx(0.0)
     assert first["error"] == pytest.approx(0.15) and first["valid_share"] == 0.75
     assert [(r.steps, r.start, r.mix) for r in asked] == [(10, "base", 1.0), (20, "base", 1.0)]
+
+
+def test_shards_that_come_one_by_one_are_waited_for_and_silence_ends(monkeypatch) -> None:
+    config = load_config(None, ["resources.stall_timeout_s=7"])
+    answers = {"a": 1, "b": 2, "c": 3}
+    monkeypatch.setattr(objective.ray, "get", lambda asked: [answers[one] for one in asked])
+    monkeypatch.setattr(objective.ray, "wait", lambda left, num_returns, timeout: (left[-1:], left[:-1]))
+    assert objective._moving(["a", "b", "c"], config) == [1, 2, 3]
+    slow = iter([(["c"], ["a", "b"]), ([], ["a", "b"])])
+    monkeypatch.setattr(objective.ray, "wait", lambda left, num_returns, timeout: next(slow))
+    with pytest.raises(LoopStalled, match="2 of 3 shards of a trial wait, and none came in 7 s"):
+        objective._moving(["a", "b", "c"], config)
 
 
 def test_what_was_measured_is_read_and_an_ended_trial_ends_where_it_did(

@@ -56,7 +56,7 @@ def test_a_trial_reserves_the_place_of_a_downstream_actor() -> None:
 def test_a_sweep_whose_place_others_have_ends_and_says_so(monkeypatch) -> None:
     config = load_config(None, ["resources.stall_timeout_s=60", "resources.wait_seconds=100"])
     clock = iter([0.0, 10.0, 10.0, 100.0, 500.0])
-    monkeypatch.setattr(trials.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(trials, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     recorder = _Recorder(cast(Any, SimpleNamespace(config=config)), FREE, lambda *_: None)
     waiting, running = SimpleNamespace(status="PENDING"), SimpleNamespace(status="RUNNING")
     recorder.on_step_begin(1, [waiting, running])
