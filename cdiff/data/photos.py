@@ -15,8 +15,8 @@ from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_sources
 from cdiff.data.manifest import Manifest, read_manifest
 from cdiff.data.origin import brought
+from cdiff.data.pooling import renamed
 from cdiff.data.run import Run
-from cdiff.data.splits import renamed
 from cdiff.errors import DataError
 from cdiff.types import Sample
 

@@ -14,16 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from cdiff.config import DataConfig
-from cdiff.data.dataset import Dataset
 from cdiff.data.leaks import check_overlap, drop_copies, join_groups, near_duplicates
 from cdiff.data.manifest import Manifest, Row, make_manifest, read_manifest, write_manifest
+from cdiff.data.pooling import pool_rare
 from cdiff.errors import DataError
 from cdiff.types import Sample, Split, content_hash
 
 __all__ = ["Manifest", "Row", "make_splits", "read_manifest", "write_manifest"]
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-POOLED = "other"
 _LEAST = {"train": 2, "validation": 1, "test": 1}  # groups of a type that is scored
 _DRAWS = 16  # objects of several types may make one draw miss a type's least
 _CALIBRATED = 4  # types with fewer training groups can spare none
@@ -61,13 +60,13 @@ def make_splits(
     pairs = near_duplicates(samples, config, progress)
     current, notes = drop_copies(samples, pairs, config)
     current, joined = join_groups(current, pairs)
-    current, pooled = _pool(current, current, config)
+    current, pooled = pool_rare(current, current, config)
     splits = _assign(current, config)
     training = [sample for sample in current if splits[sample.group] == "train"]
     left_out, drawn = _draw(training, config)
     training = [sample for sample in training if sample.sample_id not in left_out]
     current, moved = _place_rest(current, left_out, splits, config)
-    current, pooled_later = _pool(current, training, config)
+    current, pooled_later = pool_rare(current, training, config)
     lacking = _lacking(current, splits)
     notes += joined + given + pooled + drawn + moved + pooled_later + _warnings(current, splits, lacking)
     training = [sample for sample in current if splits[sample.group] == "train"]
@@ -267,48 +266,6 @@ def _place_rest(
     gone = left_out - {sample.sample_id for sample in rest}
     note = f"{len(rest)} of the photos that do not train go to {config.rest} (data.rest)"
     return [sample for sample in current if sample.sample_id not in gone], [note]
-
-
-def _pool(
-    samples: Sequence[Sample], counted: Sequence[Sample], config: DataConfig
-) -> tuple[list[Sample], list[str]]:
-    """Rename types of a category with fewer than `data.pool_below` targets among `counted` to "other"."""
-    shown: dict[Key, list[Sample]] = defaultdict(list)
-    for sample in counted:
-        for type in sample.types:
-            shown[sample.category, type].append(sample)
-    data = Dataset(counted, config)
-    pooled: dict[Key, int] = {}
-    for (category, type), photos in sorted(shown.items()):
-        if type == POOLED or len(photos) >= config.pool_below:  # every photo has at least one target
-            continue
-        targets = [
-            target for photo in photos for target in data.targets(photo.sample_id) if target.type == type
-        ]
-        if len(targets) < config.pool_below:
-            pooled[category, type] = len(targets)
-    notes = [
-        f"pooled {category}/{type} into {category}/{POOLED}: {count} targets, data.pool_below={config.pool_below}"
-        for (category, type), count in pooled.items()
-    ]
-    return [
-        renamed(sample, {type for category, type in pooled if category == sample.category})
-        for sample in samples
-    ], notes
-
-
-def renamed(sample: Sample, pooled: set[str]) -> Sample:
-    """The sample with these types called "other", in its masks too."""
-    if not pooled & set(sample.types):
-        return sample
-    masks = tuple(
-        dataclasses.replace(
-            mask, types=tuple((value, POOLED if type in pooled else type) for value, type in mask.types)
-        )
-        for mask in sample.masks
-    )
-    types = tuple(sorted({POOLED if type in pooled else type for type in sample.types}))
-    return dataclasses.replace(sample, masks=masks, types=types)
 
 
 def _lacking(samples: Sequence[Sample], splits: Mapping[str, Split]) -> dict[Split, list[str]]:
