@@ -125,7 +125,7 @@ def _demand_room(served: Served, cluster: Cluster) -> None:
             "the command says otherwise, as resources.device=cpu resources.gpus=0 on a machine without a GPU."
         ) from None
     taken = served.replicas * needs(config, "generator").get("CPU", 0) + _GATEWAY
-    if taken > cluster.cpus:
+    if cluster.local and taken > cluster.cpus:  # another cluster may grow for the gateway
         raise ResourceError(
             f"{served.replicas} replicas and the gateway take {taken:g} CPUs of {cluster.cpus:g}: fewer --replicas, or less resources.cpus."
         )

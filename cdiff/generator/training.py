@@ -43,9 +43,8 @@ class Trained:
 
     revision: str
     losses: tuple[float, ...]  # mean over each tenth of the steps
-    seconds: float = field(
-        default=0.0, compare=False
-    )  # of all its steps, those before it was cut off included
+    # of all its steps, those before it was cut off included
+    seconds: float = field(default=0.0, compare=False)
 
 
 def train_generator(
