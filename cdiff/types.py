@@ -43,11 +43,13 @@ _HASHED = json.JSONEncoder(default=_plain, sort_keys=True, separators=(",", ":")
 
 @dataclass(frozen=True, slots=True)
 class MaskFile:
-    """Where the mask of a photo lies and what its pixel values mean."""
+    """Where the mask of a photo lies and what its values mean."""
 
     path: str
-    types: tuple[tuple[int, str], ...]  # (pixel value, type); value -1: everything above half of full scale
-    checksum: str = ""  # sha256 of the mask file, where a reader read it
+    # (pixel value, type), where -1 is everything above half of full scale; of an annotation file (category id, type)
+    types: tuple[tuple[int, str], ...]
+    checksum: str = ""  # sha256 of the mask file, or of the photo's annotations, where a reader read them
+    image: str = ""  # what the photo's id is in an annotation file; "" for a mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
-"""Write the pairs that a run's models trained on as an MVTec AD tree.
+"""Write the pairs that a run's models trained on as an MVTec AD tree, or as photos with a COCO annotation file.
 
     python jobs/export.py ~/cdiff/runs/NAME pairs/
+    python jobs/export.py ~/cdiff/runs/NAME pairs/ --format coco
     python jobs/export.py ~/cdiff/runs/NAME pairs/ --regenerate --data /photos/screw
 
     OUT/CATEGORY/test/TYPE/NNN.png                  the photo with the new target, in the photo's own mode
     OUT/CATEGORY/ground_truth/TYPE/NNN_mask.png     all targets on that photo
+    OUT/images/CATEGORY-TYPE-NNN.png, OUT/annotations.json      ... as COCO
     OUT/provenance.parquet, provenance.csv          how each was made; written last: an export without them is not whole
 
 Reads the ledger and the shards alone: neither the original photos nor any model is needed. With --regenerate the pixels are not
@@ -15,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -27,10 +28,11 @@ import torch
 from tqdm import tqdm
 
 from cdiff.config_file import load_config
+from cdiff.data.images import Limits
 from cdiff.data.ledger import Ledger
-from cdiff.data.mvtec import pair_places
 from cdiff.data.photos import photos_of
 from cdiff.data.store import Run, find_run, read_pair, read_provenance
+from cdiff.data.trees import CocoTree, MvtecTree, Tree
 from cdiff.errors import ConfigError, RunError
 from cdiff.service.adoption import human_pair_again
 from cdiff.service.studio import Studio
@@ -41,12 +43,15 @@ from jobs.stopping import exit_code
 Pixels = Callable[[list[Attempt]], Iterator[tuple[bytes, bytes]]]  # photo and mask of each, PNG bytes
 
 
-def export(run: Run, out: Path, all_kept: bool = False, pixels: Pixels | None = None) -> int:
+def export(
+    run: Run, out: Path, all_kept: bool = False, pixels: Pixels | None = None, format: str = "mvtec"
+) -> int:
     """Write the kept pairs of a run's accepted rounds to an empty or new folder; returns how many.
 
     Args:
         all_kept: also the kept pairs of rejected rounds, that no accepted model trained on.
         pixels: where they come from; None: from the shards.
+        format: "mvtec" or "coco", as in cdiff/data/trees.py.
     Raises:
         RunError: the folder is not empty, there is nothing to write, or a shard is damaged.
     """
@@ -59,19 +64,16 @@ def export(run: Run, out: Path, all_kept: bool = False, pixels: Pixels | None = 
         raise RunError(
             f"{run.url} has no pairs of accepted rounds yet. --all-kept also takes those of rejected ones."
         )
+    limits = Limits.of(load_config(run.local("config.yaml", anew=True)).data)
+    tree: Tree = CocoTree(out, limits) if format == "coco" else MvtecTree(out)
     places: list[dict[str, object]] = []
-    numbers: Counter[tuple[str, str]] = Counter()
     attempts = [pair.attempt for _, pair in found]
     images = pixels(attempts) if pixels else (read_pair(run, attempt) for attempt in attempts)
     try:
         for number, pair in tqdm(found, desc="writing pairs", unit="pair", leave=False):
-            key = pair.attempt.category, pair.attempt.type
-            image, mask = pair_places(*key, numbers[key])
-            numbers[key] += 1
-            for place, data in zip((image, mask), next(images), strict=True):
-                (out / place).parent.mkdir(parents=True, exist_ok=True)
-                (out / place).write_bytes(data)
-            places.append({"task_id": pair.task_id, "image": image, "mask": mask, "round": number})
+            files = tree.add(pair.attempt.category, pair.attempt.type, *next(images))
+            places.append({"task_id": pair.task_id, **files, "round": number})
+        tree.close()
         _write_provenance(run, out, [pair for _, pair in found], pa.Table.from_pylist(places))
     except OSError as error:
         raise RunError(
@@ -134,10 +136,14 @@ def _write_provenance(run: Run, out: Path, pairs: list[Pair], places: pa.Table) 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; the exit code (jobs.stopping)."""
     parser = argparse.ArgumentParser(
-        prog="python jobs/export.py", description="Write a run's pairs as an MVTec AD tree."
+        prog="python jobs/export.py",
+        description="Write a run's pairs as an MVTec AD tree, or with a COCO file.",
     )
     parser.add_argument("run", metavar="RUN", help="run folder, or its name under the home")
     parser.add_argument("out", metavar="OUT", type=Path, help="new or empty folder")
+    parser.add_argument(
+        "--format", choices=("mvtec", "coco"), default="mvtec", help="what to write (default: mvtec)"
+    )
     parser.add_argument("--all-kept", action="store_true", help="also the kept pairs of rejected rounds")
     parser.add_argument("--regenerate", action="store_true", help="make the pixels again; needs --data")
     parser.add_argument(
@@ -154,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         run = find_run(args.run, args.home)
         again = Regenerated(run, args.data, args.groups) if args.regenerate else None
-        count = export(run, args.out, args.all_kept, again)
+        count = export(run, args.out, args.all_kept, again, args.format)
         print(f"{count} pairs in {args.out}, with provenance.parquet and provenance.csv")
         if again:
             print(

@@ -1,6 +1,6 @@
 """From listed files to checked samples: every photo and mask is decoded once, and a mask's values get their meaning.
 
-The readers of the layouts (mvtec.py, folders.py) only list entries: this photo, these masks. What a mask's values mean
+The readers of the layouts (mvtec.py, folders.py, coco.py) only list entries: this photo, these masks or outlines. What a mask's values mean
 is decided here, over all masks of one kind in a source together, because one mask alone may show too little of it:
 - one value beside 0: binary;
 - up to 32 values, not as the soft edge of a brighter one: ids, each a type ("1", "2", ...; colours by their hex code);
@@ -49,9 +49,10 @@ class Entry:
     category: str
     folder: str  # middle part of the sample_id
     split: str = ""
-    defect: bool = (
-        False  # under an MVTec defect folder: the mask must not be empty, all its values are the one type
-    )
+    # under an MVTec defect folder: the mask must not be empty, all its values are the one type
+    defect: bool = False
+    drawn: tuple[MaskFile, ...] = ()  # masks that the layout tells by itself ...
+    size: tuple[int, int] | None = None  # ... for a photo of this height and width
 
     @property
     def sample_id(self) -> str:
@@ -91,6 +92,20 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
     return folders, [path for path in images if path not in folders]
 
 
+def walk(source: Path) -> list[tuple[Path, list[Path]]]:
+    """A folder and all below it, each with the images that it holds itself; symbolic links are followed, but nothing is entered twice."""
+    found, waiting, entered = [], [source], set()
+    while waiting:
+        folder = waiting.pop()
+        if folder.resolve() in entered:
+            continue
+        entered.add(folder.resolve())
+        subfolders, images = list_folder(folder)
+        waiting += subfolders
+        found.append((folder, images))
+    return sorted(found)
+
+
 def bare_stem(path: Path) -> str:
     """The stem of the photo that a mask file belongs to: without a `_mask` suffix."""
     for suffix in MASK_SUFFIXES:
@@ -109,8 +124,8 @@ def assemble(entries: Sequence[Entry], source: Path, config: DataConfig) -> list
     limits = Limits.of(config)
     _refuse_twins(entries)
     masks = sorted({path for entry in entries for path, _ in entry.masks})
-    photos = _attempt_all(lambda entry: probe(entry.image, limits), entries)
-    looks = dict(zip(masks, _attempt_all(lambda path: mask_facts(path, limits), masks), strict=True))
+    photos = in_parallel(lambda entry: probe(entry.image, limits), entries)
+    looks = dict(zip(masks, in_parallel(lambda path: mask_facts(path, limits), masks), strict=True))
     damaged = [str(item) for item in (*photos, *looks.values()) if isinstance(item, DataError)]
     if damaged:
         total = len(photos) + len(masks)
@@ -261,7 +276,11 @@ def _sample(
     problems: _Problems,
 ) -> Sample:
     width, height, mode, checksum = photo
-    files = []
+    files = list(entry.drawn)
+    if entry.size not in (None, (height, width)):
+        problems.sizes.append(
+            f"{entry.image} ({width} x {height}, outlines for {entry.size[1]} x {entry.size[0]})"
+        )
     for path, kind in entry.masks:
         look = facts[path]
         if (look.width, look.height) != (width, height):
@@ -314,7 +333,7 @@ def _refuse_twins(entries: Sequence[Entry]) -> None:
         raise DataError(offenders(twins, len(entries), "photos share their name with another", remedy))
 
 
-def _attempt_all(work: Callable[[T], R], items: Iterable[T]) -> list[R | DataError]:
+def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R | DataError]:
     """Map in threads (Pillow decodes outside the interpreter lock), keeping errors as values, in order."""
 
     def attempt(item: T) -> R | DataError:

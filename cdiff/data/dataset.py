@@ -18,8 +18,9 @@ from scipy import ndimage
 
 from cdiff.config import DataConfig
 from cdiff.data.images import Limits, read_image, read_mask
+from cdiff.data.outlines import read_annotated
 from cdiff.errors import DataError
-from cdiff.types import Box, Sample, Target
+from cdiff.types import Box, MaskFile, Sample, Target
 
 if TYPE_CHECKING:
     from cdiff.data.origin import Origin  # whoever has only folders need not import boto3
@@ -186,15 +187,23 @@ class Dataset:
     def _read_stack(self, sample: Sample) -> NDArray[np.bool_]:
         stack = np.zeros((len(sample.types), sample.height, sample.width), dtype=bool)
         for file in sample.masks:
-            values = read_mask(self.here(file.path), self._limits)
-            if values.shape != stack.shape[1:]:
-                raise DataError(
-                    f"{file.path}: its size changed since the data set was read; start the run again."
-                )
+            layers = self._layers(file, stack.shape[1:])
             for value, type in file.types:
                 if type in sample.types:
-                    stack[sample.types.index(type)] |= select(values, value)
+                    stack[sample.types.index(type)] |= layers[value]
         return stack
+
+    def _layers(self, file: MaskFile, shape: tuple[int, ...]) -> dict[int, NDArray[np.bool_]]:
+        """Where each value of `MaskFile.types` is."""
+        path = self.here(file.path)
+        if file.image:
+            return read_annotated(path, file.image, dict(file.types), (shape[0], shape[1]))
+        values = read_mask(path, self._limits)
+        if values.shape != shape:
+            raise DataError(
+                f"{file.path}: its size changed since the data set was read; start the run again."
+            )
+        return {value: select(values, value) for value, _ in file.types}
 
     def _parts(self, sample_id: str) -> list[tuple[str, Box, NDArray[np.bool_]]]:
         def cut() -> list[tuple[str, Box, NDArray[np.bool_]]]:

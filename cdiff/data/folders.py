@@ -12,13 +12,14 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from cdiff.config import DataConfig
-from cdiff.data.assembly import MOST_IDS, Entry, bare_stem, list_folder
+from cdiff.data.assembly import MOST_IDS, Entry, bare_stem, walk
 from cdiff.data.images import Limits, read_mask
 from cdiff.errors import DataError, offenders
 
@@ -87,7 +88,8 @@ def list_pairs(source: Path, category: str, config: DataConfig) -> list[Entry]:
     Raises:
         DataError: no photos, no masks, a photo without mask (unless `data.skip_unpaired`).
     """
-    folders = _roles([_describe(source, path, files) for path, files in _walk(source)], source, config)
+    described = [_describe(source, path, files) for path, files in walk(source) if files]
+    folders = _roles(described, source, config)
     photos = [folder for folder in folders if folder.role in ("image", "normal")]
     masks = [folder for folder in folders if folder.role == "mask"]
     if not photos or not masks:
@@ -112,32 +114,29 @@ def list_pairs(source: Path, category: str, config: DataConfig) -> list[Entry]:
     return entries
 
 
-def _walk(source: Path) -> list[tuple[Path, list[Path]]]:
-    """Every folder that holds images itself; symbolic links are followed, but nothing is entered twice."""
-    found, waiting, entered = [], [source], set()
-    while waiting:
-        folder = waiting.pop()
-        if folder.resolve() in entered:
-            continue
-        entered.add(folder.resolve())
-        subfolders, files = list_folder(folder)
-        waiting += subfolders
-        if files:
-            found.append((folder, files))
-    return sorted(found)
+def split_of(parts: Sequence[str]) -> str:
+    """The split that names say: the last one's word counts; "" for none."""
+    split = ""
+    for word in (word for part in parts for word in _words(part)):
+        joined = _JOINED_SPLIT.match(word)
+        split = _SPLITS.get(joined[1].lower() if joined else word.lower(), split)
+    return split
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^0-9a-zA-Z]+", name)
 
 
 def _describe(source: Path, path: Path, files: list[Path]) -> _Folder:
-    split, rest, words = "", [], set()
-    for part in path.relative_to(source).parts:
+    parts = path.relative_to(source).parts
+    rest, words = [], set()
+    for part in parts:
         left = []
-        for word in re.split(r"[^0-9a-zA-Z]+", part):
+        for word in _words(part):
             low = word.lower()
-            joined = _JOINED_SPLIT.match(word)
-            split = _SPLITS[joined[1].lower()] if joined else split
             if low in _SPLITS:
-                split = _SPLITS[low]
-            elif low in _IMAGE_WORDS | _MASK_WORDS:
+                continue
+            if low in _IMAGE_WORDS | _MASK_WORDS:
                 words.add(low)
             elif word:
                 words.add(low)
@@ -145,7 +144,7 @@ def _describe(source: Path, path: Path, files: list[Path]) -> _Folder:
         rest += ["_".join(left)] if left else []
     role = "mask" if words & _MASK_WORDS else "normal" if words & _NORMAL_WORDS else ""
     role = role or ("image" if words & _IMAGE_WORDS else "")
-    return _Folder(path, tuple(files), split, role, tuple(rest))
+    return _Folder(path, tuple(files), split_of(parts), role, tuple(rest))
 
 
 def _roles(folders: list[_Folder], source: Path, config: DataConfig) -> list[_Folder]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cdiff.config import DataConfig
 from cdiff.data.assembly import assemble, list_folder
+from cdiff.data.coco import annotation_files, list_annotated
 from cdiff.data.folders import list_pairs
 from cdiff.data.groups import apply_groups
 from cdiff.data.mvtec import categories, is_category, list_category
@@ -20,7 +21,7 @@ GROUPS_FILE = "groups.json"
 
 
 def read_source(path: str, config: DataConfig) -> list[Sample]:
-    """Read one folder: an MVTec category, a root of MVTec categories, or image + mask folders.
+    """Read one folder: an MVTec category, a root of MVTec categories, photos with COCO annotation files, or image + mask folders.
 
     Every file is decoded once; the category is the folder's name (or each category folder's). A groups.json in the
     folder is not applied here, but by `read_sources`.
@@ -82,7 +83,10 @@ def _read(path: Path, config: DataConfig, taken: set[str] | None = None) -> dict
         for folder in inner:
             found.update(_read(folder, config, taken))
         return found
-    entries = list_pairs(source, _free(source.name, taken), config)
+    name, annotated = _free(source.name, taken), annotation_files(source)
+    entries = (
+        list_annotated(annotated, source, name, config) if annotated else list_pairs(source, name, config)
+    )
     return {source: _nonempty(assemble(entries, source, config), source)}
 
 

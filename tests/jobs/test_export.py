@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 from cdiff.config import Config
 from cdiff.config_file import dump_config
@@ -137,6 +138,27 @@ def test_the_export_is_read_back_as_an_mvtec_category(finished, tmp_path):
     samples = read_source(str(out / "metal"), Config().data)
     assert sum("pit" in sample.types for sample in samples) == 2
     assert all(len(sample.masks) == 1 for sample in samples)
+
+
+def test_coco_readers_take_the_export_with_every_target(finished, tmp_path):
+    run, rows = finished
+    out = tmp_path / "out"
+    assert main([str(run.path), str(out), "--all-kept", "--format", "coco"]) == 0
+    coco = COCO(out / "annotations.json")
+    assert sorted(kind["name"] for kind in coco.cats.values()) == ["../scratch", "pit"]
+    by_place = {record["image"]: record for record in pq.read_table(out / "provenance.parquet").to_pylist()}
+    by_task = {row.attempt.task_id: row for row in rows}
+    assert len(coco.imgs) == len(by_place) == 3
+    for identity, image in coco.imgs.items():
+        row = by_task[by_place[image["file_name"]]["task_id"]]
+        assert (out / image["file_name"]).read_bytes() == row.image_png
+        (target,) = coco.imgToAnns[identity]
+        mask = np.asarray(Image.open(io.BytesIO(row.mask_png))) > 0
+        np.testing.assert_array_equal(coco.annToMask(target).astype(bool), mask)
+        left, top, right, bottom = Image.fromarray(mask).getbbox() or (0, 0, 0, 0)
+        assert (target["area"], target["bbox"]) == (mask.sum(), [left, top, right - left, bottom - top])
+    samples = read_source(str(out), Config().data)
+    assert sorted(sample.types for sample in samples) == [("..-scratch",), ("pit",), ("pit",)]
 
 
 def test_provenance_names_every_file_and_how_it_was_made(finished, tmp_path):

@@ -1,0 +1,77 @@
+"""COCO's outlines against its own API, and what is no outline."""
+
+import numpy as np
+import pytest
+from pycocotools import mask as reference
+
+from cdiff.data.outlines import outline_mask, packed
+
+
+def masks(count: int):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        height, width = rng.integers(1, 60, 2)
+        yield rng.random((height, width)) < rng.choice([0, 0.02, 0.5, 0.98, 1])
+
+
+def test_packed_run_lengths_equal_cocos_own_and_come_back():
+    for mask in masks(200):
+        own = packed(mask)
+        theirs = reference.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert own == {"size": theirs["size"], "counts": theirs["counts"].decode()}
+        np.testing.assert_array_equal(outline_mask(own, mask.shape), mask)
+
+
+def test_long_runs_of_large_photos_come_back():
+    mask = np.zeros((3000, 2000), dtype=bool)
+    mask[17:2900, 40:1999] = True
+    np.testing.assert_array_equal(outline_mask(packed(mask), mask.shape), mask)
+
+
+def test_plain_run_lengths_go_down_the_columns():
+    mask = outline_mask({"size": [4, 3], "counts": [3, 5, 4]}, (4, 3))
+    assert np.argwhere(mask).tolist() == [[0, 1], [1, 1], [2, 1], [3, 0], [3, 1]]
+
+
+def test_a_polygon_covers_the_pixels_whose_centres_it_holds():
+    mask = outline_mask([[1, 1, 4, 1, 4, 3, 1, 3]], (5, 6))
+    assert mask.sum() == 6 and mask[1:3, 1:4].all()
+    assert outline_mask([[-1, -1, 9, -1, 9, 9, -1, 9]], (5, 6)).all(), "what sticks out is cut off"
+
+
+def test_polygons_agree_with_cocos_own_but_for_their_rims():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        angles, radii = np.sort(rng.random(9)) * 2 * np.pi, rng.uniform(8, 40, 9)
+        points = np.stack([60 + radii * np.cos(angles), 50 + radii * np.sin(angles)], axis=1).ravel().tolist()
+        theirs = reference.decode(reference.frPyObjects([points], 100, 120))[..., 0].astype(bool)
+        ours = outline_mask([points], (100, 120))
+        assert (ours & theirs).sum() > 0.95 * (ours | theirs).sum()
+
+
+def test_several_polygons_are_one_target():
+    mask = outline_mask([[0, 0, 2, 0, 2, 2, 0, 2], [3, 3, 5, 3, 5, 5, 3, 5]], (6, 6))
+    assert mask.sum() == 8
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "said"),
+    [
+        ([[1, 1, 4, 1]], "fewer than three points"),
+        ([[1, 1, 4, 1, 4, "x"]], "no list of numbers"),
+        ([[1, 1, 4, 1, 4, float("nan")]], "no list of numbers"),
+        ([[1, 1, 4, 1, 4, 1e9]], "far off"),
+        ("1 1 4 1", "neither"),
+        ([], "neither"),
+        ({"size": [5, 4], "counts": [20]}, "for size"),
+        ({"size": [4, 5], "counts": [3, 5]}, "for 8 pixels"),
+        ({"size": [4, 5], "counts": [3, 10**12]}, "pixels"),
+        ({"size": [4, 5], "counts": [30, -10]}, "no counts"),
+        ({"size": [4, 5], "counts": ""}, "for 0 pixels"),
+        ({"size": [4, 5], "counts": "\x7f"}, "character"),
+        ({"size": [4, 5], "counts": "o"}, "break off"),
+    ],
+)
+def test_what_is_no_outline_is_refused(segmentation, said):
+    with pytest.raises(ValueError, match=said):
+        outline_mask(segmentation, (4, 5))
