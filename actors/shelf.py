@@ -60,16 +60,16 @@ def fit_key(request: FitRequest, dataset: Dataset, config: Config) -> str:
 def data_key(dataset: Dataset, sample_ids: Iterable[str]) -> str:
     """Hash of photos, masks and types: whoever corrects an annotation gets nothing that was made before."""
     samples = [dataset.sample(sample_id) for sample_id in sample_ids]
-    # of photos in an annotation file the reader has told each one's own part of it
+    # outlines came with the sample
     return content_hash(
-        [_content(s, tuple(dataset.here(f.path) for f in s.masks if not f.image)) for s in samples]
+        [_content(s, tuple(dataset.here(f.path) for f in s.masks if not f.drawn)) for s in samples]
     )
 
 
 @cache
 def _content(sample: Sample, paths: tuple[str, ...]) -> list[Any]:
     masks = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths]
-    masks += [file.checksum for file in sample.masks if file.image]
+    masks += [file.checksum for file in sample.masks if file.drawn]
     return [
         sample.sample_id,
         sample.checksum,

@@ -46,10 +46,12 @@ class MaskFile:
     """Where the mask of a photo lies and what its values mean."""
 
     path: str
-    # (pixel value, type), where -1 is everything above half of full scale; of an annotation file (category id, type)
+    # (pixel value, type), where -1 is everything above half of full scale; of outlines (their place in `drawn`, type)
     types: tuple[tuple[int, str], ...]
-    checksum: str = ""  # sha256 of the mask file, or of the photo's annotations, where a reader read them
-    image: str = ""  # what the photo's id is in an annotation file; "" for a mask
+    checksum: str = ""  # sha256 of the mask file, or of the photo's outlines, where a reader read them
+    drawn: tuple[
+        str, ...
+    ] = ()  # outlines of an annotation file, as packed run lengths; (): the file is a mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@
 
     OUT/CATEGORY/test/TYPE/NNN.png                  the photo with the new target, in the photo's own mode
     OUT/CATEGORY/ground_truth/TYPE/NNN_mask.png     all targets on that photo
-    OUT/images/CATEGORY-TYPE-NNN.png, OUT/annotations.json      ... as COCO
+    OUT/images/CATEGORY/TYPE-NNN.png, OUT/annotations.json      ... as COCO
     OUT/provenance.parquet, provenance.csv          how each was made; written last: an export without them is not whole
 
 Reads the ledger and the shards alone: neither the original photos nor any model is needed. With --regenerate the pixels are not
@@ -64,8 +64,7 @@ def export(
         raise RunError(
             f"{run.url} has no pairs of accepted rounds yet. --all-kept also takes those of rejected ones."
         )
-    limits = Limits.of(load_config(run.local("config.yaml", anew=True)).data)
-    tree: Tree = CocoTree(out, limits) if format == "coco" else MvtecTree(out)
+    tree = _tree(run, out, format)
     places: list[dict[str, object]] = []
     attempts = [pair.attempt for _, pair in found]
     images = pixels(attempts) if pixels else (read_pair(run, attempt) for attempt in attempts)
@@ -108,6 +107,12 @@ class Regenerated:
         for attempt in attempts:
             assert studio is not None
             yield human_pair_again(studio, attempt)
+
+
+def _tree(run: Run, out: Path, format: str) -> Tree:
+    if format == "mvtec":
+        return MvtecTree(out)
+    return CocoTree(out, Limits.of(load_config(run.local("config.yaml", anew=True)).data))
 
 
 def _pairs(run: Run, all_kept: bool) -> list[tuple[int, Pair]]:

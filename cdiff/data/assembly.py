@@ -51,8 +51,7 @@ class Entry:
     split: str = ""
     # under an MVTec defect folder: the mask must not be empty, all its values are the one type
     defect: bool = False
-    drawn: tuple[MaskFile, ...] = ()  # masks that the layout tells by itself ...
-    size: tuple[int, int] | None = None  # ... for a photo of this height and width
+    drawn: tuple[MaskFile, ...] = ()  # masks that the layout has in no files of their own
 
     @property
     def sample_id(self) -> str:
@@ -277,10 +276,6 @@ def _sample(
 ) -> Sample:
     width, height, mode, checksum = photo
     files = list(entry.drawn)
-    if entry.size not in (None, (height, width)):
-        problems.sizes.append(
-            f"{entry.image} ({width} x {height}, outlines for {entry.size[1]} x {entry.size[0]})"
-        )
     for path, kind in entry.masks:
         look = facts[path]
         if (look.width, look.height) != (width, height):

@@ -4,8 +4,9 @@
     annotations/instances_val2017.json, val2017/1.jpg           in a folder of their own
     result.json, images/1.jpg                                   above them
 
-A file is taken for one by its three lists (images, annotations, categories), not by its name. A split's word in its path
-(train, valid, test) splits. Categories are the types; a photo without annotations is a normal one.
+A file is taken for one by its three lists (images, annotations, categories), not by its name. Categories are the types; a photo
+that is listed without annotations is a normal one. A split's word (train, valid, test) in the path of file or photo splits.
+Outlines are drawn once, here, and travel with their samples.
 """
 
 from __future__ import annotations
@@ -13,38 +14,44 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from cdiff.config import DataConfig
 from cdiff.data.assembly import Entry, in_parallel, walk
 from cdiff.data.folders import split_of
-from cdiff.data.outlines import union
+from cdiff.data.images import EXTENSIONS, Limits, read_size
+from cdiff.data.outlines import Shape, outline_mask, pack
+from cdiff.data.placing import Places
 from cdiff.errors import DataError, offenders
 from cdiff.types import MaskFile
 
 log = logging.getLogger(__name__)
 
 _LISTS = ("images", "annotations", "categories")
+_FEW = 4  # pixels
 
 
 @dataclass(frozen=True, slots=True)
-class _Listed:
+class _Photo:
     """One photo of an annotation file."""
 
     file: Path
-    split: str
-    identity: str
     name: PurePosixPath  # as the file calls it
-    size: tuple[int, int]  # height, width
-    annotations: tuple[dict[str, Any], ...]
-    types: dict[int, str]  # of all the file's categories
+    size: Shape | None  # as the file has it
+    outlines: tuple[tuple[str, Any], ...]  # type and segmentation; None: a box alone
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.file}"
 
 
 def annotation_files(source: Path) -> dict[Path, dict[str, Any]]:
-    """COCO annotation files under a folder, with their content.
+    """COCO annotation files with outlines under a folder, and their content.
 
     Raises:
         DataError: one that breaks off, or cannot be read.
@@ -54,9 +61,18 @@ def annotation_files(source: Path) -> dict[Path, dict[str, Any]]:
         stems = {image.stem for image in images}
         for path in sorted(folder.glob("[!.]*.json")):
             # labelling tools also write one file per photo, in other notations
-            content = None if path.stem in stems else _content(path)
-            if content is not None:
+            content = _content(path) if path.is_file() and path.stem not in stems else None
+            if content is None:
+                continue
+            if any(isinstance(a, dict) and a.get("segmentation") for a in content["annotations"]):
                 found[path] = content
+            else:
+                log.warning("%s is passed over: it outlines no target", path)
+    if len(found) > 1:  # the COCO set lists its people twice
+        points = [
+            path for path, content in found.items() if any("keypoints" in c for c in content["categories"])
+        ]
+        found = {path: content for path, content in found.items() if path not in points} or found
     return found
 
 
@@ -68,25 +84,33 @@ def list_annotated(
     Sample ids are category/FOLDER/NAME, FOLDER being the photo's own below the source.
 
     Raises:
-        DataError: a photo that is not there, two annotations of it in several files, or outlines that mean nothing (unless
-            `data.skip_unpaired`, which leaves such photos out).
+        DataError: photos that are not there or may be several, and outlines that mean nothing (unless `data.skip_unpaired`, which
+            leaves such photos out).
     """
-    listed = [photo for path, content in files.items() for photo in _photos(path, content, source)]
-    places = _places(listed, source)
-    problems = _Problems(len(listed), config.skip_unpaired)
-    drawn = in_parallel(_drawn, listed)
+    problems = _Problems(config.skip_unpaired)
+    photos = [photo for path, content in files.items() for photo in _photos(path, content, problems)]
+    places = Places(source, files)
+    limits = Limits.of(config)
+
+    def drawn(item: tuple[_Photo, Path]) -> tuple[MaskFile, ...]:
+        return _drawn(*item, limits)
+
+    found = _found(photos, places, problems)
     entries = []
-    for photo, place, masks in zip(listed, places, drawn, strict=True):
-        if place is None:
-            problems.gone.append(f"{photo.name} of {photo.file}")
-        elif isinstance(masks, DataError):
+    for (photo, place), masks in zip(found, in_parallel(drawn, found), strict=True):
+        splits = {
+            split_of(path.relative_to(source).with_suffix("").parts) for path in (photo.file, place)
+        } - {""}
+        if isinstance(masks, DataError):
             problems.outlines.append(str(masks))
+        elif len(splits) > 1:
+            problems.unclear.append(f"{photo} lies at {place}: {' or '.join(sorted(splits))}?")
         else:
             folder = place.parent.relative_to(source).as_posix()
             name = "images" if folder == "." else folder
-            entries.append(Entry(place, (), category, name, photo.split, drawn=masks, size=photo.size))
-    problems.raise_any()
-    _tell_others(entries, source)
+            entries.append(Entry(place, (), category, name, "".join(splits), drawn=masks))
+    problems.raise_any(len(photos), f"annotations under {source}")
+    _tell_others(entries, places.images, source)
     return entries
 
 
@@ -94,140 +118,169 @@ def _content(path: Path) -> dict[str, Any] | None:
     """What an annotation file holds; None for other JSON."""
     try:
         data = path.read_bytes()
-        if not all(f'"{name}"'.encode() in data for name in _LISTS):
+        text = data.decode(json.detect_encoding(data), errors="replace")
+        if not all(f'"{name}"' in text for name in _LISTS):
             return None
-        content = json.loads(data)
+        content = json.loads(text)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Check its permissions.") from None
     except ValueError as error:
+        if str(error).startswith("Extra data"):  # a value in each line
+            return None
         raise DataError(
             f"{path}: damaged or truncated ({error}). Export it again, or take it out of the folder."
         ) from None
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in _LISTS):
-        return None
-    return content
+    listed = isinstance(content, dict) and all(isinstance(content.get(name), list) for name in _LISTS)
+    return content if listed else None
 
 
-def _photos(path: Path, content: dict[str, Any], source: Path) -> Iterable[_Listed]:
-    split = split_of(path.relative_to(source).with_suffix("").parts)
-    annotations: dict[str, list[dict[str, Any]]] = {}
+def _photos(path: Path, content: dict[str, Any], problems: _Problems) -> Iterable[_Photo]:
+    annotations: dict[str, list[tuple[str, Any]]] = {}
     try:
         types = {
-            item["id"]: " ".join(item["name"].replace("/", "-").split()) for item in content["categories"]
+            identity: _type(item["name"]) for identity, item in _by_id(content["categories"], "categories")
         }
-        for annotation in content["annotations"]:
-            annotations.setdefault(str(annotation["image_id"]), []).append(annotation)
-        listed = [
-            _Listed(
-                file=path,
-                split=split,
-                identity=str(image["id"]),
-                name=PurePosixPath(image["file_name"].replace("\\", "/")),
-                size=(int(image["height"]), int(image["width"])),
-                annotations=tuple(annotations.pop(str(image["id"]), ())),
-                types=types,
+        images = dict(_by_id(content["images"], "images"))
+        for item in content["annotations"]:
+            outline = types[_identity(item["category_id"])], item.get("segmentation") or None
+            annotations.setdefault(_identity(item["image_id"]), []).append(outline)
+        photos = [
+            _Photo(
+                path,
+                PurePosixPath(image["file_name"].replace("\\", "/")),
+                (int(image["height"]), int(image["width"]))
+                if image.get("height") and image.get("width")
+                else None,
+                tuple(annotations.pop(identity, ())),
             )
-            for image in content["images"]
+            for identity, image in images.items()
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{path}: an entry lacks what COCO asks for, or has it otherwise ({type(error).__name__}: {error}): images want id, "
-            "file_name, width and height, annotations image_id and category_id, categories id and name. Export it again."
+            f"{path}: an entry is not as COCO has it ({type(error).__name__}: {error}): images want an id and file_name, annotations "
+            "the image_id and category_id of listed ones, categories an id and a name, each id once. Export it again, or take it out "
+            "of the folder."
         ) from None
-    if annotations:
-        log.warning("%s: annotations of %d images that it does not list are left out", path, len(annotations))
-    return listed
+    problems.outlines += [f"image {identity}, which {path} does not list" for identity in annotations]
+    return photos
 
 
-def _places(listed: list[_Listed], source: Path) -> list[Path | None]:
-    """Where each photo lies: the file whose path ends as the annotation file has it; of several the one beside it, or of its split."""
-    by_name: dict[str, list[Path]] = {}
-    for _, images in walk(source):
-        for image in images:
-            by_name.setdefault(image.name, []).append(image)
-    places: list[Path | None] = []
-    taken: dict[Path, _Listed] = {}
-    for photo in listed:
-        found = _nearest(photo, by_name.get(photo.name.name, []), source)
-        if len(found) > 1:
-            raise DataError(
-                f"{photo.name} of {photo.file} may be {found[0]} or {found[1]}: give each split's photos and annotation file a folder."
-            )
-        places += found or [None]
-        for place in found:
-            other = taken.setdefault(place, photo)
-            if other is not photo:
-                raise DataError(
-                    f"{place} is listed twice, by {other.file} and {photo.file}: leave one of the files, or one of the entries, in the folder."
-                )
-    return places
-
-
-def _nearest(photo: _Listed, found: list[Path], source: Path) -> list[Path]:
-    """Those of the files that the name may mean, as few as can be told apart."""
-    parts = photo.name.parts
-    tests = (
-        lambda path: path.parts[-len(parts) :] == parts,
-        lambda path: path.parent.is_relative_to(photo.file.parent),
-        lambda path: split_of(path.relative_to(source).parent.parts) == photo.split,
-    )
-    for test in tests:
-        if len(found) > 1:
-            found = [path for path in found if test(path)] or found
+def _by_id(items: Sequence[dict[str, Any]], what: str) -> list[tuple[str, dict[str, Any]]]:
+    found = [(_identity(item["id"]), item) for item in items]
+    twice = [identity for identity, count in Counter(identity for identity, _ in found).items() if count > 1]
+    if twice:
+        raise ValueError(f"two {what} have the id {twice[0]}")
     return found
 
 
-def _drawn(photo: _Listed) -> tuple[MaskFile, ...]:
-    """A photo's outlines as its one mask file; () for a normal photo. Raises DataError: they mean nothing."""
-    if not photo.annotations:
-        return ()
-    where = f"{photo.name} of {photo.file}"
-    boxes = sum(not annotation.get("segmentation") for annotation in photo.annotations)
-    if boxes:
-        raise DataError(f"{where}: {boxes} of {len(photo.annotations)} annotations have no outline")
-    unknown = {a.get("category_id") for a in photo.annotations} - set(photo.types)
-    if unknown:
-        raise DataError(f"{where}: category {unknown.pop()} is not in the list of categories")
-    try:
-        masks = union(((a["category_id"], a["segmentation"]) for a in photo.annotations), photo.size)
-    except ValueError as error:
-        raise DataError(f"{where}: an annotation {error}") from None
-    shown = tuple((value, photo.types[value]) for value in sorted(masks) if masks[value].any())
+def _identity(value: Any) -> str:
+    """Ids are numbers, in some exports with a point, in others text."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int | str):
+        raise ValueError(f"{value!r} is no id")
+    return str(value).strip()
+
+
+def _type(name: Any) -> str:
+    shown = " ".join(str(name).replace("/", "_").split())
     if not shown:
-        raise DataError(f"{where}: its outlines hold no pixel")
-    content = [[photo.types[a["category_id"]], a["segmentation"]] for a in photo.annotations]
-    checksum = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return (MaskFile(str(photo.file), shown, checksum, photo.identity),)
+        raise ValueError("a category has no name")
+    return shown
 
 
-def _tell_others(entries: list[Entry], source: Path) -> None:
+def _found(photos: list[_Photo], places: Places, problems: _Problems) -> list[tuple[_Photo, Path]]:
+    """Those of the photos that lie in one place, and in no other's."""
+    found = []
+    taken: dict[Path, _Photo] = {}
+    for photo in photos:
+        candidates = places.of(photo.name, photo.file)
+        if not candidates:
+            known = photo.name.suffix.lower() in EXTENSIONS
+            problems.gone.append(str(photo) if known else f"{photo} (cdiff reads PNG, JPEG and BMP)")
+        elif len(candidates) > 1:
+            problems.unclear.append(f"{photo} may be {candidates[0]} or {candidates[1]}")
+        elif candidates[0] in taken:
+            problems.unclear.append(
+                f"{candidates[0]} is listed twice, as {taken[candidates[0]]} and as {photo}"
+            )
+        else:
+            taken[candidates[0]] = photo
+            found.append((photo, candidates[0]))
+    return found
+
+
+def _drawn(photo: _Photo, place: Path, limits: Limits) -> tuple[MaskFile, ...]:
+    """A photo's outlines as its one mask file; () for a normal photo. Raises DataError: they mean nothing."""
+    shape = read_size(place, limits)
+    if photo.size not in (None, shape):
+        assert photo.size is not None
+        sizes = f"{photo.size[1]} x {photo.size[0]}, and the photo has {shape[1]} x {shape[0]}"
+        raise DataError(f"{photo}: outlines for {sizes} (if exchanged: save it without EXIF orientation)")
+    boxes = sum(segmentation is None for _, segmentation in photo.outlines)
+    if boxes:
+        raise DataError(f"{photo}: {boxes} of {len(photo.outlines)} annotations have no outline")
+    masks: dict[str, Any] = {}
+    for type, segmentation in photo.outlines:
+        try:
+            mask = outline_mask(segmentation, shape)
+        except ValueError as error:
+            raise DataError(f"{photo}: an annotation {error}") from None
+        if not mask.any():
+            log.warning("%s: an outline of %s that holds no pixel is left out", photo, type)
+        masks[type] = masks[type] | mask if type in masks else mask
+    shown = sorted(type for type, mask in masks.items() if mask.any())
+    if photo.outlines and not shown:
+        raise DataError(f"{photo}: its outlines hold no pixel")
+    if not shown:
+        return ()
+    few = [type for type in shown if np.count_nonzero(masks[type]) < _FEW]
+    if few:
+        log.warning("%s: under %d pixels of %s: is that a slip?", photo, _FEW, ", ".join(few))
+    counts = tuple(pack(masks[type]) for type in shown)
+    checksum = hashlib.sha256(json.dumps([shape, shown, counts]).encode()).hexdigest()
+    return (MaskFile(str(photo.file), tuple(enumerate(shown)), checksum, counts),)
+
+
+def _tell_others(entries: list[Entry], images: Sequence[Path], source: Path) -> None:
     listed = {entry.image for entry in entries}
-    others = [str(image) for _, images in walk(source) for image in images if image not in listed]
+    others = [str(image) for image in images if image not in listed]
     if others:
-        total = len(others) + len(listed)
-        remedy = "They are left out; list those without a target with no annotation."
-        log.warning(offenders(others, total, f"images under {source} are in no annotation file", remedy))
+        remedy = "They are left out. List those without a target, too, with no annotation: they are normals."
+        what = f"images under {source} are not among the photos of its annotation files"
+        log.warning(offenders(others, len(images), what, remedy))
 
 
 class _Problems:
     """Offenders by kind, so that one run shows the user all of them."""
 
-    def __init__(self, total: int, skip: bool) -> None:
-        self._total, self._skip = total, skip
+    def __init__(self, skip: bool) -> None:
+        self._skip = skip
         self.gone: list[str] = []
+        self.unclear: list[str] = []
         self.outlines: list[str] = []
 
-    def raise_any(self) -> None:
-        out = "or leave these photos out with `data.skip_unpaired=true`."
+    def raise_any(self, total: int, where: str) -> None:
+        """DataError that names all of them, or a warning where they may be left out."""
+        out = "or leave what is named out with `data.skip_unpaired=true`."
         told = [
-            (self.gone, "photos of annotation files are not there", f"Put them beside the file, {out}"),
+            (self.gone, "photos are not there", f"Put them beside the annotation file, {out}"),
+            (
+                self.unclear,
+                "photos cannot be told",
+                f"Take one of each two out, give each split a folder, {out}",
+            ),
             (
                 self.outlines,
-                "photos have annotations that cannot be used",
-                f"Outline all targets as polygons or masks, {out}",
+                "photos have outlines that cannot be used",
+                f"Outline all targets and export again, {out}",
             ),
         ]
-        messages = [offenders(items, self._total, what, remedy) for items, what, remedy in told if items]
+        messages = [
+            offenders(items, total, f"{what}, by the {where}", remedy)
+            for items, what, remedy in told
+            if items
+        ]
         if messages and not self._skip:
             raise DataError("\n".join(messages))
         for message in messages:

@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from cdiff.config import DataConfig
 from cdiff.data.images import Limits, read_image, read_mask
-from cdiff.data.outlines import read_annotated
+from cdiff.data.outlines import unpack
 from cdiff.errors import DataError
 from cdiff.types import Box, MaskFile, Sample, Target
 
@@ -195,10 +195,9 @@ class Dataset:
 
     def _layers(self, file: MaskFile, shape: tuple[int, ...]) -> dict[int, NDArray[np.bool_]]:
         """Where each value of `MaskFile.types` is."""
-        path = self.here(file.path)
-        if file.image:
-            return read_annotated(path, file.image, dict(file.types), (shape[0], shape[1]))
-        values = read_mask(path, self._limits)
+        if file.drawn:
+            return {value: unpack(file.drawn[value], (shape[0], shape[1])) for value, _ in file.types}
+        values = read_mask(self.here(file.path), self._limits)
         if values.shape != shape:
             raise DataError(
                 f"{file.path}: its size changed since the data set was read; start the run again."

@@ -96,7 +96,7 @@ def list_pairs(source: Path, category: str, config: DataConfig) -> list[Entry]:
         found = ", ".join(f"{folder.path} ({len(folder.files)})" for folder in folders) or "no image at all"
         raise DataError(
             f"{source} holds no {'masks' if photos else 'photos'} that cdiff can tell: found {found}.\n"
-            "Name the folders images and masks (or use an MVTec tree); formats are PNG, JPEG and BMP."
+            "Name the folders images and masks, use an MVTec tree, or add a COCO file with outlines; formats are PNG, JPEG and BMP."
         )
     claims = _claims(photos, masks)
     kinds = {type for claimed in claims.values() for _, type in claimed}
@@ -121,6 +121,12 @@ def split_of(parts: Sequence[str]) -> str:
         joined = _JOINED_SPLIT.match(word)
         split = _SPLITS.get(joined[1].lower() if joined else word.lower(), split)
     return split
+
+
+def has_masks(source: Path) -> bool:
+    """Whether names of folders or files under a folder say that masks lie there."""
+    described = [_describe(source, path, files) for path, files in walk(source) if files]
+    return any(part.role == "mask" for folder in described for part in _part_masks(folder))
 
 
 def _words(name: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cdiff.config import DataConfig
 from cdiff.data.assembly import assemble, list_folder
 from cdiff.data.coco import annotation_files, list_annotated
-from cdiff.data.folders import list_pairs
+from cdiff.data.folders import has_masks, list_pairs
 from cdiff.data.groups import apply_groups
 from cdiff.data.mvtec import categories, is_category, list_category
 from cdiff.errors import DataError
@@ -72,6 +72,8 @@ def _read(path: Path, config: DataConfig, taken: set[str] | None = None) -> dict
         what = "is a file" if source.exists() else "does not exist"
         raise DataError(f"{path} {what}. Give the folder that holds the photos and masks.")
     if is_category(source):
+        if passed := annotation_files(source):
+            log.warning("%s is read as an MVTec category, without %s", source, ", ".join(map(str, passed)))
         entries = list_category(source, _free(source.name, taken), config)
         return {source: _nonempty(assemble(entries, source, config), source)}
     inner = categories(source)
@@ -84,9 +86,15 @@ def _read(path: Path, config: DataConfig, taken: set[str] | None = None) -> dict
             found.update(_read(folder, config, taken))
         return found
     name, annotated = _free(source.name, taken), annotation_files(source)
-    entries = (
-        list_annotated(annotated, source, name, config) if annotated else list_pairs(source, name, config)
-    )
+    if annotated and has_masks(source):
+        log.warning(
+            "%s has masks, which are read, and %s, which is not", source, ", ".join(map(str, annotated))
+        )
+        annotated = {}
+    if annotated:
+        entries = list_annotated(annotated, source, name, config)
+    else:
+        entries = list_pairs(source, name, config)
     return {source: _nonempty(assemble(entries, source, config), source)}
 
 

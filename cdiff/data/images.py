@@ -62,6 +62,21 @@ def probe(path: str | Path, limits: Limits) -> tuple[int, int, str, str]:
     return width, height, photo_mode(image), hashlib.sha256(data).hexdigest()
 
 
+def read_size(path: str | Path, limits: Limits) -> tuple[int, int]:
+    """Height and width of a photo as a viewer shows it; only the header is read. Raises DataError as in `probe`."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+    except _DAMAGE as error:
+        raise DataError(f"{path}: cannot be read ({error}).") from None
+    if width * height > limits.max_pixels:
+        raise DataError(
+            f"{path}: {width} x {height} pixels, more than {limits.max_pixels} (`data.max_pixels`)."
+        )
+    return (width, height) if turned else (height, width)
+
+
 def photo_mode(image: Image.Image) -> str:
     """ "L" for any kind of grey photo, "RGB" for any kind of colour."""
     if image.mode in ("1", "L", "LA", "La") or image.mode in _SIXTEEN_BIT:

@@ -10,17 +10,11 @@ Source: the notation of the COCO API (cocodataset/cocoapi, maskApi.c).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.draw import polygon
-
-from cdiff.errors import DataError
 
 Shape = tuple[int, int]  # height, width
 
@@ -29,10 +23,10 @@ def outline_mask(segmentation: Any, shape: Shape) -> NDArray[np.bool_]:
     """One annotation's mask.
 
     Args:
-        segmentation: list of polygons [x0, y0, x1, y1, ...], whose union counts, or run lengths, plain or packed.
+        segmentation: polygons [x0, y0, x1, y1, ...], one or a list whose union counts, or run lengths, plain or packed.
         shape: height and width of the photo.
     Returns:
-        bool [H, W]: pixels whose centre lies inside or on the outline; polygons may hold none.
+        bool [H, W]: pixels whose centre lies inside. Polygons may hold none; those of fewer than three points never do.
     Raises:
         ValueError: it is neither of them, of another size than the photo, or far off it.
     """
@@ -41,75 +35,65 @@ def outline_mask(segmentation: Any, shape: Shape) -> NDArray[np.bool_]:
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError("is neither polygons nor run lengths")
     mask = np.zeros(shape, dtype=bool)
-    for points in segmentation:
-        mask[_inside(points, shape)] = True
+    for points in [segmentation] if isinstance(segmentation[0], int | float) else segmentation:
+        _fill(mask, _points(points, shape))
     return mask
 
 
-def packed(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """A mask's run lengths, packed: {"size": [H, W], "counts": text}."""
+def pack(mask: NDArray[np.bool_]) -> str:
+    """A mask's packed run lengths."""
     flat = mask.ravel(order="F")
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    counts = np.diff(np.concatenate([[0], edges, [flat.size]]))
-    runs = [0, *counts.tolist()] if flat[0] else counts.tolist()
-    return {"size": list(mask.shape), "counts": _pack(runs)}
+    runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    return _pack([0, *runs] if flat[0] else runs)
 
 
-def union(annotations: Iterable[tuple[int, Any]], shape: Shape) -> dict[int, NDArray[np.bool_]]:
-    """Masks by category id of (category id, segmentation); errors as in `outline_mask`."""
-    masks: dict[int, NDArray[np.bool_]] = {}
-    for category, segmentation in annotations:
-        mask = outline_mask(segmentation, shape)
-        masks[category] = masks[category] | mask if category in masks else mask
-    return masks
+def unpack(counts: str, shape: Shape) -> NDArray[np.bool_]:
+    """The mask, bool [H, W], of packed run lengths; ValueError for those of another size, or for what is none."""
+    return _runs_mask({"size": list(shape), "counts": counts}, shape)
 
 
-def read_annotated(
-    path: str | Path, image: str, categories: Iterable[int], shape: Shape
-) -> dict[int, NDArray[np.bool_]]:
-    """What an annotation file says of one photo: category id -> bool [H, W], the union of its annotations.
-
-    Raises:
-        DataError: the file cannot be read, or was changed so that it does not say so any more.
-    """
-    file = Path(path)
-    try:
-        state = file.stat()
-        masks = union(_index(str(file), state.st_mtime_ns, state.st_size)[image], shape)
-        return {category: masks[category] for category in categories}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: the outlines of image {image} cannot be read any more ({error}). Start the run again with the file as it was."
-        ) from None
-
-
-@lru_cache(maxsize=8)  # of a run's few files; a photo is asked for again and again
-def _index(path: str, changed: int, size: int) -> dict[str, list[tuple[int, Any]]]:
-    """Image id -> (category id, segmentation) of its annotations."""
-    content = json.loads(Path(path).read_bytes())
-    found: dict[str, list[tuple[int, Any]]] = {str(image["id"]): [] for image in content["images"]}
-    for annotation in content["annotations"]:
-        if str(annotation["image_id"]) in found and annotation.get("segmentation"):
-            found[str(annotation["image_id"])].append((annotation["category_id"], annotation["segmentation"]))
-    return found
-
-
-def _inside(points: Any, shape: Shape) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows and columns of a polygon's pixels."""
-    if not isinstance(points, list) or len(points) < 6 or len(points) % 2:
-        raise ValueError("has a polygon of fewer than three points")
+def _points(points: Any, shape: Shape) -> NDArray[np.float64]:
+    """A polygon's corners, [N, 2] as x and y."""
     try:
         flat = np.asarray(points, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError("has a polygon that is no list of numbers") from None
-    x, y = flat[0::2], flat[1::2]
-    if flat.ndim != 1 or not np.isfinite(flat).all():
-        raise ValueError("has a polygon that is no list of numbers")
-    height, width = shape
-    if min(x.min() + width, y.min() + height, 2 * width - x.max(), 2 * height - y.max()) < 0:
+    if flat.ndim != 1 or flat.size % 2 or not np.isfinite(flat).all():
+        raise ValueError("has a polygon that is no list of pairs of numbers")
+    corners = flat.reshape(-1, 2)
+    far = np.array([shape[1], shape[0]])
+    if ((corners < -far) | (corners > 2 * far)).any():
         raise ValueError("has a polygon far off its photo")
-    rows, columns = polygon(y - 0.5, x - 0.5, shape)
-    return rows, columns
+    if flat.size and flat.max() <= 1 and max(shape) > 4:
+        raise ValueError("has coordinates between 0 and 1, where COCO wants pixels")
+    return corners
+
+
+def _fill(mask: NDArray[np.bool_], corners: NDArray[np.float64]) -> None:
+    """Set the pixels whose centre a polygon holds: those with an odd number of edges to their left."""
+    if len(corners) < 3:
+        return
+    height, width = mask.shape
+    ends = np.stack([corners, np.roll(corners, -1, axis=0)])
+    low, high = ends[0], ends[1]
+    down = low[:, 1] > high[:, 1]
+    low[down], high[down] = high[down].copy(), low[down].copy()
+    # an edge crosses the rows whose middle lies from its upper end to before its lower one
+    first = np.clip(np.ceil(low[:, 1] - 0.5), 0, height).astype(int)
+    last = np.clip(np.ceil(high[:, 1] - 0.5), 0, height).astype(int)
+    edges = np.repeat(np.arange(len(low)), last - first)
+    if not edges.size:
+        return
+    rows = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)])
+    slopes = (high[:, 0] - low[:, 0]) / np.where(high[:, 1] > low[:, 1], high[:, 1] - low[:, 1], 1.0)
+    crossings = low[edges, 0] + (rows + 0.5 - low[edges, 1]) * slopes[edges]
+    columns = np.clip(np.ceil(crossings - 0.5), 0, width).astype(int)
+    top, left = rows.min(), columns.min()
+    odd = np.zeros((rows.max() + 1 - top, columns.max() + 1 - left), dtype=bool)
+    np.logical_xor.at(odd, (rows - top, columns - left), True)
+    inside = np.logical_xor.accumulate(odd, axis=1)[:, : width - left]
+    mask[top : top + inside.shape[0], left : left + inside.shape[1]] |= inside
 
 
 def _runs_mask(runs: dict[str, Any], shape: Shape) -> NDArray[np.bool_]:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
 
 from cdiff.data.dataset import components
 from cdiff.data.images import Limits, decode_mask_png
 from cdiff.data.mvtec import pair_places
-from cdiff.data.outlines import packed
+from cdiff.data.outlines import pack
 from cdiff.data.run import safe_name
 
 ANNOTATIONS = "annotations.json"
@@ -48,7 +50,7 @@ class MvtecTree:
 
 
 class CocoTree:
-    """images/CATEGORY-TYPE-NNN.png, and annotations.json with an entry for each target on them, as packed run lengths.
+    """images/CATEGORY/TYPE-NNN.png, and annotations.json with an entry for each target on them, as packed run lengths.
 
     The types are its categories, and their supercategory is the category of cdiff. All targets on a photo are of the pair's type,
     those that its background showed before among them, as in an MVTec tree.
@@ -64,7 +66,7 @@ class CocoTree:
     def add(self, category: str, type: str, photo: bytes, mask: bytes) -> dict[str, str]:
         """As in `Tree`. Raises DataError for a mask that is no PNG."""
         kind = self._kinds.setdefault((category, type), len(self._kinds) + 1)
-        place = f"images/{safe_name(category)}-{safe_name(type)}-{self._numbers[category, type]:03d}.png"
+        place = f"images/{safe_name(category)}/{safe_name(type)}-{self._numbers[category, type]:03d}.png"
         self._numbers[category, type] += 1
         shown = decode_mask_png(mask, self._limits)
         image = {
@@ -74,17 +76,16 @@ class CocoTree:
             "width": shown.shape[1],
         }
         self._images.append(image)
-        for (left, top, right, bottom), shape in components(shown):
-            target = np.zeros_like(shown)
-            target[top:bottom, left:right] = shape
+        for target in _targets(shown):
+            rows, columns = (np.flatnonzero(target.any(axis=axis)) for axis in (1, 0))
             self._annotations.append(
                 {
                     "id": len(self._annotations) + 1,
                     "image_id": image["id"],
                     "category_id": kind,
-                    "segmentation": packed(target),
-                    "area": int(shape.sum()),
-                    "bbox": [left, top, right - left, bottom - top],
+                    "segmentation": {"size": list(target.shape), "counts": pack(target)},
+                    "area": int(target.sum()),
+                    "bbox": [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1],
                     "iscrowd": 0,
                 }
             )
@@ -96,11 +97,23 @@ class CocoTree:
         # products may have types of one name
         several = len({category for category, _ in self._kinds}) > 1
         kinds = [
-            {"id": number, "name": f"{category}-{type}" if several else type, "supercategory": category}
+            {"id": number, "name": f"{category}/{type}" if several else type, "supercategory": category}
             for (category, type), number in self._kinds.items()
         ]
         content = {"images": self._images, "annotations": self._annotations, "categories": kinds}
         _write(self._out / ANNOTATIONS, json.dumps(content).encode())
+
+
+def _targets(shown: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """The targets of a mask, each bool [H, W]; specks, which are none of their own, belong to the nearest."""
+    labels = np.zeros(shown.shape, dtype=int)
+    found = components(shown)
+    for number, ((left, top, right, bottom), shape) in enumerate(found):
+        labels[top:bottom, left:right][shape] = number + 1
+    if (shown & (labels == 0)).any():
+        nearest = ndimage.distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+        labels = labels[tuple(nearest)]
+    return [shown & (labels == number + 1) for number in range(len(found))]
 
 
 def _write(path: Path, data: bytes) -> None:

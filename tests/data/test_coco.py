@@ -2,14 +2,19 @@
 
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from actors.shelf import data_key
 from cdiff.config import DataConfig
 from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_source, read_sources
-from cdiff.data.outlines import packed
+from cdiff.data.origin import brought
+from cdiff.data.outlines import pack
+from cdiff.data.s3 import S3Storage
 from cdiff.errors import DataError
 
 CONFIG = DataConfig()
@@ -71,26 +76,79 @@ def test_photos_are_found_wherever_tools_put_the_annotations(tmp_path, trees, fi
     np.testing.assert_array_equal(copy.mask(first), data.mask(first))
 
 
-def test_split_folders_split_though_photos_share_their_names_and_ids(tmp_path, trees):
-    for number, split in enumerate(("train", "valid", "test")):
-        for index in range(3):
-            trees.save(tmp_path / split / f"p{index}.png", trees.photo(10 * number + index))
-        annotated(tmp_path / split / "_annotations.coco.json", [f"p{index}.png" for index in range(3)])
-    samples = read_source(str(tmp_path), CONFIG)
-    splits = {sample.sample_id.split("/")[1]: sample.folder_split for sample in samples}
-    assert splits == {"train": "train", "valid": "validation", "test": "test"}
-    assert len(samples) == 9
+def square(number):
+    """An outline of its own for each file, and its mask."""
+    left = 5 + 10 * number
+    mask = np.zeros((48, 64), dtype=bool)
+    mask[8:16, left : left + 6] = True
+    return [[left, 8, left + 6, 8, left + 6, 16, left, 16]], mask
 
 
-def test_cocos_own_layout_is_read_with_its_splits(tmp_path, trees):
-    for number, split in enumerate(("train2017", "val2017")):
+@pytest.mark.parametrize(
+    ("file", "photos"),
+    [
+        ("{}/_annotations.coco.json", "{}"),
+        ("annotations/instances_{}2017.json", "{}2017"),
+        ("annotations/instances_{}.json", "images/{}"),
+        ("{}.json", "{}"),
+    ],
+)
+def test_split_folders_split_though_photos_share_their_names_and_ids(tmp_path, trees, file, photos):
+    words = {"train": "train", "val": "validation", "test": "test"}
+    for number, split in enumerate(words):
         for index in range(3):
-            trees.save(tmp_path / split / f"{index:012}.jpg", trees.photo(10 * number + index))
-        names = [f"{index:012}.jpg" for index in range(3)]
-        annotated(tmp_path / "annotations" / f"instances_{split}.json", names)
-    samples = read_source(str(tmp_path), CONFIG)
-    assert sorted(sample.folder_split for sample in samples) == ["train"] * 3 + ["validation"] * 3
-    assert all(sample.image.split("/")[-2].startswith(sample.folder_split[:3]) for sample in samples)
+            trees.save(tmp_path / photos.format(split) / f"p{index}.png", trees.photo(10 * number + index))
+        names = [f"p{index}.png" for index in range(3)]
+        annotated(tmp_path / file.format(split), names, segmentation=square(number)[0])
+    data = Dataset(read_source(str(tmp_path), CONFIG), CONFIG)
+    assert len(data) == 9
+    for number, split in enumerate(words):
+        own = [sample for sample in data.samples if f"/{photos.format(split)}/" in f"/{sample.sample_id}"]
+        assert [sample.folder_split for sample in own] == [words[split]] * 3
+        np.testing.assert_array_equal(data.mask(own[0].sample_id), square(number)[1])
+
+
+def test_split_folders_of_photos_split_what_one_file_covers(tmp_path, trees):
+    names = [f"{split}/{index}.png" for split in ("train", "valid", "test") for index in range(2)]
+    for number, name in enumerate(names):
+        trees.save(tmp_path / "images" / name, trees.photo(number))
+    annotated(tmp_path / "annotations.json", names)
+    splits = [sample.folder_split for sample in read_source(str(tmp_path), CONFIG)]
+    assert sorted(splits) == sorted(["train", "validation", "test"] * 2)
+
+
+def test_a_photo_in_another_splits_folder_than_its_file_is_refused(tmp_path, trees):
+    trees.save(tmp_path / "test" / "a.png", trees.photo(0))
+    annotated(tmp_path / "annotations" / "train.json", ["test/a.png"])
+    with pytest.raises(DataError, match="test or train"):
+        read_source(str(tmp_path), CONFIG)
+
+
+def test_exports_side_by_side_keep_their_own_photos(tmp_path, trees):
+    for number, task in enumerate(("task1", "task2")):
+        trees.save(tmp_path / task / "images" / "default" / "frame.png", trees.photo(number))
+        path = tmp_path / task / "annotations" / "instances_default.json"
+        annotated(path, ["frame.png"], segmentation=square(number)[0])
+    data = Dataset(read_source(str(tmp_path), CONFIG), CONFIG)
+    for number, sample in enumerate(data.samples):
+        np.testing.assert_array_equal(data.mask(sample.sample_id), square(number)[1])
+
+
+def test_names_of_another_machine_are_found_by_their_last_folder(tmp_path, trees):
+    for number, side in enumerate(("left", "right")):
+        trees.save(tmp_path / side / "a.png", trees.photo(number))
+    annotated(tmp_path / "all.json", ["/data/left/a.png", "/data/right/a.png"])
+    types = {sample.sample_id.split("/")[1]: sample.types for sample in read_source(str(tmp_path), CONFIG)}
+    assert types == {"left": ("crack",), "right": ("hole",)}
+
+
+@pytest.mark.parametrize(("file", "name"), [("left/x.json", "a.png"), ("x.json", "left/a.png")])
+def test_another_folders_photo_of_that_name_takes_no_ones_place(tmp_path, trees, file, name):
+    trees.save(tmp_path / "left" / "b.png", trees.photo(0))
+    trees.save(tmp_path / "right" / "a.png", trees.photo(1))
+    annotated(tmp_path / file, [name])
+    with pytest.raises(DataError, match="not there"):
+        read_source(str(tmp_path), CONFIG)
 
 
 def test_categories_may_overlap_and_share_a_photo(tmp_path, trees):
@@ -100,7 +158,12 @@ def test_categories_may_overlap_and_share_a_photo(tmp_path, trees):
 
     def also(content):
         content["annotations"].append(
-            {"id": 9, "image_id": 0, "category_id": 2, "segmentation": packed(mask)}
+            {
+                "id": 9,
+                "image_id": 0,
+                "category_id": 2,
+                "segmentation": {"size": [48, 64], "counts": pack(mask)},
+            }
         )
 
     edited(path, also)
@@ -139,8 +202,8 @@ def _drop_outline(content):
     content["annotations"][0]["segmentation"] = []
 
 
-def _other_category(content):
-    content["annotations"][0]["category_id"] = 7
+def _stray(content):
+    content["annotations"][1]["image_id"] = 99
 
 
 def _sliver(content):
@@ -154,11 +217,10 @@ def _two_points(content):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_drop_photo, "gone.png of .* not there|not there"),
+        (_drop_photo, "not there.*\n.*gone.png of "),
         (_drop_outline, "have no outline"),
-        (_other_category, "category 7"),
         (_sliver, "hold no pixel"),
-        (_two_points, "fewer than three points"),
+        (_two_points, "hold no pixel"),
     ],
 )
 def test_a_photo_that_cannot_be_used_is_named_and_may_be_left_out(tmp_path, trees, change, said):
@@ -174,15 +236,7 @@ def test_a_photo_that_cannot_be_used_is_named_and_may_be_left_out(tmp_path, tree
 def test_outlines_for_another_size_are_refused_by_name(tmp_path, trees):
     trees.save(tmp_path / "a.png", trees.photo(0))
     annotated(tmp_path / "annotations.json", ["a.png"], size=(64, 48))
-    with pytest.raises(DataError, match=r"a.png \(64 x 48, outlines for 48 x 64\)"):
-        read_source(str(tmp_path), CONFIG)
-
-
-def test_a_photo_that_two_files_list_is_refused(tmp_path, trees):
-    trees.save(tmp_path / "images" / "a.png", trees.photo(0))
-    for name in ("instances.json", "keypoints.json"):
-        annotated(tmp_path / "annotations" / name, ["a.png"])
-    with pytest.raises(DataError, match=r"listed twice, by .*instances.json and .*keypoints.json"):
+    with pytest.raises(DataError, match=r"a.png of .*: outlines for 48 x 64, and the photo has 64 x 48"):
         read_source(str(tmp_path), CONFIG)
 
 
@@ -202,18 +256,108 @@ def test_a_file_that_breaks_off_is_refused_and_not_passed_over(tmp_path, trees):
         read_source(str(tmp_path), CONFIG)
 
 
-def test_images_without_a_size_are_refused_with_what_is_wanted(tmp_path, trees):
-    trees.save(tmp_path / "a.png", trees.photo(0))
-    path = annotated(tmp_path / "annotations.json", ["a.png"])
-    edited(path, lambda content: content["images"][0].pop("width"))
-    with pytest.raises(DataError, match="file_name, width and height"):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content["images"][1].update(id=0), "two images have the id 0"),
+        (lambda content: content["categories"][1].update(id=1), "two categories have the id 1"),
+        (lambda content: content["annotations"][0].update(category_id=7), "'7'"),
+        (lambda content: content["annotations"][0].update(category_id=[1]), "is no id"),
+        (lambda content: content["images"][0].pop("file_name"), "file_name"),
+        (lambda content: content["categories"][0].update(name=" "), "has no name"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(tmp_path, trees, change, said):
+    for index in range(2):
+        trees.save(tmp_path / f"p{index}.png", trees.photo(index))
+    edited(annotated(tmp_path / "annotations.json", ["p0.png", "p1.png"]), change)
+    with pytest.raises(DataError, match=said):
+        read_source(str(tmp_path), DataConfig(skip_unpaired=True))
+
+
+def test_annotations_of_photos_that_are_not_listed_are_told_and_no_photo_becomes_a_normal_by_them(
+    tmp_path, trees
+):
+    trees.save(tmp_path / "p0.png", trees.photo(0))
+    trees.save(tmp_path / "p1.png", trees.photo(1))
+    edited(annotated(tmp_path / "annotations.json", ["p0.png", "p1.png"]), _stray)
+    with pytest.raises(DataError, match="image 99, which"):
         read_source(str(tmp_path), CONFIG)
 
 
-def test_what_changes_in_the_middle_of_a_run_is_told(tmp_path, trees):
+def test_ids_may_have_a_point_or_be_text_and_sizes_may_be_left_out(tmp_path, trees):
+    trees.save(tmp_path / "a.png", trees.photo(0))
+    path = annotated(tmp_path / "annotations.json", ["a.png"], categories=(3, "hole"))
+
+    def loosely(content):
+        content["annotations"][0].update(image_id=0.0, category_id="1")
+        content["images"][0].pop("width")
+
+    edited(path, loosely)
+    data = Dataset(read_source(str(tmp_path), CONFIG), CONFIG)
+    assert data.samples[0].types == ("3",)
+    np.testing.assert_array_equal(data.mask(data.samples[0].sample_id), trees.blob() > 0)
+
+
+def test_masks_are_read_as_before_where_a_stray_json_lies_beside_them(tmp_path, trees, caplog):
+    trees.pairs(tmp_path / "gut" / "images", tmp_path / "gut" / "masks", 2)
+    before = read_source(str(tmp_path / "gut"), CONFIG)
+    annotated(tmp_path / "gut" / "old.json", ["p0.png", "p1.png"])
+    (tmp_path / "gut" / "lines.json").write_text('{"images": 1}\n{"annotations": 1, "categories": 2}\n')
+    (tmp_path / "gut" / "folder.json").mkdir()
+    assert read_source(str(tmp_path / "gut"), CONFIG) == before
+    assert "has masks, which are read" in caplog.text and "old.json" in caplog.text
+
+
+def test_boxes_alone_are_no_masks_and_a_blind_test_file_makes_no_normals(tmp_path, trees, caplog):
+    for split in ("train", "test"):
+        for index in range(2):
+            trees.save(tmp_path / split / f"p{index}.png", trees.photo(index + 10 * (split == "test")))
+        annotated(tmp_path / split / "coco.json", ["p0.png", "p1.png"])
+    edited(tmp_path / "test" / "coco.json", lambda content: content["annotations"].clear())
+    assert {sample.folder_split for sample in read_source(str(tmp_path), CONFIG)} == {"train"}
+    assert "outlines no target" in caplog.text and "left out" in caplog.text
+
+
+def test_cocos_lists_of_key_points_are_passed_over_beside_others(tmp_path, trees):
+    trees.save(tmp_path / "images" / "a.png", trees.photo(0))
+    for name in ("instances.json", "person_keypoints.json"):
+        annotated(tmp_path / "annotations" / name, ["a.png"])
+    with pytest.raises(DataError, match="listed twice"):
+        read_source(str(tmp_path), CONFIG)
+    people = tmp_path / "annotations" / "person_keypoints.json"
+    edited(people, lambda content: content["categories"][0].update(keypoints=["nose"]))
+    assert len(read_source(str(tmp_path), CONFIG)) == 1
+
+
+def test_a_turned_photo_with_outlines_for_its_stored_size_is_refused_by_name(tmp_path, trees):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    trees.save(tmp_path / "a.jpg", trees.photo(0), exif=exif)
+    annotated(tmp_path / "annotations.json", ["a.jpg"])
+    with pytest.raises(DataError, match=r"outlines for 64 x 48, and the photo has 48 x 64.*EXIF"):
+        read_source(str(tmp_path), CONFIG)
+
+
+def test_outlines_travel_with_their_samples(tmp_path, trees):
+    """Whatever becomes of the file, a run goes on with the outlines that it began with."""
     trees.save(tmp_path / "a.png", trees.photo(0))
     path = annotated(tmp_path / "annotations.json", ["a.png"])
     data = Dataset(read_source(str(tmp_path), CONFIG), CONFIG)
-    edited(path, lambda content: content["annotations"].clear())
-    with pytest.raises(DataError, match="cannot be read any more"):
-        data.mask(data.samples[0].sample_id)
+    key = data_key(data, [data.samples[0].sample_id])
+    edited(path, lambda content: content["annotations"][0].update(segmentation=square(2)[0]))
+    np.testing.assert_array_equal(data.mask(data.samples[0].sample_id), trees.blob() > 0)
+    corrected = Dataset(read_source(str(tmp_path), CONFIG), CONFIG)
+    assert data_key(corrected, [data.samples[0].sample_id]) != key
+
+
+def test_photos_and_annotations_may_lie_in_a_bucket(tmp_path, trees, bucket, monkeypatch):
+    monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "cache"))
+    trees.save(tmp_path / "photos" / "a.png", trees.photo(0))
+    annotated(tmp_path / "photos" / "annotations.json", ["a.png"])
+    storage = S3Storage("cdiff", "coco", names=re.compile(r"[^/].*"))
+    for name in ("a.png", "annotations.json"):
+        storage.write(name, (tmp_path / "photos" / name).read_bytes())
+    folders, origins = brought([f"{bucket}/coco"])
+    data = Dataset(read_sources(folders, None, CONFIG), CONFIG, origins)
+    assert data.samples[0].types == ("crack",)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from pycocotools import mask as reference
+from skimage.draw import polygon
 
-from cdiff.data.outlines import outline_mask, packed
+from cdiff.data.outlines import outline_mask, pack, unpack
 
 
 def masks(count: int):
@@ -16,16 +17,16 @@ def masks(count: int):
 
 def test_packed_run_lengths_equal_cocos_own_and_come_back():
     for mask in masks(200):
-        own = packed(mask)
+        counts = pack(mask)
         theirs = reference.encode(np.asfortranarray(mask.astype(np.uint8)))
-        assert own == {"size": theirs["size"], "counts": theirs["counts"].decode()}
-        np.testing.assert_array_equal(outline_mask(own, mask.shape), mask)
+        assert counts == theirs["counts"].decode()
+        np.testing.assert_array_equal(unpack(counts, mask.shape), mask)
 
 
 def test_long_runs_of_large_photos_come_back():
     mask = np.zeros((3000, 2000), dtype=bool)
     mask[17:2900, 40:1999] = True
-    np.testing.assert_array_equal(outline_mask(packed(mask), mask.shape), mask)
+    np.testing.assert_array_equal(unpack(pack(mask), mask.shape), mask)
 
 
 def test_plain_run_lengths_go_down_the_columns():
@@ -49,6 +50,23 @@ def test_polygons_agree_with_cocos_own_but_for_their_rims():
         assert (ours & theirs).sum() > 0.95 * (ours | theirs).sum()
 
 
+def test_any_polygon_is_filled_as_scikit_image_does():
+    rng = np.random.default_rng(2)
+    for _ in range(100):
+        x, y = rng.uniform(-20, 90, (2, rng.integers(3, 15)))  # crossing themselves, sticking out
+        expected = np.zeros((70, 60), dtype=bool)
+        expected[polygon(y - 0.5, x - 0.5, expected.shape)] = True
+        ours = outline_mask([np.stack([x, y], axis=1).ravel().tolist()], expected.shape)
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_a_polygon_need_not_stand_in_a_list_and_one_without_area_holds_nothing():
+    square = [1, 1, 4, 1, 4, 3, 1, 3]
+    np.testing.assert_array_equal(outline_mask(square, (5, 6)), outline_mask([square], (5, 6)))
+    np.testing.assert_array_equal(outline_mask([square, [1, 1, 5, 5]], (5, 6)), outline_mask(square, (5, 6)))
+    assert not outline_mask([[1, 1, 4, 1]], (5, 6)).any()
+
+
 def test_several_polygons_are_one_target():
     mask = outline_mask([[0, 0, 2, 0, 2, 2, 0, 2], [3, 3, 5, 3, 5, 5, 3, 5]], (6, 6))
     assert mask.sum() == 8
@@ -57,9 +75,10 @@ def test_several_polygons_are_one_target():
 @pytest.mark.parametrize(
     ("segmentation", "said"),
     [
-        ([[1, 1, 4, 1]], "fewer than three points"),
+        ([[1, 1, 4, 1, 4]], "pairs of numbers"),
+        ([[0.2, 0.2, 0.8, 0.2, 0.8, 0.8]], "between 0 and 1"),
         ([[1, 1, 4, 1, 4, "x"]], "no list of numbers"),
-        ([[1, 1, 4, 1, 4, float("nan")]], "no list of numbers"),
+        ([[1, 1, 4, 1, 4, float("nan")]], "no list of pairs"),
         ([[1, 1, 4, 1, 4, 1e9]], "far off"),
         ("1 1 4 1", "neither"),
         ([], "neither"),

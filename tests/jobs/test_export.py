@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from pycocotools.coco import COCO
 
 from cdiff.config import Config
 from cdiff.config_file import dump_config
+from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_source
-from cdiff.data.images import encode_png
+from cdiff.data.images import Limits, encode_png
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import Run, ShardRow, create_run, shard_name, write_shard
+from cdiff.data.trees import CocoTree
 from cdiff.data.verdicts import Verdict, write_verdict
 from cdiff.types import (
     Assignment,
@@ -158,7 +161,22 @@ def test_coco_readers_take_the_export_with_every_target(finished, tmp_path):
         left, top, right, bottom = Image.fromarray(mask).getbbox() or (0, 0, 0, 0)
         assert (target["area"], target["bbox"]) == (mask.sum(), [left, top, right - left, bottom - top])
     samples = read_source(str(out), Config().data)
-    assert sorted(sample.types for sample in samples) == [("..-scratch",), ("pit",), ("pit",)]
+    assert sorted(sample.types for sample in samples) == [(".._scratch",), ("pit",), ("pit",)]
+
+
+def test_products_with_types_of_one_name_and_specks_survive_in_coco(tmp_path):
+    tree = CocoTree(tmp_path, Limits(10**6, 10**6))
+    mask = np.zeros((40, 50), dtype=np.uint8)
+    mask[3:9, 4:12] = mask[30:36, 30:44] = mask[20, 40] = 255  # two targets, and a speck that is none
+    shown = encode_png(mask, "L")
+    for category, kind in (("metal", "nut-scratch"), ("metal-nut", "scratch"), ("bolt", "scratch")):
+        tree.add(category, kind, shown, shown)
+    tree.close()
+    assert len(list(tmp_path.rglob("*.png"))) == 3
+    data = Dataset(read_source(str(tmp_path), Config().data), Config().data)
+    assert len({sample.types for sample in data.samples}) == 3
+    assert all((data.mask(sample.sample_id) == (mask > 0)).all() for sample in data.samples)
+    assert len(json.loads((tmp_path / "annotations.json").read_text())["annotations"]) == 6
 
 
 def test_provenance_names_every_file_and_how_it_was_made(finished, tmp_path):
