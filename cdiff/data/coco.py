@@ -24,10 +24,10 @@ import numpy as np
 
 from cdiff.config import DataConfig
 from cdiff.data.assembly import Entry, in_parallel, walk
+from cdiff.data.coco_places import Places
 from cdiff.data.folders import split_of
 from cdiff.data.images import EXTENSIONS, Limits, read_size
 from cdiff.data.outlines import Shape, outline_mask, pack
-from cdiff.data.placing import Places
 from cdiff.errors import DataError, offenders
 from cdiff.types import MaskFile
 
