@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -124,7 +124,7 @@ class Crew(Staff):
         found = ledger.milestone(name)
         if found is not None and found.get("made_of") == made_of:  # a restarted round may have kept others
             return from_json(Assessed, found["assessed"])
-        fitted = self._fit(name, pairs, self.config.downstream.steps, self.base(ledger), mix=mix)
+        fitted = self._fit(ledger, name, pairs, self.config.downstream.steps, self.base(ledger), mix=mix)
         evaluation = self.evaluate(fitted.revision, self.validation, None)
         assessed = Assessed(
             fitted.revision,
@@ -318,20 +318,32 @@ class Crew(Staff):
             return ""
         found = ledger.milestone("base")
         if found is None:
-            fitted = self._fit("base", [], steps, "", base=True)
+            fitted = self._fit(ledger, "base", [], steps, "", base=True)
             ledger.record("base", revision=fitted.revision, seconds=fitted.seconds)
             return fitted.revision
         return str(found["revision"])
 
     def _fit(
-        self, name: str, pairs: Sequence[Pair], steps: int, start: str, base: bool = False, mix: float = 0.0
+        self,
+        ledger: Ledger,
+        name: str,
+        pairs: Sequence[Pair],
+        steps: int,
+        start: str,
+        base: bool = False,
+        mix: float = 0.0,
     ) -> Fit:
         request = FitRequest(tuple(self.train), steps, self._seed(), start, tuple(pairs), base=base, mix=mix)
+        several = self.config.train.workers > 1 and self.config.train.segmenters
+        # By several workers it is noted at once: there may be no room for the actors that come back.
+        noted = f"{name}:{content_hash([astuple(replace(request, pairs=())), [p.task_id for p in pairs]])}"
+        if several and (found := ledger.milestone(noted)) is not None:
+            return from_json(Fit, found["fit"])
         with self._bar(f"fitting {name}") as watch:
-            if self.config.train.workers > 1 and self.config.train.segmenters:
-                crops = crops_of(self.config.downstream, base)
-                return self.together(math.gcd(*crops), partial(fitted, request=request), watch)
-            return self.downstream.call("fit", request, watch=watch)
+            if not several:
+                return self.downstream.call("fit", request, watch=watch)
+            crops, work = crops_of(self.config.downstream, base), partial(fitted, request=request)
+            return self.together(math.gcd(*crops), work, watch, lambda fit: ledger.record(noted, fit=fit))
 
     def _seed(self) -> int:
         return self.config.downstream.seed + self.config.seed

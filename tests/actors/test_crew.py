@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from actors.crew import Crew
+from actors.downstream import Fit
 from cdiff.config_file import build_config, dump_config
 from cdiff.data.ledger import Ledger
+from cdiff.data.retention import needed
 from cdiff.data.splits import make_splits
 from cdiff.data.store import create_run
 from cdiff.errors import ActorError, ResourceError
@@ -103,4 +105,31 @@ def test_a_finished_training_is_noted_before_room_is_asked_for(crew, monkeypatch
         crew.prepare(ledger)
     assert crew.generators.asked == 0
     assert not state.exists()
+    ledger.close()
+
+
+def test_a_fit_by_several_workers_is_noted_before_room_is_asked_for(crew, monkeypatch) -> None:
+    several = {"train": {"workers": 2, "segmenters": True}, "downstream": {"base_steps": 3, "steps": 3}}
+    crew.config = build_config({**crew.config.model_dump(), **several})
+    ledger, crew.shared, crew._local, crew._grown = Ledger(crew.run), None, True, False
+    fits: list[str] = []
+
+    def train(*_: Any) -> Fit:
+        fits.append(f"segmenter-{len(fits)}")
+        return Fit(fits[-1], (0.5,), 1.0)
+
+    def no_room() -> None:
+        raise ResourceError("others have the places")
+
+    monkeypatch.setattr("actors.staff.train_together", train)
+    monkeypatch.setattr(crew, "rest", lambda: None)
+    monkeypatch.setattr(crew, "wake", no_room)
+    for _ in range(2):
+        with pytest.raises(ResourceError):  # the base's, then real-only's
+            crew.assess(ledger, "real_only", pairs=[])
+    crew.downstream = Actors(None, lives=0)
+    with pytest.raises(ActorError):  # of the evaluation, which comes next
+        crew.assess(ledger, "real_only", pairs=[])
+    assert fits == ["segmenter-0", "segmenter-1"]
+    assert set(fits) <= needed(ledger)
     ledger.close()
