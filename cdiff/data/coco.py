@@ -50,8 +50,8 @@ class _Photo:
         return f"{self.name} of {self.file}"
 
 
-def annotation_files(source: Path) -> dict[Path, dict[str, Any]]:
-    """COCO annotation files with outlines under a folder, and their content.
+def annotation_files(source: Path, config: DataConfig) -> dict[Path, dict[str, Any]]:
+    """COCO annotation files with outlines under a folder, and their content; those above `data.max_bytes` are passed over.
 
     Raises:
         DataError: one that breaks off, or cannot be read.
@@ -61,7 +61,7 @@ def annotation_files(source: Path) -> dict[Path, dict[str, Any]]:
         stems = {image.stem for image in images}
         for path in sorted(folder.glob("[!.]*.json")):
             # labelling tools also write one file per photo, in other notations
-            content = _content(path) if path.is_file() and path.stem not in stems else None
+            content = _content(path, config) if path.is_file() and path.stem not in stems else None
             if content is None:
                 continue
             if any(isinstance(a, dict) and a.get("segmentation") for a in content["annotations"]):
@@ -114,9 +114,12 @@ def list_annotated(
     return entries
 
 
-def _content(path: Path) -> dict[str, Any] | None:
+def _content(path: Path, config: DataConfig) -> dict[str, Any] | None:
     """What an annotation file holds; None for other JSON."""
     try:
+        if path.stat().st_size > config.max_bytes:
+            log.warning("%s is passed over: larger than %d bytes (`data.max_bytes`)", path, config.max_bytes)
+            return None
         data = path.read_bytes()
         text = data.decode(json.detect_encoding(data), errors="replace")
         if not all(f'"{name}"' in text for name in _LISTS):

@@ -72,7 +72,7 @@ def _read(path: Path, config: DataConfig, taken: set[str] | None = None) -> dict
         what = "is a file" if source.exists() else "does not exist"
         raise DataError(f"{path} {what}. Give the folder that holds the photos and masks.")
     if is_category(source):
-        if passed := annotation_files(source):
+        if passed := annotation_files(source, config):
             log.warning("%s is read as an MVTec category, without %s", source, ", ".join(map(str, passed)))
         entries = list_category(source, _free(source.name, taken), config)
         return {source: _nonempty(assemble(entries, source, config), source)}
@@ -85,7 +85,7 @@ def _read(path: Path, config: DataConfig, taken: set[str] | None = None) -> dict
         for folder in inner:
             found.update(_read(folder, config, taken))
         return found
-    name, annotated = _free(source.name, taken), annotation_files(source)
+    name, annotated = _free(source.name, taken), annotation_files(source, config)
     if annotated and has_masks(source):
         log.warning(
             "%s has masks, which are read, and %s, which is not", source, ", ".join(map(str, annotated))

@@ -361,3 +361,11 @@ def test_photos_and_annotations_may_lie_in_a_bucket(tmp_path, trees, bucket, mon
     folders, origins = brought([f"{bucket}/coco"])
     data = Dataset(read_sources(folders, None, CONFIG), CONFIG, origins)
     assert data.samples[0].types == ("crack",)
+
+
+def test_files_above_the_cap_are_passed_over_and_said(tmp_path, trees, caplog):
+    trees.save(tmp_path / "a.png", trees.photo(0))
+    edited(annotated(tmp_path / "big.json", ["a.png"]), lambda content: content.update(info="x" * 50_000))
+    with pytest.raises(DataError, match="COCO file"):
+        read_source(str(tmp_path), DataConfig(max_bytes=40_000))
+    assert "big.json is passed over" in caplog.text and "data.max_bytes" in caplog.text
