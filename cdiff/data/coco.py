@@ -69,10 +69,8 @@ def annotation_files(source: Path, config: DataConfig) -> dict[Path, dict[str, A
             else:
                 log.warning("%s is passed over: it outlines no target", path)
     if len(found) > 1:  # the COCO set lists its people twice
-        points = [
-            path for path, content in found.items() if any("keypoints" in c for c in content["categories"])
-        ]
-        found = {path: content for path, content in found.items() if path not in points} or found
+        others = {path: content for path, content in found.items() if not _of_points(content)}
+        found = others or found
     return found
 
 
@@ -135,6 +133,10 @@ def _content(path: Path, config: DataConfig) -> dict[str, Any] | None:
         ) from None
     listed = isinstance(content, dict) and all(isinstance(content.get(name), list) for name in _LISTS)
     return content if listed else None
+
+
+def _of_points(content: dict[str, Any]) -> bool:
+    return any(isinstance(kind, dict) and "keypoints" in kind for kind in content["categories"])
 
 
 def _photos(path: Path, content: dict[str, Any], problems: _Problems) -> Iterable[_Photo]:

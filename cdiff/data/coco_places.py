@@ -10,12 +10,9 @@ from cdiff.data.folders import split_of
 
 
 class Places:
-    """The images under a folder, found by the names that annotation files give them."""
+    """The images under a folder, found by the names that its annotation files give them."""
 
     def __init__(self, source: Path, files: Iterable[Path]) -> None:
-        """Args:
-        files: the annotation files.
-        """
         folders = walk(source)
         self.images = [image for _, images in folders for image in images]
         self._source = source
