@@ -11,8 +11,20 @@ import ray
 from actors.resources import demand_drivers_code
 from cdiff.config import Config
 from cdiff.data.dataset import place_of
-from cdiff.generator.placement import Frame, draw_pose, repaint_pose
-from cdiff.types import Assignment, Attempt, Gain, Knowledge, Outcome, Pair, Pose, Revisions, Sample, Target
+from cdiff.generator.placement import Frame, draw_pose, repaint_pose, room
+from cdiff.types import (
+    Assignment,
+    Attempt,
+    Box,
+    Gain,
+    Knowledge,
+    Outcome,
+    Pair,
+    Pose,
+    Revisions,
+    Sample,
+    Target,
+)
 from cdiff.wasm.budget import Stock, plan, quotas, top_up
 from cdiff.wasm.negatives import alarms_of, negative_quotas, slices_of, stocked
 from cdiff.wasm.pool import plan_pool
@@ -38,7 +50,7 @@ class CoordinatorActor:
         demand_drivers_code()
         self.config, self.targets, self.frames, self.thresholds = config, targets, frames, thresholds
         self.normals = normals
-        self.stock = Stock(targets, backgrounds, groups, self._propose, cut_off)
+        self.stock = Stock(targets, backgrounds, groups, self._propose, cut_off, self._room)
         self.own: dict[str, list[Target]] = {}
         for target in targets.values():
             self.own.setdefault(target.sample_id, []).append(target)
@@ -100,12 +112,19 @@ class CoordinatorActor:
 
     def _propose(self, reference: str, background: str, rng: np.random.Generator) -> Pose:
         """A pose near the target's own place on the object; on its own photo the target is repainted where it is."""
-        target = self.targets.get(reference) or place_of(
-            self.normals[reference.rpartition("@")[0]], reference
-        )
-        margin = self.config.generator.margin
+        target, margin = self._target(reference), self.config.generator.margin
         if background == target.sample_id:
             return repaint_pose(target, margin, rng)
-        occupied = [other.box for other in self.own.get(background, [])]
         frames = self.frames[target.sample_id], self.frames[background]
-        return draw_pose(target, *frames, occupied, self.config.sampling, margin, rng)
+        return draw_pose(target, *frames, self._occupied(background), self.config.sampling, margin, rng)
+
+    def _room(self, reference: str, background: str, pose: Pose) -> float:
+        occupied = self._occupied(background)
+        return room(self._target(reference), pose, self.frames[background], occupied) if occupied else 1.0
+
+    def _occupied(self, background: str) -> list[Box]:
+        return [target.box for target in self.own.get(background, [])]
+
+    def _target(self, reference: str) -> Target:
+        known = self.targets.get(reference)
+        return known or place_of(self.normals[reference.rpartition("@")[0]], reference)

@@ -209,10 +209,10 @@ def draw_pose(
 
     Args:
         reference: frame of the photo that shows the target.
-        occupied: boxes of the background photo's own targets, kept free as far as possible.
+        occupied: boxes of the background photo's own targets, kept free as far as possible (`room`).
         margin: range of crop side / longer side of the target.
         tries: drawn poses, of which the one whose surroundings are object and ground, or light and dark, as the target's
-            own are, and that lies clear of `occupied`, wins: a target at the edge comes to lie at the edge. With
+            own are, and with the most `room` beside `occupied`, wins: a target at the edge comes to lie at the edge. With
             `occupied`, the second half may be smaller than `sampling.scale` says, by `sampling.crowded`.
     """
     shrink = [config.crowded if occupied and number >= tries // 2 else 1.0 for number in range(tries)]
@@ -225,13 +225,31 @@ def draw_pose(
     # All poses at once, [tries, steps, steps]: one by one they took most of the time of a plan (docs/scaling.md).
     there = background.covered(*_laid(drawn, dx, dy))
     unlike = np.abs(there - own).reshape(len(drawn), -1).mean(axis=1)
-    scores = [
-        -float(value) - _overlap(pose, half * pose.scale, occupied)
-        for value, pose in zip(unlike, drawn, strict=True)
-    ]
+    hidden = 1 - _rooms(drawn, target, background, occupied) if occupied else np.zeros(len(drawn))
+    scores = [-float(value) for value in unlike + hidden]
     best = max(scores)
     # The first that is as good as the best: the draw stays close to the real positions' distribution.
     return next(pose for pose, score in zip(drawn, scores, strict=True) if score >= best - 0.02)
+
+
+def room(target: Target, pose: Pose, background: Frame, occupied: Sequence[Box]) -> float:
+    """Share of a laid target that could be seen: on the photo's object, or lit, and beside the photo's own targets, in [0, 1].
+
+    Targets are taken as the ellipses in their boxes: a polyp leaves the corners of its box free.
+    """
+    return float(_rooms([pose], target, background, occupied)[0])
+
+
+def _rooms(poses: Sequence[Pose], target: Target, background: Frame, occupied: Sequence[Box]) -> np.ndarray:
+    left, top, right, bottom = target.box
+    dx, dy = np.meshgrid(_STEPS, _STEPS)
+    disc = dx**2 + dy**2 <= 1
+    x, y = _laid(poses, dx[disc] * (right - left) / 2, dy[disc] * (bottom - top) / 2)
+    free = background.covered(x, y)
+    for left, top, right, bottom in occupied:
+        u, v = (2 * x - left - right) / (right - left), (2 * y - top - bottom) / (bottom - top)
+        free = free * (u**2 + v**2 > 1)
+    return np.asarray(free.mean(axis=1))
 
 
 def _laid(poses: Sequence[Pose], dx: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -281,16 +299,6 @@ def _one_pose(
         elastic=config.elastic,
         margin=float(rng.uniform(*margin)),
     )
-
-
-def _overlap(pose: Pose, half: float, boxes: Sequence[Box]) -> float:
-    """Share of the pose's square that is already occupied, at most 1."""
-    covered = 0.0
-    for left, top, right, bottom in boxes:
-        wide = min(right, pose.x + half) - max(left, pose.x - half)
-        high = min(bottom, pose.y + half) - max(top, pose.y - half)
-        covered += max(0.0, wide) * max(0.0, high)
-    return min(1.0, covered / max(1.0, (2 * half) ** 2))
 
 
 def _centre(box: Box) -> tuple[float, float]:

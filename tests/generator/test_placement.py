@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from cdiff.config import SamplingConfig
 from cdiff.generator.paste import warp
-from cdiff.generator.placement import _laid, cut_off, draw_pose, foreground, frame_of, repaint_pose
+from cdiff.generator.placement import _laid, cut_off, draw_pose, foreground, frame_of, repaint_pose, room
 from cdiff.types import Pose, Target
 
 
@@ -109,6 +109,24 @@ def test_a_new_target_keeps_clear_of_the_photos_own_where_there_is_room() -> Non
     clear = [max(abs(p.x - 75), abs(p.y - 75)) >= 15 + 15 * p.scale for p in poses]
     assert np.mean(clear) > 0.8
     assert np.median([p.scale for p in poses]) > 0.9  # there is room at full size
+
+
+def test_room_is_what_is_lit_and_not_covered_by_the_photos_own_targets() -> None:
+    image = np.random.default_rng(0).integers(60, 200, (120, 120, 3)).astype(np.uint8)
+    image[:, :40] = 0  # a black frame
+    frame = frame_of(image)
+    target = Target("a#0", "a", "tissue", "polyp", "g", (60, 60, 90, 80), 400)
+
+    def at(x: float, y: float, *occupied: tuple[int, int, int, int]) -> float:
+        pose = Pose(x, y, angle=0.0, scale=1.0, flip=False, elastic=0.0, margin=1.5)
+        return room(target, pose, frame, list(occupied))
+
+    assert at(80, 60) > 0.98
+    assert at(40, 60) == pytest.approx(0.5, abs=0.1), "half of it lies on the frame"
+    assert at(15, 60) < 0.02
+    assert at(80, 60, (50, 30, 110, 90)) == 0, "the photo's own target hides it"
+    assert at(80, 60, (65, 50, 95, 70)) < 0.02, "an own one of its size and place does"
+    assert at(80, 40, (50, 60, 110, 110)) > 0.98
 
 
 def test_where_there_is_no_room_beside_the_photos_own_a_new_target_is_smaller() -> None:

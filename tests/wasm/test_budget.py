@@ -165,6 +165,34 @@ def test_without_normals_the_background_is_another_object_or_the_own_photo_repai
         assert low <= own / len(tasks) <= high
 
 
+def test_photos_without_room_are_passed_over_and_serve_smaller_targets() -> None:
+    """A polyp on a photo that another one fills is hidden: nothing would be painted, and its task is lost."""
+    photos = [t.sample_id for t in TARGETS.values()]
+    full = set(photos[::2])
+
+    def room(reference: str, background: str, pose: Pose) -> float:
+        return 0.2 if background in full and "/crack/" in reference else 1.0
+
+    tight = dataclasses.replace(stock({"tile": photos}), room=room)
+    settings = config("wasm.pairs=100", "sampling.repaint=0")
+    tasks = plan(WEAKNESSES, tight, settings, round=0, revisions=REVISIONS)
+    cracks = [a.task.background for a in tasks if "/crack/" in a.task.reference]
+    others = Counter(a.task.background for a in tasks if "/crack/" not in a.task.reference)
+    assert cracks and sum(name in full for name in cracks) <= 0.02 * len(cracks)
+    assert sum(others[name] for name in full) > sum(others.values()) / 3, "they serve those that fit"
+    nowhere = dataclasses.replace(tight, room=lambda *_: 0.2)
+    assert len(plan(WEAKNESSES, nowhere, settings, round=0, revisions=REVISIONS)) == len(tasks)
+
+
+def test_where_there_is_room_everywhere_the_plan_is_as_without_asking() -> None:
+    photos = {"tile": [t.sample_id for t in TARGETS.values()]}
+    settings = config("wasm.pairs=100", "sampling.repaint=0.3")
+    asked = dataclasses.replace(stock(photos), room=lambda *_: 1.0)
+    assert plan(WEAKNESSES, asked, settings, round=0, revisions=REVISIONS) == planned(
+        settings, backgrounds=photos
+    )
+
+
 def test_normals_are_never_repainted() -> None:
     tasks = planned(config("sampling.repaint=1"))
     assert {assignment.task.background for assignment in tasks} <= set(NORMALS["tile"])
