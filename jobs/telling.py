@@ -16,6 +16,7 @@ from cdiff.data.ledger import Ledger
 from cdiff.errors import TrackingError
 from cdiff.tracking import Tracker
 from cdiff.types import Decision, Pair, RoundResult
+from cdiff.wasm.quality import INVALID, STOPPED
 from jobs.grids import grids
 
 if TYPE_CHECKING:
@@ -86,6 +87,27 @@ def _tell(session: Session, result: RoundResult, judged: int) -> None:
         f"{_verdict(decision)}",
         flush=True,
     )
+    for line in stopped_slices(result.counts):
+        print(f"note       {line}", flush=True)
+
+
+def stopped_slices(counts: Sequence[tuple[str, str, int]]) -> list[str]:
+    """A line for each slice that stopped in a round: why, and what was lost with it.
+
+    Args:
+        counts: (slice, verdict, how many), as in `RoundResult`.
+    """
+    lines = []
+    for name in sorted({name for name, verdict, _ in counts if verdict == STOPPED}):
+        own = {verdict: number for slice, verdict, number in counts if slice == name}
+        unused = own.pop(STOPPED)
+        reasons = sorted((number, verdict) for verdict, number in own.items() if verdict in INVALID)[::-1]
+        told = ", ".join(f"{verdict} {number}" for number, verdict in reasons)
+        lines.append(
+            f"{name} stopped: {sum(number for number, _ in reasons)} of {sum(own.values())} were no true pairs ({told}); "
+            f"{unused} more went unused (gate.stop_invalid)"
+        )
+    return lines
 
 
 def _tracked(
