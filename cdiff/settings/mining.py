@@ -174,6 +174,9 @@ class GateConfig(Settings):
         description="Mean absolute difference inside the crop under which a pair repeats another.",
     )
     stop_invalid: float = Field(
-        1 / 3, gt=0, le=1, description="A slice stops when more than this share is invalid ..."
+        0.75,
+        gt=0,
+        le=1,
+        description="A slice stops when more than this share is invalid (of copies of real targets it is up to 0.64) ...",
     )
     stop_after: int = Field(24, ge=1, description="... of at least this many attempts.")

@@ -105,10 +105,11 @@ def validity_reason(measures: Mapping[str, float], key: str, thresholds: Thresho
         return INVALID[1] if measures["area"] < MIN_AREA else ""
     visible = thresholds.bound("visible", key)
     tests = (
-        # A mask over plain texture can differ from its ring by chance: the photo must have changed there, too.
+        # A mask over plain texture can differ from its ring by chance: the photo must have changed there, too. Not as much as its
+        # type stands out, which on a thread is the thread's own doing.
         measures["area"] < MIN_AREA
         or measures["visible"] < visible
-        or measures.get("changed", np.inf) < visible,
+        or measures.get("changed", np.inf) < min(visible, thresholds.bound("visible", "")),
         measures["on_object"] < thresholds.bound("on_object", key) - _OBJECT_SLACK,
         measures["sharpness"] < thresholds.bound("sharpness", key) * _SHARPNESS_SLACK,
         measures.get("label_iou", np.inf) < thresholds.bound("label_iou", key),
