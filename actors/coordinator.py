@@ -25,10 +25,11 @@ from cdiff.types import (
     Sample,
     Target,
 )
-from cdiff.wasm.budget import Stock, plan, quotas, top_up
+from cdiff.wasm.budget import plan, quotas, top_up
+from cdiff.wasm.dealing import Stock
 from cdiff.wasm.negatives import alarms_of, negative_quotas, slices_of, stocked
 from cdiff.wasm.pool import plan_pool
-from cdiff.wasm.quality import Thresholds, judge, shortfall, survival_bounds
+from cdiff.wasm.quality import Thresholds, judge, shortfall, survival_bounds, valid_shares
 from cdiff.wasm.weakness import rank
 
 
@@ -107,6 +108,7 @@ class CoordinatorActor:
             round=number,
             revisions=revisions,
             gains=known.gains,
+            valid=valid_shares(pairs),
         )
         return pairs, more
 

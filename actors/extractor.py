@@ -14,8 +14,8 @@ from cdiff.evaluation.fidelity import by_kind, coverage, kid, standardised
 from cdiff.generator.model import Generator
 from cdiff.generator.placement import Frame, cut_off, frame_of
 from cdiff.types import Attempt
-from cdiff.wasm.budget import recipe_of
 from cdiff.wasm.calibration import calibrate
+from cdiff.wasm.dealing import recipe_of
 from cdiff.wasm.features import pair_features, real_features
 from cdiff.wasm.quality import Thresholds
 

@@ -34,8 +34,8 @@ from cdiff.generator.model import Generator
 from cdiff.generator.placement import cut_off, draw_pose, frame_of, repaint_pose
 from cdiff.generator.training import TRAINING_STATE, train_generator
 from cdiff.types import Attempt, Pose, Revisions, Target, content_hash
-from cdiff.wasm.budget import Stock
 from cdiff.wasm.calibration import calibrate
+from cdiff.wasm.dealing import Stock
 from cdiff.wasm.mining import Miners
 from cdiff.wasm.pool import plan_pool
 from cdiff.wasm.production import produce_shard

@@ -37,7 +37,7 @@ from cdiff.safe.tokens import TokenBank
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
 from cdiff.service.uploads import Upload, WithUploads, upload_of
 from cdiff.types import UPLOAD, Assignment, Box, GenerationTask, Pose, Recipe, Revisions, Sample, Target
-from cdiff.wasm.budget import recipe_of, strengths_of
+from cdiff.wasm.dealing import recipe_of, strengths_of
 from cdiff.wasm.labels import READ_STEPS
 from cdiff.wasm.layout import coverage, noise_of
 from cdiff.wasm.mining import Miners

@@ -13,7 +13,7 @@ from cdiff.data.dataset import Dataset
 from cdiff.generator.model import Generator
 from cdiff.generator.placement import foreground, repaint_pose
 from cdiff.types import GenerationTask, Recipe, Revisions, Strengths
-from cdiff.wasm.budget import recipe_of
+from cdiff.wasm.dealing import recipe_of
 from cdiff.wasm.labels import mask_agreement, not_compared
 from cdiff.wasm.layout import condition_of, coverage, spell_out
 from cdiff.wasm.measures import real_measures

@@ -16,7 +16,8 @@ import numpy as np
 from cdiff.config import Config
 from cdiff.data.dataset import place_of
 from cdiff.types import Alarm, Outcome, Sample, Slice, Target, Weakness
-from cdiff.wasm.budget import Quotas, Stock, largest_remainder
+from cdiff.wasm.budget import Quotas, largest_remainder
+from cdiff.wasm.dealing import Stock
 
 _SURE = 0.5  # score from which an alarm counts
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from cdiff.config import Config
 from cdiff.types import Assignment, Attempt, Pair, Purpose, Revisions, Slice, Target, Weakness
-from cdiff.wasm.budget import Quotas, Stock, band, deal, largest_remainder
+from cdiff.wasm.budget import Quotas, deal, largest_remainder
+from cdiff.wasm.dealing import Stock, band
 from cdiff.wasm.quality import FULL, Thresholds, difficulty_ranks, validity_reasons
 
 

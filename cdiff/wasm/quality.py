@@ -19,7 +19,7 @@ import numpy as np
 from cdiff.config import Config
 from cdiff.data.dataset import MIN_AREA
 from cdiff.types import QUARANTINED, Assignment, Attempt, Outcome, Pair, Purpose
-from cdiff.wasm.budget import band
+from cdiff.wasm.dealing import band
 from cdiff.wasm.duplicates import Earlier
 
 # In order of precedence. All say that the pair is not true; they count towards stopping a slice.
@@ -173,6 +173,16 @@ def shortfall(
         kept[pair.attempt.assignment.slice, pair.attempt.assignment.purpose] += pair.kept
     missing = {key: number - kept[key] for key, number in quotas.items() if key[0] not in stopped}
     return {key: number for key, number in missing.items() if number > 0}
+
+
+def valid_shares(pairs: Iterable[Pair]) -> dict[str, float]:
+    """By slice the share of its judged attempts that were true, whether they were wanted or not."""
+    tried: Counter[str] = Counter()
+    true: Counter[str] = Counter()
+    for pair in pairs:
+        tried[pair.attempt.assignment.slice] += pair.reason != STOPPED
+        true[pair.attempt.assignment.slice] += pair.reason not in (*INVALID, STOPPED)
+    return {name: true[name] / number for name, number in tried.items() if number}
 
 
 def beyond_band(pairs: Iterable[Pair], config: Config) -> dict[str, int]:

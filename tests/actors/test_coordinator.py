@@ -56,8 +56,8 @@ def test_a_slice_that_stopped_is_filled_up_though_no_wave_follows() -> None:
     shell: Any = CoordinatorActor  # the class within; Ray is not needed for it
     coordinator = shell.__ray_metadata__.modified_class(config, {}, {}, {}, {}, set(), thresholds, {})
     known = Knowledge((Weakness(Slice("tile", "crack"), ("a", "b"), 1.0, 0.5, 0.5, 0.5),))
-    attempts = [_attempt(n, valid=n % 4 == 0) for n in range(24)]
+    attempts = [_attempt(n, valid=n % 6 == 0) for n in range(24)]
     about = known, 1, Revisions("", ""), config, [a.assignment for a in attempts], attempts
     pairs, more = coordinator.judge(*about, False)
     assert more == [] and pairs == coordinator.judge(*about, True)[0]
-    assert sum(pair.kept for pair in pairs) == 6
+    assert sum(pair.kept for pair in pairs) == 4

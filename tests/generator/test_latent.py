@@ -16,7 +16,7 @@ from cdiff.generator.states import Condition
 from cdiff.generator.training import train_generator
 from cdiff.types import GenerationTask, Outcome, Pose, Revisions, Strengths
 from cdiff.wasm.adaptation import adapt
-from cdiff.wasm.budget import recipe_of
+from cdiff.wasm.dealing import recipe_of
 from cdiff.wasm.mining import Miners, make_pairs
 from cdiff.wasm.noise import NoiseMiner
 from tests.conftest import write_checkpoint

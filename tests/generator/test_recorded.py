@@ -20,7 +20,7 @@ from cdiff.generator.sampling import Sampler
 from cdiff.generator.states import Condition
 from cdiff.safe.tokens import TokenBank
 from cdiff.types import Revisions
-from cdiff.wasm.budget import recipe_of
+from cdiff.wasm.dealing import recipe_of
 from cdiff.wasm.models import Models
 
 SIDE = 64

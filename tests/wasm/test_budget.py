@@ -9,17 +9,8 @@ import pytest
 from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.types import Gain, Pose, Revisions, Slice, Target, Weakness
-from cdiff.wasm.budget import (
-    Quotas,
-    Stock,
-    band,
-    largest_remainder,
-    plan,
-    quotas,
-    recipe_of,
-    start_strengths,
-    top_up,
-)
+from cdiff.wasm.budget import Quotas, largest_remainder, plan, quotas, start_strengths, top_up
+from cdiff.wasm.dealing import Stock, band, recipe_of
 
 REVISIONS = Revisions("g", "b", "s")
 SIZES = {"crack": (12, 0.5), "stain": (9, 0.97), "chip": (30, 0.1)}  # targets and score by type
@@ -138,6 +129,14 @@ def test_references_of_a_slice_are_used_evenly_across_waves() -> None:
     for weakness in WEAKNESSES:
         times = [used[weakness.slice.name][reference] for reference in weakness.targets]
         assert max(times) - min(times) <= 1
+
+
+def test_slices_of_which_little_is_true_get_more_tasks_for_what_they_lack() -> None:
+    lacking: Quotas = {("tile/crack", "weak"): 10, ("tile/stain", "weak"): 10, ("tile/chip", "weak"): 10}
+    valid = {"tile/crack": 0.4, "tile/stain": 0.9, "tile/chip": 0.0}
+    settings = config("wasm.pairs=60")
+    more = top_up([], lacking, WEAKNESSES, stock(), settings, round=0, revisions=REVISIONS, valid=valid)
+    assert Counter(a.slice for a in more) == {"tile/crack": 30, "tile/stain": 15, "tile/chip": 60}
 
 
 def test_nothing_lacking_means_no_further_wave() -> None:

@@ -8,7 +8,8 @@ import pytest
 from cdiff.config_file import load_config
 from cdiff.downstream.scoring import outcomes_of
 from cdiff.types import GenerationTask, Pose, Recipe, Revisions, Strengths
-from cdiff.wasm.budget import Stock, plan
+from cdiff.wasm.budget import plan
+from cdiff.wasm.dealing import Stock
 from cdiff.wasm.mining import make_pairs
 from cdiff.wasm.negatives import alarms_of, negative_quotas, slices_of, stocked
 from cdiff.wasm.pool import types_of

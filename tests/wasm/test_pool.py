@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from cdiff.types import Attempt, Pose, Revisions, Slice, Target
-from cdiff.wasm.budget import Quotas, Stock, quotas
+from cdiff.wasm.budget import Quotas, quotas
+from cdiff.wasm.dealing import Stock
 from cdiff.wasm.pool import chosen, plan_pool, started, types_of, undirected_quotas
 from cdiff.wasm.quality import Thresholds
 

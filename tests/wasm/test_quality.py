@@ -22,6 +22,7 @@ from cdiff.wasm.quality import (
     judge,
     shortfall,
     thresholds,
+    valid_shares,
     validity_reason,
 )
 
@@ -292,6 +293,7 @@ def test_a_slice_of_which_half_is_true_goes_on() -> None:
     wanted: dict[Key, int] = {("tile/crack", "uniform"): 40}
     pairs = judge(half, wanted, LIMITS, CONFIG, last=False)
     assert sum(pair.kept for pair in pairs) == 30
+    assert valid_shares(pairs) == {"tile/crack": 0.5}
     assert shortfall(pairs, wanted, CONFIG) == {("tile/crack", "uniform"): 10}
 
 
