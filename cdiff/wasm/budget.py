@@ -210,7 +210,8 @@ def _oversampled(
     valid: Mapping[str, float] = MappingProxyType({}),
 ) -> Quotas:
     def tasks(name: str, number: int) -> int:
-        factor = max(config.wasm.oversample, _SPARE / max(valid.get(name, 1.0), _FEWEST))
+        reckoned = _SPARE / max(valid[name], _FEWEST) if name in valid else 1.0
+        factor = max(config.wasm.oversample, reckoned)
         # The epsilon: 1.1 * 10 is 11.000000000000002, and no twelfth task.
         return math.ceil(factor * number - 1e-9)
 
