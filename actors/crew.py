@@ -153,6 +153,10 @@ class Crew(Staff):
         gain = candidate.scores["pixel_ap"] - best.scores["pixel_ap"]
         return self.downstream.call("decide", *revisions, list(self.validation), gain, seed)
 
+    def ahead(self, model: str, rival: str, sample_ids: Sequence[str], gain: float) -> Decision:
+        """How far a segmenter is ahead of another on some photos: pixel AP, with an interval over their source objects."""
+        return self.downstream.call("decide", model, rival, rival, list(sample_ids), gain, self.config.seed)
+
     def outcomes(self, ledger: Ledger, pairs: Sequence[Pair]) -> list[Outcome]:
         """Outcomes of all training photos under models that saw neither them nor pairs made from their groups."""
         made_of = content_hash(sorted(pair.task_id for pair in pairs))

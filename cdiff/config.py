@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from cdiff.settings.base import Settings
@@ -31,6 +33,11 @@ class Config(Settings):
 
     seed: int = Field(0, ge=0, description="Seed of the run: fits, plans and pairs.")
     rounds: int = Field(2, ge=1, description="Rounds of rank, plan, generate, gate, fit, commit.")
+    control: Literal["copy_paste", "none"] = Field(
+        "copy_paste",
+        description="Rival in the report beside real photos alone: a fit with as many pasted copies of real targets as the kept model "
+        "has pairs.",
+    )
     data: DataConfig = DataConfig()
     safe: SafeConfig = SafeConfig()
     generator: GeneratorConfig = GeneratorConfig()

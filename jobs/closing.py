@@ -1,15 +1,19 @@
-"""The end of a loop: the test split, read once, and the report."""
+"""The end of a loop: a rival for its pairs, the test split, read once, and the report; this one after each round as well, as far as it goes."""
 
 from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from actors.crew import Assessed, Crew
+from actors.downstream import Evaluation
 from actors.resources import code_hash
+from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
 from cdiff.evaluation.pictures import (
     PAIR_HEADER,
@@ -19,13 +23,17 @@ from cdiff.evaluation.pictures import (
 )
 from cdiff.evaluation.report import Picture, ReportContent, write_report
 from cdiff.tracking import Tracker
-from cdiff.wasm.quality import INVALID, STOPPED
+from cdiff.types import Revisions
+from cdiff.wasm.pool import types_of, undirected_quotas
+from cdiff.wasm.quality import INVALID, STOPPED, Thresholds
 from jobs.grids import grids
+from jobs.quality_pool import Pools, Wanted, copying
 from jobs.telling import log_missed
 
 if TYPE_CHECKING:
     from jobs.session import Session
 
+PAGE = "report.html"
 _PREDICTIONS = 4  # best and worst ones
 _SIDE = 128
 
@@ -35,7 +43,6 @@ def close(
 ) -> None:
     """Read the test split for the first and only time, then report. A run that is closed reports again from the ledger; one that
     was asked for more rounds afterwards reads it again, and says so."""
-    test = session.manifest.ids("test")
     finished = ledger.closing()
     if finished is None:
         if ledger.last("finished"):
@@ -43,32 +50,77 @@ def close(
                 "note       the test split was read before these rounds: what was chosen since is no clean test",
                 flush=True,
             )
-        before = crew.evaluate(real_only.revision, test, real_only.threshold)
-        same = best.revision == real_only.revision
-        after = before if same else crew.evaluate(best.revision, test, best.threshold)
-        ledger.append(
-            "finished",
-            test_reads=1 + len([event for event in ledger.events() if event["kind"] == "finished"]),
-            test={"real_only": before.scores, "loop": after.scores},
-            dice=after.dice,
-            pairs=len(ledger.kept_pairs(until=ledger.best_round())),
-            pairs_accepted=len(ledger.kept_pairs()),
-            valid_share=_valid_share(ledger),
-            accepted_rounds=[result.round for result in ledger.rounds() if result.decision.accepted],
-            best_round=ledger.best_round(),
-            seconds=_seconds(ledger, real_only),
-            peak_memory_gb=peak_memory_gb(),
-            code=code_hash(),
-        )
+        rivals = {"real_only": real_only} | rival(crew, ledger)
+        ledger.append("finished", **_tested(session, crew, rivals, best), **_told(ledger, real_only))
         finished = ledger.closing() or {}
-    path = write_report(
-        session.run.report_dir / "report.html", _content(session, crew, ledger, finished, real_only, best)
-    )
+    content = _content(session, ledger, real_only)
+    good, bad = _predictions(session, crew, best, finished["dice"])
+    path = write_report(session.run.report_dir / PAGE, _closed(content, finished, good, bad))
     session.run.publish("report")
     _tell(session, finished, path, real_only_stands=best.revision == real_only.revision)
     log_missed(session, tracker, told=True)
     tracker.metrics({"test": finished["test"], "best": best.scores})
     tracker.artifact(path, "report")
+
+
+def show(session: Session, ledger: Ledger, real_only: Assessed) -> None:
+    """Write the report as far as it goes: all but what the test split says, which is read after the last round."""
+    write_report(session.run.report_dir / PAGE, _content(session, ledger, real_only))
+    session.run.publish("report")
+
+
+def rival(crew: Crew, ledger: Ledger) -> dict[str, Assessed]:
+    """The model of as many pasted copies of real targets as the kept model has pairs: same base, steps, real batches and gate.
+
+    Of a model of real photos alone there is none. The copies are spread over the types as the real targets are: nothing aims them.
+    """
+    pairs = len(ledger.kept_pairs(until=ledger.best_round()))
+    if crew.config.control == "none" or not ledger.best_round() or not pairs:
+        return {}
+    known = {name: ledger.milestone(name) or {} for name in ("generator", "extractor")}
+    generator = Revisions(generator=known["generator"]["revision"], bank=known["extractor"]["bank"])
+    thresholds = from_json(Thresholds, known["extractor"]["thresholds"])
+    types = types_of(crew.dataset.all_targets(crew.train))
+    quotas = undirected_quotas(types, pairs)
+    key, wanted = ("copy_paste", crew.config.seed), Wanted(types, quotas, crew.config)
+    pools = Pools(crew, ledger, generator, thresholds)
+    found = pools.choose([copying(crew.config)], 2 * max(quotas.values()), {key: wanted}, "copies")[key]
+    return {"copy_paste": crew.assess(ledger, "copy_paste", found.pairs)}
+
+
+def _tested(session: Session, crew: Crew, rivals: dict[str, Assessed], best: Assessed) -> dict[str, Any]:
+    """What the test split says of the kept model and of its rivals."""
+    test = session.manifest.ids("test")
+    found: dict[str, Evaluation] = {}
+    for name, model in {**rivals, "loop": best}.items():
+        same = name == "loop" and model.revision == rivals["real_only"].revision
+        found[name] = found["real_only"] if same else crew.evaluate(model.revision, test, model.threshold)
+    ahead = {}
+    for name, model in rivals.items():
+        mine, theirs = found["loop"].scores["pixel_ap"], found[name].scores["pixel_ap"]
+        if model.revision != best.revision and mine is not None and theirs is not None:
+            told = crew.ahead(best.revision, model.revision, test, mine - theirs)
+            ahead[name] = {"gain": told.gain, "low": told.low, "high": told.high}
+    return {
+        "test": {name: evaluation.scores for name, evaluation in found.items()},
+        "ahead": ahead,  # the kept model's pixel AP less each rival's, 95 % over the test split's source objects
+        "dice": found["loop"].dice,
+    }
+
+
+def _told(ledger: Ledger, real_only: Assessed) -> dict[str, Any]:
+    """What the ledger says of the run."""
+    return {
+        "test_reads": 1 + len([event for event in ledger.events() if event["kind"] == "finished"]),
+        "pairs": len(ledger.kept_pairs(until=ledger.best_round())),
+        "pairs_accepted": len(ledger.kept_pairs()),
+        "valid_share": _valid_share(ledger),
+        "accepted_rounds": [result.round for result in ledger.rounds() if result.decision.accepted],
+        "best_round": ledger.best_round(),
+        "seconds": _seconds(ledger, real_only),
+        "peak_memory_gb": peak_memory_gb(),
+        "code": code_hash(),
+    }
 
 
 def peak_memory_gb() -> float:
@@ -85,12 +137,18 @@ def peak_memory_gb() -> float:
 
 
 def _tell(session: Session, finished: dict[str, Any], path: Any, real_only_stands: bool) -> None:
-    before, after = finished["test"]["real_only"], finished["test"]["loop"]
+    columns = {"real_only": "real photos alone", "loop": "with the loop's pairs"}
+    if "copy_paste" in finished["test"]:
+        columns["copy_paste"] = "with pasted copies"
     reads = "read once" if finished.get("test_reads", 1) == 1 else f"read {finished['test_reads']}x"
-    print(f"\ntest split, {reads}   real photos alone   with the loop's pairs")
+    print("\n" + "   ".join([f"test split, {reads}", *columns.values()]))
     for name in ("pixel_ap", "f1_max", "iou", "mdice"):
-        if before[name] is not None:
-            print(f"  {name:20s}  {before[name]:17.4f}   {after[name]:21.4f}")
+        values = [(finished["test"][arm][name], len(label)) for arm, label in columns.items()]
+        if all(value is not None for value, _ in values):
+            print(f"  {name:20s}" + "".join(f"  {value:{width + 1}.4f}" for value, width in values))
+    for arm, told in finished.get("ahead", {}).items():
+        label = f"over {columns[arm].removeprefix('with ')}"
+        print(f"  pixel_ap {label}: {told['gain']:+.4f} [{told['low']:+.4f}, {told['high']:+.4f}]")
     if real_only_stands:
         print(
             "no round's model was kept on validation: the model of real photos alone stands, in both columns"
@@ -127,36 +185,42 @@ def _reads(finished: dict[str, Any]) -> list[str]:
     ]
 
 
-def _content(
-    session: Session,
-    crew: Crew,
-    ledger: Ledger,
-    finished: dict[str, Any],
-    real_only: Assessed,
-    best: Assessed,
-) -> ReportContent:
-    rounds = ledger.rounds()
-    manifest = session.manifest
-    pairs = [pair for result in rounds for pair in ledger.pairs(result.round)]
-    kept, away = grids(session.run, session, pairs)
-    good, bad = _predictions(session, crew, best, finished["dice"])
+def _content(session: Session, ledger: Ledger, real_only: Assessed) -> ReportContent:
+    """All that is known before the test split is read."""
+    rounds, manifest = ledger.rounds(), session.manifest
+    kept, away = grids(session.run, session, [pair for r in rounds for pair in ledger.pairs(r.round)])
     legend = ", ".join(PAIR_HEADER)
     return ReportContent(
         title=session.run.name,
-        before=finished["test"]["real_only"],
-        after=finished["test"]["loop"],
         real_only=dict(real_only.headline()),
         rounds=tuple(rounds),
-        best=good,
-        worst=bad,
+        asked=session.config.rounds,
         kept=() if kept is None else (Picture(kept, f"Kept pairs: {legend}"),),
         turned_away=() if away is None else (Picture(away, f"Turned away, with the reason: {legend}"),),
         data={split: manifest.count(split) for split in ("train", "validation", "test")}
         | {"split hash": manifest.hash},
         config=session.config.model_dump(mode="json"),
-        seconds=finished["seconds"],
+        seconds=_seconds(ledger, real_only),
         reproduce=(session.command,),
-        notes=(*manifest.notes, *_reads(finished), *_by_people(ledger)),
+        notes=(*manifest.notes, *_by_people(ledger)),
+    )
+
+
+def _closed(
+    content: ReportContent, finished: dict[str, Any], best: Sequence[Picture], worst: Sequence[Picture]
+) -> ReportContent:
+    """With what the test split said."""
+    test = finished["test"]
+    return replace(
+        content,
+        before=test["real_only"],
+        after=test["loop"],
+        rival=test.get("copy_paste", {}),
+        ahead=finished.get("ahead", {}),
+        best=tuple(best),
+        worst=tuple(worst),
+        seconds=finished["seconds"],
+        notes=(*content.notes, *_reads(finished)),
     )
 
 

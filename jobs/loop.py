@@ -5,7 +5,7 @@
     ray job submit --working-dir . -- python jobs/loop.py       on a cluster
 
 jobs/session.py opens run folder, data and Ray; actors/crew.py fans work out; jobs/telling.py tells of each round;
-jobs/closing.py reads the test split once and writes the report.
+jobs/closing.py writes the report after each and, at the end, reads the test split once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cdiff.tracking import Tracker
 from cdiff.types import RoundResult
 from cdiff.wasm.quality import counts
 from cdiff.wasm.weakness import false_positives
-from jobs.closing import close
+from jobs.closing import close, show
 from jobs.session import Session, open_session
 from jobs.stopping import exit_code
 from jobs.telling import log_missed, log_round, log_start
@@ -63,6 +63,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
         crew.tidy(ledger)
         best = candidate if decision.stands else best
         log_round(session, tracker, result, pairs, candidate)
+        show(session, ledger, real_only)
     close(session, crew, ledger, tracker, real_only, best)
 
 

@@ -21,19 +21,9 @@ from numpy.typing import NDArray
 
 from cdiff.data.storage import write_durably
 from cdiff.evaluation import charts, page
+from cdiff.evaluation.report_metrics import METRICS, cards, metrics, number
 from cdiff.types import LEAST_CHANCE, QUARANTINED, Decision, RoundResult
 
-METRICS = {
-    "pixel_ap": ("Pixel AP", "mean over types of the average precision of pixels, at native size"),
-    "f1_max": ("F1-max", "best F1 of pixels over all thresholds, mean over types"),
-    "auroc": ("Pixel AUROC", "area under the pixels' ROC curve, mean over types"),
-    "aupro": ("AUPRO", "per-region overlap up to a false-positive rate of 0.3, mean over types"),
-    "iou": ("IoU", "pixels pooled per type, at a threshold chosen on validation"),
-    "mdice": ("mDice", "mean Dice of photos with targets, at threshold 0.5"),
-    "miou": ("mIoU", "mean IoU of photos with targets, at threshold 0.5"),
-    "image_auroc": ("Image AUROC", "photos with targets told from normals"),
-}
-PER_TYPE = ("pixel_ap", "f1_max", "aupro", "iou", "mdice")
 SHOWN_SLICES = 8  # bars per round; the table below has all
 
 
@@ -50,7 +40,10 @@ class ReportContent:
     """Everything that the report shows; it computes nothing of its own.
 
     Args:
-        before, after: `protocol.evaluate` on the test split, of the model of real photos alone and of the one kept last.
+        before, after: `protocol.evaluate` on the test split, of the model of real photos alone and of the one kept last; {} until it is read.
+        rival: of the model of as many pasted copies of real targets; {} where there is none.
+        ahead: by rival ("real_only", "copy_paste"), the kept model's pixel AP less its own: {"gain", "low", "high"}.
+        asked: rounds that the run is to have.
         real_only: validation metrics of the model of real photos alone: round 0 of the chart.
         rounds: as in the ledger: weaknesses, counts, decisions and seconds are read from them.
         seconds: phase, seconds, for the whole run.
@@ -59,8 +52,11 @@ class ReportContent:
     """
 
     title: str
-    before: Mapping[str, Any]
-    after: Mapping[str, Any]
+    before: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, Any] = field(default_factory=dict)
+    rival: Mapping[str, Any] = field(default_factory=dict)
+    ahead: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    asked: int = 0
     real_only: Mapping[str, float] = field(default_factory=dict)
     rounds: tuple[RoundResult, ...] = ()
     best: tuple[Picture, ...] = ()
@@ -85,9 +81,9 @@ def render(content: ReportContent) -> str:
     """The page as HTML; it needs no other file, no script and no network."""
     body = [
         f"<header><h1>{page.text(content.title)}</h1>{page.paragraph(_verdict(content))}</header>",
-        _cards(content),
+        cards(content.before, content.after) if content.before else "",
         _notes(content),
-        _metrics(content),
+        metrics(content.before, content.after, content.rival, content.ahead) if content.before else "",
         _rounds(content),
         page.section(
             "Predictions on the test split",
@@ -109,6 +105,9 @@ def render(content: ReportContent) -> str:
 def _verdict(content: ReportContent) -> str:
     stood = [result.round for result in content.rounds if result.decision.stands]
     before, after = content.before.get("pixel_ap"), content.after.get("pixel_ap")
+    if not content.before:
+        done = len(content.rounds)
+        return f"{done} of {max(done, content.asked)} rounds are done. The test split is read after the last one; until then nothing here tells of it."
     if not stood:
         return "No round's model was kept on validation: the model of real photos alone stands."
     accepted = [
@@ -120,74 +119,16 @@ def _verdict(content: ReportContent) -> str:
     if before is None or after is None:
         return f"Kept on validation: {which}. Pixel AP is undefined on this test split."
     verb = "rose" if after > before else "fell" if after < before else "stayed"
+    copies = content.rival.get("pixel_ap")
+    told = "" if copies is None else f" As many pasted copies of real targets reach {copies:.3f}."
     return (
-        f"On the test split pixel AP {verb} from {before:.3f} to {after:.3f} with the pairs of {which}. "
-        "This is one run with one seed: only several seeds tell whether the change holds."
+        f"On the test split pixel AP {verb} from {before:.3f} to {after:.3f} with the pairs of {which}.{told} "
+        "This is one run with one seed: only several seeds tell whether the change holds, and jobs/benchmark.py quality measures that."
     )
-
-
-def _cards(content: ReportContent) -> str:
-    cards = []
-    for name, kind in (("pixel_ap", "card first"), ("f1_max", "card"), ("iou", "card"), ("mdice", "card")):
-        before, after = content.before.get(name), content.after.get(name)
-        cards.append(
-            f'<div class="{kind}"><b>{METRICS[name][0]}</b><div class="now">{_number(after)}</div>'
-            f"<small>{_number(before)} before, {page.signed(_change(before, after))}</small></div>"
-        )
-    return f'<div class="cards">{"".join(cards)}</div>'
 
 
 def _notes(content: ReportContent) -> str:
     return page.section("Before you trust these numbers", page.listing(content.notes))
-
-
-def _metrics(content: ReportContent) -> str:
-    rows = []
-    for name, (label, meaning) in METRICS.items():
-        before, after = content.before.get(name), content.after.get(name)
-        rows.append((label, _number(before), _number(after), page.signed(_change(before, after)), meaning))
-    types = sorted(set(content.before.get("per_type", {})) | set(content.after.get("per_type", {})))
-    return page.section(
-        "Before and after",
-        page.paragraph(
-            "Before: the segmenter fitted on the real photos alone. After: the one kept last, same start weights, same steps.",
-            True,
-        ),
-        page.table(("metric", "before", "after", "change", "what it is"), rows, prose=(4,)),
-        _per_type(content, types) if types else "",
-        page.details("Undefined values", page.listing(_undefined(content))),
-    )
-
-
-def _per_type(content: ReportContent, types: Sequence[str]) -> str:
-    before, after = content.before.get("per_type", {}), content.after.get("per_type", {})
-    pairs = [(key, before.get(key, {}), after.get(key, {})) for key in types]
-    rows = [
-        (
-            key,
-            new.get("photos", old.get("photos")),
-            *(_arrow(old.get(name), new.get(name)) for name in PER_TYPE),
-        )
-        for key, old, new in pairs
-    ]
-    drawn = [
-        page.chart(
-            f"{METRICS[name][0]} per type",
-            charts.dumbbells(
-                [(key, old.get(name), new.get(name)) for key, old, new in pairs],
-                f"{METRICS[name][0]} per type",
-            ),
-            "Grey before, green after; the line runs from 0 to 1.",
-        )
-        for name in ("pixel_ap", "f1_max")
-    ]
-    header = ("type", "photos", *(METRICS[name][0] for name in PER_TYPE))
-    return page.columns(*drawn) + "<h3>All metrics per type</h3>" + page.table(header, rows)
-
-
-def _undefined(content: ReportContent) -> list[str]:
-    reasons = {**content.before.get("undefined", {}), **content.after.get("undefined", {})}
-    return [f"{name}: {reason}" for name, reason in sorted(reasons.items())]
 
 
 def _rounds(content: ReportContent) -> str:
@@ -222,7 +163,7 @@ def _rounds(content: ReportContent) -> str:
         (
             r.round,
             r.kept,
-            _number(v.get(name)) if name else "–",
+            number(v.get(name)) if name else "–",
             page.signed(d.gain),
             f"{d.low:+.3f} to {d.high:+.3f}",
             f"{d.chance:.3f}",
@@ -367,22 +308,6 @@ def _badge(decision: Decision) -> page.Markup:
         ("kept", "up") if decision.stands else ("accepted", "") if decision.accepted else ("rejected", "down")
     )
     return page.Markup(f'<span class="badge {kind}">{told}</span>')
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _change(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else after - before
-
-
-def _arrow(before: float | None, after: float | None) -> page.Markup:
-    change = _change(before, after)
-    kind = "soft" if not change else "up" if change > 0 else "down"
-    return page.Markup(
-        f'<span class="soft">{_number(before)} →</span> <span class="{kind}">{_number(after)}</span>'
-    )
 
 
 def _duration(seconds: float) -> str:

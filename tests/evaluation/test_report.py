@@ -145,6 +145,28 @@ def test_the_headline_says_what_the_numbers_say(content):
     assert "undefined" in Page(render(undefined)).words
 
 
+def test_a_rival_of_copies_stands_beside_with_intervals(content):
+    plain = Page(render(content)).words
+    assert "copies" not in plain and "95 % interval0" not in plain
+    ahead = {
+        "real_only": {"gain": 0.25, "low": 0.1, "high": 0.4},
+        "copy_paste": {"gain": 0.05, "low": -0.03, "high": 0.12},
+    }
+    words = Page(render(dataclasses.replace(content, rival=scores(0.45), ahead=ahead))).words
+    assert "As many pasted copies of real targets reach 0.450." in words
+    assert "real photos alone+0.250+0.100 to +0.400" in words
+    assert "as many pasted copies of real targets+0.050-0.030 to +0.120" in words
+    assert "0.2500.500+0.2500.450mean over types" in words, "metric, before, after, change, copies"
+
+
+def test_before_the_test_split_is_read_the_page_tells_of_the_rounds_alone(content):
+    early = dataclasses.replace(content, before={}, after={}, best=(), worst=(), asked=5)
+    words = Page(render(early)).words
+    assert "2 of 5 rounds are done" in words and "The test split is read after the last one" in words
+    assert "Before and after" not in words and "Predictions on the test split" not in words
+    assert "Round by round" in words and "Generated pairs" in words and "Where the segmenter was weak" in words
+
+
 def test_undefined_values_are_dashes_with_their_reason(content):
     words = Page(render(content)).words
     assert "image_auroc: no normal photo to tell from the others" in words
