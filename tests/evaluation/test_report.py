@@ -164,7 +164,9 @@ def test_before_the_test_split_is_read_the_page_tells_of_the_rounds_alone(conten
     words = Page(render(early)).words
     assert "2 of 5 rounds are done" in words and "The test split is read after the last one" in words
     assert "Before and after" not in words and "Predictions on the test split" not in words
-    assert "Round by round" in words and "Generated pairs" in words and "Where the segmenter was weak" in words
+    assert (
+        "Round by round" in words and "Generated pairs" in words and "Where the segmenter was weak" in words
+    )
 
 
 def test_undefined_values_are_dashes_with_their_reason(content):
