@@ -2,7 +2,7 @@
 
 Every decode is limited twice: by the size of the file before it is read, and by the pixels that its header promises
 before they are decoded (a kilobyte of PNG can promise gigabytes). The EXIF orientation is applied to photos and masks
-alike, so that width and height are always those that a viewer shows.
+alike, so that width and height are always those that a viewer shows; a damaged one is none.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import hashlib
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cdiff.config import DataConfig
 from cdiff.errors import DataError
@@ -29,6 +31,16 @@ EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _SIXTEEN_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _ORIENTATION = 0x0112
+# What shows a photo upright, by its EXIF orientation; from 5 on, width and height change places.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # JPEG stores colour apart from brightness: channels of a grey mask may come back this far apart.
 _GREY_TOLERANCE = 24
 
@@ -57,23 +69,17 @@ def probe(path: str | Path, limits: Limits) -> tuple[int, int, str, str]:
     data = _read_bytes(path, limits)
     image = _decode(data, str(path), limits, FORMATS)
     width, height = image.size
-    if image.getexif().get(_ORIENTATION, 1) >= 5:
+    if _orientation(image) >= 5:
         width, height = height, width
     return width, height, photo_mode(image), hashlib.sha256(data).hexdigest()
 
 
 def read_size(path: str | Path, limits: Limits) -> tuple[int, int]:
     """Height and width of a photo as a viewer shows it; only the header is read. Raises DataError as in `probe`."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
-    except _DAMAGE as error:
-        raise DataError(f"{path}: cannot be read ({error}).") from None
-    if width * height > limits.max_pixels:
-        raise DataError(
-            f"{path}: {width} x {height} pixels, more than {limits.max_pixels} (`data.max_pixels`)."
-        )
+    with _told(str(path), FORMATS), Image.open(path, formats=FORMATS) as image:
+        _refuse_large(image, str(path), limits)
+        width, height = image.size
+        turned = _orientation(image) >= 5
     return (width, height) if turned else (height, width)
 
 
@@ -109,7 +115,7 @@ def read_mask(path: str | Path, limits: Limits) -> NDArray[np.uint8] | NDArray[n
         DataError: as in `probe`.
     """
     image = _decode(_read_bytes(path, limits), str(path), limits, FORMATS)
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode in _SIXTEEN_BIT:
         return np.asarray(image).astype(np.int32)
     if image.mode in ("P", "L"):
@@ -199,7 +205,7 @@ def decode_mask_upload(data: bytes, name: str, limits: Limits) -> NDArray[np.boo
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode in _SIXTEEN_BIT:
         wide = np.asarray(image).astype(np.int64).clip(0, 65535)
         return np.repeat(((wide + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
@@ -216,13 +222,8 @@ def _equal_channels(colours: NDArray[np.uint8], tolerance: int) -> bool:
 
 
 def _read_bytes(path: str | Path, limits: Limits) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(limits.max_bytes + 1)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
-        ) from None
+    with _told(str(path), FORMATS), open(path, "rb") as file:
+        data = file.read(limits.max_bytes + 1)
     return _capped(data, limits, str(path))
 
 
@@ -233,14 +234,26 @@ def _capped(data: bytes, limits: Limits, name: str = "PNG bytes") -> bytes:
 
 
 def _decode(data: bytes, name: str, limits: Limits, formats: tuple[str, ...], draft: int = 0) -> Image.Image:
-    try:
+    with _told(name, formats):
         image = Image.open(io.BytesIO(data), formats=formats)
-        if image.width * image.height > limits.max_pixels:
-            size = f"{image.width} x {image.height}"
-            raise DataError(f"{name}: {size} pixels, more than {limits.max_pixels} (`data.max_pixels`).")
+        _refuse_large(image, name, limits)
         if draft:
             image.draft(None, (draft, draft))
         image.load()
+    return image
+
+
+def _refuse_large(image: Image.Image, name: str, limits: Limits) -> None:
+    if image.width * image.height > limits.max_pixels:
+        size = f"{image.width} x {image.height}"
+        raise DataError(f"{name}: {size} pixels, more than {limits.max_pixels} (`data.max_pixels`).")
+
+
+@contextmanager
+def _told(name: str, formats: tuple[str, ...]) -> Iterator[None]:
+    """What Pillow raises while it opens or decodes, as DataError."""
+    try:
+        yield
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -248,5 +261,23 @@ def _decode(data: bytes, name: str, limits: Limits, formats: tuple[str, ...], dr
     except Image.UnidentifiedImageError:
         raise DataError(f"{name}: not a {', '.join(formats)} image.") from None
     except _DAMAGE as error:
+        if isinstance(error, OSError) and error.strerror:  # the system's word, not the decoder's
+            raise DataError(
+                f"{name}: cannot be read ({error.strerror}). Check the path and its permissions."
+            ) from None
         raise DataError(f"{name}: damaged or truncated ({error}).") from None
-    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where none is told, or what tells it is damaged: the pixels are sound without it."""
+    try:
+        told = image.getexif().get(_ORIENTATION, 1)
+        return int(told) if told in _TURNS else 1
+    except (*_DAMAGE, AttributeError, LookupError, TypeError, ArithmeticError):
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # not ImageOps.exif_transpose: it writes the EXIF data anew, and fails on what it cannot write
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)

@@ -1,17 +1,21 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cdiff.data.images import (
     Limits,
     decode_mask_png,
     decode_png,
+    decode_upload,
     encode_png,
     probe,
     read_image,
     read_mask,
+    read_size,
     read_thumbnail,
 )
 from cdiff.errors import DataError
@@ -95,6 +99,55 @@ def test_exif_orientation_turns_photo_and_size_alike(tmp_path, trees):
     path = trees.save(tmp_path / "turned.jpg", trees.photo(1), exif=exif)
     assert probe(path, LIMITS)[:2] == (48, 64)
     assert read_image(path, LIMITS).shape == (64, 48, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_shown_as_viewers_do(tmp_path, trees, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = trees.save(tmp_path / "turned.png", trees.photo(1), exif=exif)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    assert (read_image(path, LIMITS)[..., 0] == shown).all() and (read_mask(path, LIMITS) == shown).all()
+    assert read_size(path, LIMITS) == shown.shape == probe(path, LIMITS)[1::-1]
+
+
+def with_exif(png, body, last):
+    """A PNG with an eXIf chunk, before its pixels or after them."""
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    place = len(png) - 12 if last else 33
+    return png[:place] + chunk + png[place:]
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"no TIFF at all", id="header"),
+        pytest.param(b"MM\0*\0\0", id="short"),
+        pytest.param(
+            b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x02A\0\0\0\0\0\0\0", id="an orientation called A"
+        ),
+    ],
+)
+def test_damaged_exif_data_turn_nothing_and_stop_nothing(tmp_path, trees, body, last):
+    shown = trees.photo(1)
+    data = with_exif(encode_png(shown, "L"), body, last)
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    assert probe(path, LIMITS)[:2] == (64, 48) and read_size(path, LIMITS) == (48, 64)
+    assert (read_image(path, LIMITS)[..., 0] == shown).all() and (read_mask(path, LIMITS) == shown).all()
+    assert (decode_upload(data, "image", LIMITS)[0][..., 0] == shown).all()
+
+
+def test_the_size_of_a_file_that_cannot_be_used_is_an_error_that_names_it(tmp_path, trees, monkeypatch):
+    path = trees.save(tmp_path / "wide.png", np.zeros((400, 400), np.uint8))
+    with pytest.raises(DataError, match=r"wide\.png: 400 x 400 pixels.*max_pixels"):
+        read_size(path, LIMITS)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"wide\.png: more pixels than can be decoded safely"):
+        read_size(path, LIMITS)
+    with pytest.raises(DataError, match=r"gone\.png: cannot be read \(No such file.*Check the path"):
+        read_size(tmp_path / "gone.png", LIMITS)
 
 
 def test_masks_keep_their_raw_values(tmp_path, trees):
