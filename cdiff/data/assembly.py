@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cdiff.config import DataConfig
-from cdiff.data.images import EXTENSIONS, Limits, is_jpeg, is_palette, probe, read_mask
+from cdiff.data.images import EXTENSIONS, Limits, PhotoFacts, is_jpeg, is_palette, probe, read_mask, tell_dark
 from cdiff.errors import DataError, offenders
 from cdiff.types import MaskFile, Sample
 
@@ -135,6 +135,7 @@ def assemble(entries: Sequence[Entry], source: Path, config: DataConfig) -> list
         path: look for path, look in looks.items() if not isinstance(look, DataError)
     }
     meanings = _meanings(entries, facts, source)
+    tell_dark([photo for photo in photos if not isinstance(photo, DataError)], source)
     samples, problems = [], _Problems()
     for entry, photo in zip(entries, photos, strict=True):
         assert not isinstance(photo, DataError)
@@ -269,12 +270,12 @@ class _Problems:
 
 def _sample(
     entry: Entry,
-    photo: tuple[int, int, str, str],
+    photo: PhotoFacts,
     facts: dict[Path, MaskFacts],
     meanings: dict[str, tuple[tuple[int, str], ...]],
     problems: _Problems,
 ) -> Sample:
-    width, height, mode, checksum = photo
+    width, height = photo.width, photo.height
     files = list(entry.drawn)
     for path, kind in entry.masks:
         look = facts[path]
@@ -297,8 +298,8 @@ def _sample(
         masks=tuple(files),
         width=width,
         height=height,
-        mode=mode,
-        checksum=checksum,
+        mode=photo.mode,
+        checksum=photo.checksum,
         folder_split=entry.split,
     )
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,7 @@ EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
 # What Pillow raises on a damaged file: SyntaxError for broken PNG chunks, zlib and struct errors from the decoders.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _SIXTEEN_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+_DARK = 65536 // 8  # 16-bit photos that all stay below it were filled to 12 bits or fewer
 _ORIENTATION = 0x0112
 # What shows a photo upright, by its EXIF orientation; from 5 on, width and height change places.
 _TURNS = {
@@ -44,6 +47,8 @@ _TURNS = {
 # JPEG stores colour apart from brightness: channels of a grey mask may come back this far apart.
 _GREY_TOLERANCE = 24
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -57,12 +62,19 @@ class Limits:
         return cls(config.max_pixels, config.max_bytes)
 
 
-def probe(path: str | Path, limits: Limits) -> tuple[int, int, str, str]:
+class PhotoFacts(NamedTuple):
+    """What one photo is."""
+
+    width: int  # EXIF orientation applied
+    height: int
+    mode: str  # "L" or "RGB": what a generated neighbour is saved in
+    checksum: str  # sha256 of the file
+    highest: int | None  # value of a 16-bit photo; None for others
+
+
+def probe(path: str | Path, limits: Limits) -> PhotoFacts:
     """Read a photo's facts, and make sure that it decodes to its last pixel.
 
-    Returns:
-        Width, height (EXIF orientation applied), "L" or "RGB" (what a generated neighbour is saved in), and the
-        sha256 of the file.
     Raises:
         DataError: missing, truncated, over a limit, or not PNG, JPEG or BMP.
     """
@@ -71,7 +83,21 @@ def probe(path: str | Path, limits: Limits) -> tuple[int, int, str, str]:
     width, height = image.size
     if _orientation(image) >= 5:
         width, height = height, width
-    return width, height, photo_mode(image), hashlib.sha256(data).hexdigest()
+    highest = int(np.asarray(image).max()) if image.mode in _SIXTEEN_BIT else None
+    return PhotoFacts(width, height, photo_mode(image), hashlib.sha256(data).hexdigest(), highest)
+
+
+def tell_dark(photos: Sequence[PhotoFacts], source: Path) -> None:
+    """Warn where the 16-bit photos of a folder show the lowest part of their scale alone, as cameras of 10 or 12 bits leave them."""
+    deep = [photo.highest for photo in photos if photo.highest is not None]
+    if deep and max(deep) < _DARK:
+        log.warning(
+            "the %d 16-bit photos under %s are all but black: their highest value is %d, and 65535 is white. Rescale all of them "
+            "alike to the full range, or save them as 8 bit.",
+            len(deep),
+            source,
+            max(deep),
+        )
 
 
 def read_size(path: str | Path, limits: Limits) -> tuple[int, int]:

@@ -130,7 +130,7 @@ def _turned(name: str, picture: bytes, folder: Path, config: DataConfig) -> Iter
                 turned = turned.transpose(Image.Transpose.ROTATE_90)
             path = folder / f"{name}-{number}.png"
             turned.save(path, compress_level=0)
-            width, height, mode, checksum = probe(path, Limits.of(config))
+            width, height, mode, checksum, _ = probe(path, Limits.of(config))
             yield Sample(path.stem, "", (), "brought", str(path), (), width, height, mode, checksum)
 
 

@@ -233,6 +233,21 @@ def test_size_mismatch_truncated_file_and_empty_defect_mask_are_named_with_a_rem
         read_source(str(root), CONFIG)
 
 
+@pytest.mark.parametrize(("highest", "told"), [(4095, True), (8191, True), (8192, False)])
+def test_sixteen_bit_photos_that_fill_the_lowest_part_of_their_scale_are_told_once(
+    tmp_path, trees, caplog, highest, told
+):
+    trees.pairs(tmp_path / "images", tmp_path / "masks", 4)
+    for number, peak in enumerate((1000, highest, 200)):  # the last photo has 8 bits
+        shown = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) % 200
+        shown[number, 0] = peak
+        trees.save(tmp_path / "images" / f"p{number}.png", shown)
+    read_source(str(tmp_path), CONFIG)
+    said = [record.getMessage() for record in caplog.records if "16-bit" in record.getMessage()]
+    assert len(said) == told
+    assert all(f"the 3 16-bit photos under {tmp_path} " in line and f"is {highest}," in line for line in said)
+
+
 def test_instance_ids_are_refused_rather_than_cut(tmp_path, trees):
     many = np.repeat(np.arange(64, dtype=np.uint8) * 3, 48).reshape(64, 48).T
     trees.save(tmp_path / "images" / "a.png", trees.photo(1))
