@@ -12,7 +12,7 @@ from cdiff.data.coco import annotation_files, list_annotated
 from cdiff.data.folders import has_masks, list_pairs
 from cdiff.data.groups import apply_groups
 from cdiff.data.mvtec import categories, is_category, list_category
-from cdiff.errors import DataError
+from cdiff.errors import DataError, offenders
 from cdiff.types import Sample
 
 log = logging.getLogger(__name__)
@@ -39,11 +39,13 @@ def read_sources(paths: list[str], groups: str | None, config: DataConfig) -> li
 
     Args:
         paths: folders as in `read_source`; equal folder names are told apart by a number.
-        groups: JSON or CSV file, photo -> source object; None: each source's own groups.json where there is one.
+        groups: JSON or CSV file, photo -> source object; None: each source's own groups.json where there is one. That of a root of
+            MVTec categories counts for all of them, and its categories then have none of their own.
     Returns:
         Samples sorted by id. `group` differs from `sample_id` only where a groups file named the photo.
     Raises:
-        DataError: as in `read_source`, the same folder twice, or a groups file that does not fit.
+        DataError: as in `read_source`, the same folder twice, a groups file that does not fit, or a groups.json both at a root and
+            in its categories.
     """
     if not paths:
         raise DataError("no data given. Name a folder with --data, or use the demo data (`data.demo=true`).")
@@ -54,14 +56,34 @@ def read_sources(paths: list[str], groups: str | None, config: DataConfig) -> li
     samples: list[Sample] = []
     taken: set[str] = set()
     for path in paths:
-        for folder, found in _read(Path(path), config, taken).items():
-            own = folder / GROUPS_FILE
-            use = groups is None and own.is_file()
-            samples += apply_groups(found, own, found[0].category) if use else found
+        found = _read(Path(path), config, taken)
+        found = _with_own_groups(found, Path(path).resolve()) if groups is None else found
+        samples += [sample for members in found.values() for sample in members]
     if groups is not None:
         samples = apply_groups(samples, Path(groups), "groups")
     log.info("%d photos, %d without targets", len(samples), sum(sample.is_normal for sample in samples))
     return sorted(samples, key=lambda sample: sample.sample_id)
+
+
+def _with_own_groups(found: dict[Path, list[Sample]], source: Path) -> dict[Path, list[Sample]]:
+    """What `_read` found of one source, with the groups of the groups.json that lies in it."""
+    own = [folder / GROUPS_FILE for folder in found if (folder / GROUPS_FILE).is_file()]
+    above = source / GROUPS_FILE
+    if source in found or not above.is_file():
+        return {
+            folder: apply_groups(samples, folder / GROUPS_FILE, samples[0].category)
+            if folder / GROUPS_FILE in own
+            else samples
+            for folder, samples in found.items()
+        }
+    if own:
+        # neither goes first: an object that both name would lie on two sides
+        what = f"categories have a {GROUPS_FILE} beside the one of all, {above}"
+        remedy = f"Leave one for all categories or one in each, or name a file with --groups; names in {above} may begin with the category."
+        raise DataError(offenders([str(path) for path in own], len(found), what, remedy))
+    samples = [sample for members in found.values() for sample in members]
+    # roots may share their name, categories do not
+    return {source: apply_groups(samples, above, samples[0].category)}
 
 
 def _read(path: Path, config: DataConfig, taken: set[str] | None = None) -> dict[Path, list[Sample]]:

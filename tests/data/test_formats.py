@@ -326,6 +326,30 @@ def test_a_groups_file_inside_a_source_is_used_and_stays_within_it(tmp_path, tre
     assert groups["nut/bent/000"] == groups["nut/bent/001"] != groups["pill/bent/000"]
 
 
+def test_a_groups_file_at_a_root_counts_for_all_its_categories(tmp_path, trees):
+    for seed, name in enumerate(("one/nut", "one/pill", "two/nut")):
+        trees.mvtec(tmp_path / name, {"bent": 2}, seed=50 * seed)
+    root = tmp_path / "one"
+    text = json.dumps({"nut/test/bent/000.png": 1, "nut/train/good/001.png": 1, "pill/test/bent/001.png": 1})
+    (root / "groups.json").write_text(text)
+    (tmp_path / "two" / "nut" / "groups.json").write_text('{"bent/000.png": 1}')
+    paths = [str(root), str(tmp_path / "two" / "nut")]
+    groups = {sample.sample_id: sample.group for sample in read_sources(paths, None, CONFIG)}
+    assert groups["nut/bent/000"] == groups["nut/good/001"] == groups["pill/bent/001"]
+    assert groups["nut-2/bent/000"] != groups["nut/bent/000"] != groups["nut/bent/001"] == "nut/bent/001"
+
+
+def test_a_groups_file_at_a_root_and_one_in_a_category_are_refused_by_name(tmp_path, trees):
+    for seed, name in enumerate(("nut", "pill")):
+        trees.mvtec(tmp_path / name, {"bent": 2}, seed=50 * seed)
+    (tmp_path / "groups.json").write_text('{"nut/test/bent/000.png": 1, "pill/test/bent/000.png": 1}')
+    (tmp_path / "pill" / "groups.json").write_text('{"bent/000.png": 1}')
+    with pytest.raises(DataError, match=r"(?s)1 of 2 categories have .*pill/groups\.json\nLeave one"):
+        read_sources([str(tmp_path)], None, CONFIG)
+    chosen = read_sources([str(tmp_path)], str(tmp_path / "groups.json"), CONFIG)
+    assert sum(sample.group == "groups:1" for sample in chosen) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
