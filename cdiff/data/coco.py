@@ -5,7 +5,8 @@
     result.json, images/1.jpg                                   above them
 
 A file is taken for one by its three lists (images, annotations, categories), not by its name. Categories are the types; a photo
-that is listed without annotations is a normal one. A split's word (train, valid, test) in the path of file or photo splits.
+that is listed without annotations is a normal one. A split's word (train, valid, test) in the path of the file, or in a folder of the
+photo, splits; a photo's own name does not.
 Outlines are drawn once, here, and travel with their samples.
 """
 
@@ -96,9 +97,8 @@ def list_annotated(
     found = _found(photos, places, problems)
     entries = []
     for (photo, place), masks in zip(found, in_parallel(drawn, found), strict=True):
-        splits = {
-            split_of(path.relative_to(source).with_suffix("").parts) for path in (photo.file, place)
-        } - {""}
+        named = photo.file.with_suffix(""), place.parent
+        splits = {split_of(path.relative_to(source).parts) for path in named} - {""}
         if isinstance(masks, DataError):
             problems.outlines.append(str(masks))
         elif len(splits) > 1:

@@ -117,6 +117,21 @@ def test_split_folders_of_photos_split_what_one_file_covers(tmp_path, trees):
     assert sorted(splits) == sorted(["train", "validation", "test"] * 2)
 
 
+def test_a_word_in_a_photos_own_name_splits_nothing(tmp_path, trees):
+    """A camera's "weld_test_2.png" is a photo of a test weld, in whatever folder it lies."""
+    for number, split in enumerate(("train", "valid")):
+        for index, name in enumerate(("weld_test_2.png", "a.png", "b.png")):
+            trees.save(tmp_path / "both" / split / name, trees.photo(10 * number + index))
+        annotated(tmp_path / "both" / split / "_annotations.coco.json", ["weld_test_2.png", "a.png", "b.png"])
+    found = {s.sample_id: s.folder_split for s in read_source(str(tmp_path / "both"), CONFIG)}
+    assert found["both/train/weld_test_2"] == "train" and found["both/valid/weld_test_2"] == "validation"
+    names = ["test_01.png", "train_02.png", "val_03.png"]
+    for index, name in enumerate(names):
+        trees.save(tmp_path / "flat" / name, trees.photo(index))
+    annotated(tmp_path / "flat" / "annotations.json", names)
+    assert [s.folder_split for s in read_source(str(tmp_path / "flat"), CONFIG)] == ["", "", ""]
+
+
 def test_a_photo_in_another_splits_folder_than_its_file_is_refused(tmp_path, trees):
     trees.save(tmp_path / "test" / "a.png", trees.photo(0))
     annotated(tmp_path / "annotations" / "train.json", ["test/a.png"])
