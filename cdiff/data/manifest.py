@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdiff.errors import DataError
-from cdiff.types import Split, content_hash
+from cdiff.types import Sample, Split, content_hash
 
 _SCHEMA = pa.schema(
     [
@@ -94,6 +94,11 @@ class Manifest:
         rows = [row for row in self.rows if row.split == split]
         groups = len({row.group for row in rows})
         return f"{split}: {len(rows)} photos ({sum(bool(row.types) for row in rows)} with targets) of {groups} groups"
+
+
+def content_of(sample: Sample) -> str:
+    """Hash of a photo's and its masks' bytes and what the masks' values mean, rare types renamed; not of names, places or groups."""
+    return content_hash([sample.checksum, [[mask.checksum, mask.types] for mask in sample.masks]])
 
 
 def make_manifest(rows: Iterable[Row], unscored: Iterable[str], notes: Iterable[str]) -> Manifest:

@@ -13,7 +13,7 @@ from cdiff.config import DataConfig
 from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_sources
-from cdiff.data.manifest import Manifest, read_manifest
+from cdiff.data.manifest import Manifest, content_of, read_manifest
 from cdiff.data.origin import brought
 from cdiff.data.pooling import renamed
 from cdiff.data.run import Run
@@ -51,7 +51,8 @@ def as_split(samples: Sequence[Sample], manifest: Manifest) -> list[Sample]:
     Returns:
         One sample per row, in the order of the rows.
     Raises:
-        DataError: a photo of the run is not there, or shows other types than it did.
+        DataError: a photo of the run is not there, shows other types than it did, or is another one than it was, or its masks are
+            (manifests of earlier versions do not know the last two).
     """
     by_id = {sample.sample_id: sample for sample in samples}
     missing = [row.sample_id for row in manifest.rows if row.sample_id not in by_id]
@@ -60,7 +61,7 @@ def as_split(samples: Sequence[Sample], manifest: Manifest) -> list[Sample]:
             f"{len(missing)} of the run's {len(manifest.rows)} photos are not in the data, first: {missing[0]}. "
             "Give --data as the loop was given it."
         )
-    found = []
+    found, changed = [], []
     for row in manifest.rows:
         sample = renamed(by_id[row.sample_id], set(by_id[row.sample_id].types) - set(row.types))
         if sample.types != row.types:
@@ -72,5 +73,12 @@ def as_split(samples: Sequence[Sample], manifest: Manifest) -> list[Sample]:
                 f"{row.sample_id} shows {here}, and {there} in the run: its masks are not those that the run began with. "
                 "Give --data as the loop was given it."
             )
+        if row.content and content_of(sample) != row.content:
+            changed.append(row.sample_id)
         found.append(dataclasses.replace(sample, group=row.group))
+    if changed:
+        raise DataError(
+            f"{len(changed)} of the run's {len(manifest.rows)} photos, or their masks, are not those that the run began with, "
+            f"first: {changed[0]}. Give --data as the loop was given it; where they were corrected since, start a new run."
+        )
     return found

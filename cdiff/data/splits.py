@@ -15,10 +15,10 @@ import numpy as np
 
 from cdiff.config import DataConfig
 from cdiff.data.leaks import check_overlap, drop_copies, join_groups, near_duplicates
-from cdiff.data.manifest import Manifest, Row, make_manifest, read_manifest, write_manifest
+from cdiff.data.manifest import Manifest, Row, content_of, make_manifest, read_manifest, write_manifest
 from cdiff.data.pooling import pool_rare
 from cdiff.errors import DataError
-from cdiff.types import Sample, Split, content_hash
+from cdiff.types import Sample, Split
 
 __all__ = ["Manifest", "Row", "make_splits", "read_manifest", "write_manifest"]
 
@@ -86,7 +86,7 @@ def _row(sample: Sample, split: Split, fold_of: Mapping[str, int], calibration: 
         types=sample.types,
         fold=fold_of.get(sample.group, -1) if split == "train" else -1,
         calibration=split == "train" and sample.group in calibration,
-        content=content_hash([sample.checksum, [[mask.checksum, mask.types] for mask in sample.masks]]),
+        content=content_of(sample),
     )
 
 

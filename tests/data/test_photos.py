@@ -1,5 +1,7 @@
 """A run's photos are read as its loop split them: types, groups and target ids are the run's."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,6 +54,25 @@ def test_photos_that_are_not_the_runs_are_named_with_the_remedy(nut):
     changed = read_sources([str(nut)], None, CONFIG)
     with pytest.raises(DataError, match="nut/images/p1 shows pit, and other, pit in the run"):
         as_split(changed, manifest)
+
+
+@pytest.mark.parametrize("folder", ["images", "masks/pit"])
+def test_other_photos_or_masks_under_the_names_of_the_runs_are_refused(nut, tmp_path, trees, folder):
+    read = read_sources([str(nut)], None, CONFIG)
+    sheet = tmp_path / "groups.json"
+    sheet.write_text('{"images/p2.png": 1, "images/p3.png": 1}')
+    split, manifest = make_splits(read_sources([str(nut)], str(sheet), CONFIG), CONFIG, folds=2)
+    assert as_split(read, manifest) == split  # what the run joined, pooled or grouped is no other photo
+    for name in ("p4.png", "p1.png"):  # p1 shows a pooled type
+        place = nut / folder / name
+        trees.save(place, np.roll(np.asarray(Image.open(place)), 1, axis=1))
+    changed = read_sources([str(nut)], None, CONFIG)
+    with pytest.raises(
+        DataError, match=r"2 of the run's 10 photos, or their masks, .*first: nut/images/p1\. Give --data"
+    ):
+        as_split(changed, manifest)
+    earlier = [dataclasses.replace(row, content="") for row in manifest.rows]
+    assert len(as_split(changed, dataclasses.replace(manifest, rows=tuple(earlier)))) == 10
 
 
 def test_each_run_has_its_own_photos_of_the_common_folders(nut, tmp_path, trees):
