@@ -157,7 +157,7 @@ def _assign(samples: Sequence[Sample], config: DataConfig) -> dict[str, Split]:
         short = 0
         for key, members in groups.items():
             counts = Counter(splits[group] for group in members)
-            needed = quotas(len(members), config, open_splits[key[0]])
+            needed = quotas(_divided(members, fixed, open_splits[key[0]]), config, open_splits[key[0]])
             short += (
                 sum(max(0, min(needed[split], _LEAST[split]) - counts[split]) for split in SPLITS)
                 if key[1]
@@ -180,7 +180,8 @@ def _draw_assignment(
 ) -> dict[str, Split]:
     splits = dict(fixed)
     for key in _rarest_first(groups):
-        wanted = quotas(len(groups[key]), _shares_of(key, config), open_splits[key[0]])
+        count = _divided(groups[key], fixed, open_splits[key[0]])
+        wanted = quotas(count, _shares_of(key, config), open_splits[key[0]])
         free = [group for group in groups[key] if group not in splits]
         counts = Counter(splits[group] for group in groups[key] if group in splits)
         for index in rng.permutation(len(free)):
@@ -192,6 +193,11 @@ def _draw_assignment(
             splits[free[index]] = split
             counts[split] += 1
     return splits
+
+
+def _divided(members: Sequence[str], fixed: Mapping[str, Split], open_splits: Sequence[str]) -> int:
+    """How many of a type's groups the open splits have between them: those that folders fix in another one are not theirs."""
+    return sum(group not in fixed or fixed[group] in open_splits for group in members)
 
 
 def _named_splits(samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:

@@ -216,6 +216,23 @@ def test_a_missing_given_split_is_taken_from_the_training_photos(tmp_path, trees
     assert all("/train/" in each for each in manifest.ids("train") + manifest.ids("validation"))
 
 
+@pytest.mark.parametrize(("trains", "validates"), [(2, 0), (3, 1), (9, 3)])
+def test_what_given_test_photos_show_takes_no_training_object_of_a_rare_type(
+    tmp_path, trees, trains, validates
+):
+    """Of the type's own training objects two train at least, however many test."""
+    samples = [
+        dataclasses.replace(sample, types=("rare",))
+        if int(sample.sample_id[-1]) < {"train": trains, "test": 8}[sample.folder_split]
+        else sample
+        for sample in split_folders(tmp_path, trees, ("train", "test"), 10)
+    ]
+    for seed in range(3):
+        config = DataConfig(split_seed=seed, pool_below=1)
+        _, manifest = make_splits(samples, config, folds=2)
+        assert groups_per_split(manifest, "rare") == (trains - validates, validates, 8)
+
+
 def test_folders_without_one_to_train_on_split_nothing_and_drop_nothing(tmp_path, trees):
     split_folders(tmp_path, trees, ("validation", "test"), 6)
     shown = Image.open(tmp_path / "validation" / "images" / "p2.png")
