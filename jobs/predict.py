@@ -1,10 +1,11 @@
 """Segment a folder of photos with a run's best segmenter.
 
-    python jobs/predict.py RUN FOLDER [--out OUT] [--threshold T] [--home HOME]
+    python jobs/predict.py RUN FOLDER [--out OUT] [--threshold T] [--device auto|cpu|cuda] [--home HOME]
 
 Writes OUT/masks/NAME.png (0 or 255), OUT/scores/NAME.png (grey: score x 255) and OUT/scores.csv (image score, share of
 the photo that is target). Photos keep their own size; OUT must be new or empty. Of photos that differ in their extension alone
-the names keep it: 7.jpg.png and 7.png.png.
+the names keep it: 7.jpg.png and 7.png.png. Hidden files and folders (.thumbs, ._7.png) are no photos. All photos are read once
+before the first is segmented, so that what cannot be read is named at the start.
 """
 
 from __future__ import annotations
@@ -17,40 +18,47 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from cdiff.config import DataConfig
 from cdiff.config_file import load_config
-from cdiff.data.images import EXTENSIONS, Limits, encode_png, read_image
+from cdiff.data.assembly import in_parallel, walk
+from cdiff.data.images import Limits, encode_png, probe, read_image, tell_dark
 from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run, find_run
 from cdiff.downstream.scoring import image_score, score_photo
 from cdiff.downstream.segmenter import load_segmenter, segmenter_config
-from cdiff.errors import DataError
+from cdiff.errors import ConfigError, DataError, offenders
 from jobs.stopping import exit_code
 
 
-def predict(run: Run, folder: Path, out: Path, threshold: float | None) -> int:
+def predict(run: Run, folder: Path, out: Path, threshold: float | None, device: str = "auto") -> int:
     """Segment every photo under a folder; returns how many.
 
+    Args:
+        device: where the segmenter computes: "cpu", "cuda", or "auto", a GPU where there is one.
     Raises:
         RunError: the run has no segmenter yet.
-        DataError: no photo, an unreadable one, or an output folder that holds files.
+        DataError: no photo, unreadable ones, or an output folder that holds files.
+        ConfigError: "cuda" on a machine without a GPU.
     """
+    where = _device(device)
     revision, chosen = Ledger(run).best_segmenter()
     level = chosen if threshold is None else threshold
-    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    photos = sorted(path for _, images in walk(folder) for path in images)
     if not photos:
         raise DataError(f"no PNG, JPEG or BMP under {folder}. Give a folder of photos.")
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} holds files already. Choose a new or empty folder with --out.")
     config_path = run.local("config.yaml", anew=True)
     limits = Limits.of(load_config(config_path).data if config_path.exists() else DataConfig())
+    _check(photos, folder, limits)
     checkpoint = run.checkpoint(revision)
-    model, config = load_segmenter(checkpoint), segmenter_config(checkpoint)
+    model, config = load_segmenter(checkpoint).to(where), segmenter_config(checkpoint)
     names, rows = [path.relative_to(folder) for path in photos], []
     places = zip(names, _places(names), strict=True)
-    for name, place in tqdm(places, total=len(names), desc="segmenting", unit="photo"):
+    for name, place in tqdm(places, total=len(names), desc=f"segmenting on {where}", unit="photo"):
         scores = score_photo(model, read_image(folder / name, limits), config)
         _write(out / "masks" / place, encode_png(scores >= level, "L"))
         _write(out / "scores" / place, encode_png((scores * 255).round().astype(np.uint8), "L"))
@@ -58,6 +66,25 @@ def predict(run: Run, folder: Path, out: Path, threshold: float | None) -> int:
     with (out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("photo", "image_score", "target_share"), *rows])
     return len(rows)
+
+
+def _device(wanted: str) -> str:
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise ConfigError(
+            "--device cuda: torch finds no GPU on this machine. Leave --device out, or say --device cpu."
+        )
+    return ("cuda" if there else "cpu") if wanted == "auto" else wanted
+
+
+def _check(photos: Sequence[Path], folder: Path, limits: Limits) -> None:
+    """DataError that names all photos which cannot be read. Decoding them twice takes little beside segmenting them."""
+    found = in_parallel(lambda path: probe(path, limits), photos)
+    damaged = [str(item) for item in found if isinstance(item, DataError)]
+    if damaged:
+        remedy = "Replace or remove them."
+        raise DataError(offenders(damaged, len(photos), f"photos under {folder} cannot be used", remedy))
+    tell_dark([item for item in found if not isinstance(item, DataError)], folder)
 
 
 def _places(names: Sequence[Path]) -> list[Path]:
@@ -91,6 +118,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--threshold", type=float, help="score from which a pixel is target (default: from validation)"
     )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where the segmenter computes (auto: a GPU where there is one)",
+    )
     args = parser.parse_args(arguments)
 
     def work() -> None:
@@ -100,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{run.url} is in a bucket: name a folder of this machine for the masks with --out."
             )
         out = args.out or run.path / "predictions" / args.folder.resolve().name
-        print(f"{predict(run, args.folder, out, args.threshold)} photos segmented: {out}")
+        print(f"{predict(run, args.folder, out, args.threshold, args.device)} photos segmented: {out}")
 
     return exit_code(work, "the folder of masks is not whole: empty it before the next try", resumable=False)
 

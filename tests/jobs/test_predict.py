@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from actors.crew import Assessed
@@ -13,7 +14,7 @@ from cdiff.config_file import dump_config
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import create_run
 from cdiff.downstream.segmenter import build_segmenter, save_segmenter
-from cdiff.errors import RunError
+from cdiff.errors import DataError, RunError
 from cdiff.types import Decision, RoundResult
 from jobs.predict import main, predict
 from tests.jobs.test_export import Splits, files
@@ -35,17 +36,71 @@ def test_the_best_model_predicts_and_not_the_last_accepted_one(tmp_path):
     assert Ledger(run).best_segmenter() == ("rev-1", 0.3)
 
 
-def test_photos_that_differ_in_their_extension_have_masks_of_their_own(tmp_path):
+@pytest.fixture
+def fitted(tmp_path):
+    """A run whose segmenter knows nothing yet."""
     run = create_run(tmp_path / "home", "one", dump_config(Config()), Splits())
     config = Config().downstream
     ledger, revision = Ledger(run), save_segmenter(build_segmenter(config, 0), run.checkpoints, config)
     ledger.record("real_only", assessed=Assessed(revision, {}, 0.3, (), 1.0, ()))
     ledger.close()
+    return run
+
+
+def photo(path, side=40):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((40, side), 90, np.uint8)).save(path)
+
+
+def test_hidden_files_and_folders_are_no_photos(fitted, tmp_path):
+    for name in ("7.png", ".thumbs/7.png", "in/.cache/8.png"):
+        photo(tmp_path / "new" / name)
+    (tmp_path / "new" / "__MACOSX").mkdir()
+    (tmp_path / "new" / "__MACOSX" / "._7.png").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "new" / "folder.png").mkdir()
+    assert predict(fitted, tmp_path / "new", tmp_path / "out", None) == 1
+    assert files(tmp_path / "out" / "masks") == ["7.png"]
+
+
+def test_all_photos_that_cannot_be_read_are_named_before_anything_is_written(fitted, tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        photo(tmp_path / "new" / name)
+    whole = (tmp_path / "new" / "b.png").read_bytes()
+    (tmp_path / "new" / "b.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "new" / "c.png").write_bytes(b"no photo")
+    with pytest.raises(
+        DataError, match=r"(?s)2 of 3 photos under .*b\.png: damaged.*c\.png: not a PNG.*remove"
+    ):
+        predict(fitted, tmp_path / "new", tmp_path / "out", None)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_gpu_that_is_not_there_is_refused_with_the_remedy(fitted, tmp_path, capsys):
+    photo(tmp_path / "new" / "7.png")
+    command = [str(fitted.path), str(tmp_path / "new"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--device", "cuda"]) == 2
+    assert "say --device cpu" in capsys.readouterr().err
+    assert main(command) == 0 and files(tmp_path / "out" / "masks") == ["7.png"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_a_gpu_segments_where_there_is_one_as_the_cpu_does(fitted, tmp_path):
+    photo(tmp_path / "new" / "7.png")
+    torch.cuda.reset_peak_memory_stats()
+    predict(fitted, tmp_path / "new", tmp_path / "auto", None)
+    assert torch.cuda.max_memory_allocated() > 0
+    predict(fitted, tmp_path / "new", tmp_path / "cpu", None, "cpu")
+    shown = [np.asarray(Image.open(tmp_path / side / "scores" / "7.png"), int) for side in ("auto", "cpu")]
+    assert np.abs(shown[0] - shown[1]).max() <= 2
+
+
+def test_photos_that_differ_in_their_extension_have_masks_of_their_own(fitted, tmp_path):
     photos, out = ["7.jpg", "7.png", "8.jpg", "9.jpg", "9.jpg.png", "9.png", "in/7.bmp"], tmp_path / "out"
     for side, name in enumerate(photos, 40):
-        (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((40, side), 90, np.uint8)).save(tmp_path / "new" / name)
-    assert predict(run, tmp_path / "new", out, None) == len(photos)
+        photo(tmp_path / "new" / name, side)
+    assert predict(fitted, tmp_path / "new", out, None) == len(photos)
     masks = ["7.jpg.png", "7.png.png", "8.png", "9.jpg.png", "9.jpg.png.png", "9.png.png", "in/7.png"]
     assert files(out / "masks") == files(out / "scores") == masks
     assert [Image.open(out / "masks" / name).width for name in masks] == list(range(40, 47))
