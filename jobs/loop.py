@@ -14,6 +14,7 @@ import sys
 import time
 
 from actors.crew import Crew
+from actors.probing import probed
 from cdiff.data.ledger import Ledger
 from cdiff.tracking import Tracker
 from cdiff.types import RoundResult
@@ -26,7 +27,7 @@ from jobs.telling import log_missed, log_round, log_start
 
 
 def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None:
-    """Rounds of rank, tune, adapt, plan, generate, gate, fit, commit. The ledger alone knows what is done; a restart goes on from it."""
+    """Rounds of rank, probe, tune, adapt, plan, generate, gate, fit, commit. The ledger alone knows what is done; a restart goes on from it."""
     config = session.config
     generator = crew.prepare(ledger)  # trained once: SAFE, joint denoiser, token bank, the gate's thresholds
     real_only = crew.assess(ledger, "real_only", pairs=[])
@@ -40,6 +41,7 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
         unseen = ledger.kept_pairs(since=ledger.best_round())  # by the best model
         outcomes = seconds("outcomes", crew.outcomes, ledger, accepted)
         known = seconds("rank", crew.rank, outcomes, ledger.gains())
+        known = seconds("probe", probed, crew, ledger, known, outcomes, generator, best.revision)
         now = known, outcomes, generator, best.revision
         strengths = seconds("tune", session.strengths, crew, tracker, number, now)
         revisions = seconds("adapt", crew.adapt, ledger, number, *now, strengths)

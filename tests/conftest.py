@@ -61,6 +61,7 @@ LOOP = [
     "wasm.miner_steps=3",
     "wasm.token_steps=3",
     "wasm.negatives=0.25",
+    "wasm.probe_steps=8",
     "wasm.shard=4",
     "wasm.min_targets=4",
 ]

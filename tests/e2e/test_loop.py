@@ -65,6 +65,7 @@ def test_the_loop_runs_to_its_report_on_the_demo_data(done, home) -> None:
             "fit",
             "generate",
             "outcomes",
+            "probe",
             "rank",
             "tune",
         ]
@@ -84,6 +85,17 @@ def test_every_fit_goes_on_from_one_base_of_real_photos(done, home) -> None:
     assert names.index("base") < names.index("real_only") < names.index("round-1")
     fitted = [ledger.milestone(name) for name in ("real_only", "round-1")]
     assert all(fit and fit["assessed"]["revision"] != bases[0]["revision"] for fit in fitted)
+
+
+def test_the_first_budget_learns_from_a_probe_and_its_matched_control(done, home) -> None:
+    ledger = Ledger(open_run(home / "runs" / "tiny"))
+    names = [str(event.get("name")) for event in ledger.events()]
+    probes = [name for name in names if name.startswith("probe:") and not name.endswith(":scores")]
+    assert len(probes) == len(set(probes)) == 2 and "probe:control" in probes
+    assert max(map(names.index, probes)) < names.index("round-1")
+    control, probe = sorted(probes, key=lambda name: name != "probe:control")
+    fits = [(ledger.milestone(name) or {})["result"]["revision"] for name in (control, probe)]
+    assert fits[0] != fits[1], "the pairs make the difference"
 
 
 def test_checkpoints_that_nothing_names_are_gone(done, home) -> None:
