@@ -15,7 +15,7 @@ from pathlib import Path
 import ray
 
 from actors.crew import Crew
-from actors.resources import Cluster, code_hash, connect, demand_data
+from actors.resources import Cluster, code_hash, connect, demand_data, living_nodes
 from cdiff.config import Config
 from cdiff.config_file import dump_config, load_config
 from cdiff.data.dataset import Dataset
@@ -27,6 +27,7 @@ from cdiff.data.run import FREE, NAME, run_of
 from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder, home_of
 from cdiff.errors import CdiffError, ConfigError, DataError, RunError, shown_uri
+from cdiff.evaluation.protocol import scoring_bytes
 from cdiff.tracking import Tracker
 from cdiff.types import Knowledge, Outcome, Revisions, Sample, content_hash
 from jobs.stopping import heed_sigterm, meanwhile
@@ -203,6 +204,8 @@ def open_session(
             demand_retunable(config, dataset, manifest, Retuning(args.retune_every, args.retune_trials))
         with _connected() as cluster:
             print(f"cluster    {cluster}", flush=True)
+            if told_memory := memory_note(samples, manifest, max(_memory(), default=0)):
+                print(f"note       {told_memory}", flush=True)
             if cluster.nodes > 1:
                 demand_data(dataset)
             yield Session(
@@ -219,6 +222,32 @@ def open_session(
                 args.retune_every,
                 args.retune_trials,
             )
+
+
+def memory_note(samples: Sequence[Sample], manifest: Manifest, largest: float) -> str:
+    """What to tell of photos that are many and large for the memory of the cluster's largest node; "" where they are not.
+
+    Hours of training come before the first split is scored, and an actor that the system ends for its memory says little.
+
+    Args:
+        largest: bytes that Ray may use there; 0: unknown.
+    """
+    known = {sample.sample_id: sample for sample in samples}
+    needs = {
+        split: scoring_bytes([known[i] for i in manifest.ids(split)]) for split in ("validation", "test")
+    }
+    split = max(needs, key=needs.__getitem__)
+    if not largest or needs[split] < largest / 2:
+        return ""
+    return (
+        f"scoring the {len(manifest.ids(split))} {split} photos at native size takes up to {needs[split] / 1e9:.1f} GB at once, and the largest "
+        f"node has {largest / 1e9:.1f} GB for Ray: scale the photos down, cut them into tiles, or take a larger machine"
+    )
+
+
+def _memory() -> list[float]:
+    """What each node has for Ray, bytes."""
+    return [float(node.get("memory", 0)) for node in living_nodes()]
 
 
 def _announce(run: Run, manifest: Manifest) -> None:

@@ -91,9 +91,11 @@ def outcomes(
 ) -> list[Outcome]:
     """How a model did, in order of the ids: one row per target, one per normal photo (fields: `cdiff.types.Outcome`)."""
     model.eval()
-    wanted = list(ids)
-    maps = {sample_id: score_photo(model, dataset.image(sample_id), config) for sample_id in wanted}
-    return outcomes_of(maps, dataset, wanted, fold)
+    rows: list[Outcome] = []
+    for sample_id in ids:  # one map at a time: there may be thousands of large photos
+        maps = {sample_id: score_photo(model, dataset.image(sample_id), config)}
+        rows += outcomes_of(maps, dataset, [sample_id], fold)
+    return rows
 
 
 def outcomes_of(

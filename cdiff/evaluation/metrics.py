@@ -126,7 +126,8 @@ def auroc(scores: Scores, labels: Labels) -> float | None:
 
 
 def region_weights(regions: Sequence[NDArray[np.integer]]) -> NDArray[np.float64]:
-    """For each pixel of a region, 1 / (area of the region x number of regions), over photos with region labels [H, W].
+    """For each pixel of a region, 1 / (area of the region x number of regions), over photos with region labels [H, W],
+    or those of their targets' pixels alone.
 
     Returns:
         [P], in row-major order photo by photo; sums to 1 (empty without regions).

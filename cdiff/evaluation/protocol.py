@@ -18,11 +18,13 @@ from cdiff.data.dataset import Dataset
 from cdiff.downstream.scoring import image_score
 from cdiff.evaluation import metrics
 from cdiff.evaluation.metrics import Ranks
+from cdiff.types import Sample
 
 Maps = Mapping[str, NDArray[np.floating]]
 POOLED = ("pixel_ap", "f1_max", "auroc", "aupro", "iou")
 THRESHOLDS = np.linspace(0.01, 0.99, 99)  # candidates for the IoU threshold
 MASK_THRESHOLD = 0.5  # of mdice and miou
+_BYTES = 16  # per pixel: scores, their sorted copies and ranks, as measured
 NO_TARGETS = "no photo with targets"
 NO_NORMALS = "no normal photo to tell from the others"
 
@@ -68,6 +70,11 @@ def evaluate(score_maps: Maps, dataset: Dataset, ids: Iterable[str], iou_thresho
     return {**result, "iou_threshold": iou_threshold, "per_type": per_type, "undefined": undefined}
 
 
+def scoring_bytes(samples: Iterable[Sample]) -> int:
+    """Memory that `evaluate` and `best_iou_threshold` take for photos of a split, at most: they sort all of its pixels at once."""
+    return _BYTES * sum(sample.width * sample.height for sample in samples)
+
+
 def best_iou_threshold(score_maps: Maps, dataset: Dataset, ids: Iterable[str]) -> float:
     """The threshold with the highest mean over types of the pooled IoU, from 0.01 to 0.99; 0.5 where there is no target."""
     wanted = sorted(set(ids))
@@ -107,11 +114,13 @@ def _type_ranks(
         scores, mask = score_maps[sample_id], dataset.type_mask(sample_id, type)
         positives.append(scores[mask])
         negatives.append(scores[~dataset.mask(sample_id)])
-        regions.append(label(mask, connectivity=2))
+        regions.append(label(mask, connectivity=2)[mask])  # whole label maps would be most of the memory
     joined = np.concatenate(positives)
     order = np.argsort(joined, kind="stable")
     weights = metrics.region_weights(regions)[order]
-    return Ranks(joined[order], (np.sort(np.concatenate(negatives)), *shared), weights)
+    background = np.concatenate(negatives)
+    background.sort()  # in place
+    return Ranks(joined[order], (background, *shared), weights)
 
 
 def _type_metrics(ranks: Ranks, iou_threshold: float) -> dict[str, float | None]:

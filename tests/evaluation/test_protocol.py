@@ -1,5 +1,7 @@
 """What is pooled, what is undefined, and when a candidate is accepted."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +10,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from cdiff.config import DataConfig
 from cdiff.data.dataset import Dataset
 from cdiff.evaluation import metrics
-from cdiff.evaluation.protocol import best_iou_threshold, evaluate, photo_dice
+from cdiff.evaluation.protocol import best_iou_threshold, evaluate, photo_dice, scoring_bytes
 from cdiff.types import MaskFile, Sample
 
 
@@ -159,3 +161,18 @@ def test_photo_dice_is_high_for_found_targets_and_leaves_normals_out(dataset):
     inverse = {sample_id: 1 - scores for sample_id, scores in perfect.items()}
     assert all(value == pytest.approx(1) for value in photo_dice(perfect, dataset, ids).values())
     assert all(value < 0.01 for value in photo_dice(inverse, dataset, ids).values())
+
+
+def test_the_memory_of_scoring_is_what_is_told_beforehand(tmp_path):
+    boxes = {"dent": (100, 100, 300, 250)}
+    samples = [write_sample(tmp_path, str(n), "metal", boxes, (500, 600)) for n in range(8)]
+    dataset = Dataset(samples, DataConfig())
+    rng = np.random.default_rng(0)
+    maps = {sample.sample_id: rng.random((500, 600), dtype=np.float32) for sample in samples}
+    evaluate(maps, dataset, list(maps)[:1], 0.5)  # imports are none of it
+    tracemalloc.start()
+    best_iou_threshold(maps, dataset, list(maps))
+    evaluate(maps, dataset, list(maps), 0.5)
+    peak = tracemalloc.get_traced_memory()[1] + sum(scores.nbytes for scores in maps.values())
+    tracemalloc.stop()
+    assert 0.7 < peak / scoring_bytes(samples) < 1.3

@@ -9,7 +9,7 @@ import pytest
 from cdiff.config import Config
 from cdiff.data.run import run_of
 from cdiff.errors import ConfigError, DataError
-from jobs.session import _demand_targets, _name, open_session, parser
+from jobs.session import _demand_targets, _name, memory_note, open_session, parser
 
 
 def _split(samples, groups: list[str]) -> tuple[list[Any], Any]:
@@ -33,6 +33,15 @@ def test_a_split_without_targets_is_named(photos):
     samples, manifest = _split(photos.samples, ["one", "another"])
     with pytest.raises(DataError, match="validation split"):
         _demand_targets([s for s in samples if s.sample_id not in manifest.ids("validation")], manifest)
+
+
+def test_photos_that_are_too_many_and_large_to_be_scored_are_told_before_hours_of_training(photos):
+    samples, manifest = _split(photos.samples, ["one", "another"])
+    large = [dataclasses.replace(sample, width=6000, height=5000) for sample in samples]
+    told = memory_note(large, manifest, 1.5e9)  # two photos of 30 megapixels a split
+    assert "the 2 validation photos" in told and "up to 1.0 GB at once" in told and "1.5 GB for Ray" in told
+    assert not memory_note(large, manifest, 2e9) and not memory_note(samples, manifest, 1.5e9)
+    assert not memory_note(large, manifest, 0), "where Ray does not tell, nothing is"
 
 
 def test_searches_between_rounds_are_the_loops_alone(tmp_path):
