@@ -6,7 +6,8 @@
 
     OUT/CATEGORY/test/TYPE/NNN.png                  the photo with the new target, in the photo's own mode
     OUT/CATEGORY/ground_truth/TYPE/NNN_mask.png     all targets on that photo
-    OUT/images/CATEGORY/TYPE-NNN.png, OUT/annotations.json      ... as COCO
+    OUT/CATEGORY/test/good/NNN.png                  a photo without a target: a hard negative
+    OUT/images/CATEGORY-TYPE-NNN.png, OUT/annotations.json      ... as COCO
     OUT/provenance.parquet, provenance.csv          how each was made; written last: an export without them is not whole
 
 Reads the ledger and the shards alone: neither the original photos nor any model is needed. With --regenerate the pixels are not
@@ -70,7 +71,7 @@ def export(
     images = pixels(attempts) if pixels else (read_pair(run, attempt) for attempt in attempts)
     try:
         for number, pair in tqdm(found, desc="writing pairs", unit="pair", leave=False):
-            files = tree.add(pair.attempt.category, pair.attempt.type, *next(images))
+            files = tree.add(pair.attempt, *next(images))
             places.append({"task_id": pair.task_id, **files, "round": number})
         tree.close()
         _write_provenance(run, out, [pair for _, pair in found], pa.Table.from_pylist(places))
@@ -110,9 +111,8 @@ class Regenerated:
 
 
 def _tree(run: Run, out: Path, format: str) -> Tree:
-    if format == "mvtec":
-        return MvtecTree(out)
-    return CocoTree(out, Limits.of(load_config(run.local("config.yaml", anew=True)).data))
+    limits = Limits.of(load_config(run.local("config.yaml", anew=True)).data)
+    return MvtecTree(out, limits) if format == "mvtec" else CocoTree(out, limits)
 
 
 def _pairs(run: Run, all_kept: bool) -> list[tuple[int, Pair]]:

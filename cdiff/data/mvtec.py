@@ -17,19 +17,32 @@ from cdiff.config import DataConfig
 from cdiff.data.assembly import Entry, bare_stem, list_folder
 from cdiff.data.run import safe_name
 from cdiff.errors import DataError, offenders
+from cdiff.types import content_hash
 
+GOOD = "good"  # the folder of photos without a target
 _PHOTO_FOLDERS = ("train", "validation", "test")
 
 
 def pair_places(category: str, kind: str, number: int) -> tuple[str, str]:
     """Where photo and mask of a type's pair lie in such a tree, as relative paths that hold whatever the names do."""
-    category, kind = safe_name(category), safe_name(kind)
+    category, kind = safe_name(category), type_folder(kind)
     return f"{category}/test/{kind}/{number:03d}.png", f"{category}/ground_truth/{kind}/{number:03d}_mask.png"
+
+
+def normal_place(category: str, number: int) -> str:
+    """Where a photo without a target lies in such a tree; it has no mask."""
+    return f"{safe_name(category)}/test/{GOOD}/{number:03d}.png"
+
+
+def type_folder(kind: str) -> str:
+    """A folder's name for a type, also for one that is itself called good: there it would be read as no target."""
+    name = safe_name(kind)
+    return f"{name}-{content_hash(kind)[:6]}" if name.lower() == GOOD else name
 
 
 def is_category(folder: Path) -> bool:
     """Whether a folder is one MVTec category."""
-    if any((folder / part / "good").is_dir() for part in _PHOTO_FOLDERS):
+    if any((folder / part / GOOD).is_dir() for part in _PHOTO_FOLDERS):
         return True
     truth, test = folder / "ground_truth", folder / "test"
     return truth.is_dir() and test.is_dir() and bool(list_folder(truth)[0]) and bool(list_folder(test)[0])
@@ -53,8 +66,8 @@ def list_category(folder: Path, category: str, config: DataConfig) -> list[Entry
     for part in _PHOTO_FOLDERS:
         for types in list_folder(folder / part)[0] if (folder / part).is_dir() else []:
             photos = list_folder(types)[1]
-            if types.name == "good":
-                name = "good" if part == "train" else f"{part}-good"
+            if types.name == GOOD:
+                name = GOOD if part == "train" else f"{part}-{GOOD}"
                 entries += [Entry(photo, (), category, name) for photo in photos]
                 continue
             masks = _masks(folder / "ground_truth" / types.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,36 +14,54 @@ from scipy import ndimage
 
 from cdiff.data.dataset import components
 from cdiff.data.images import Limits, decode_mask_png
-from cdiff.data.mvtec import pair_places
+from cdiff.data.mvtec import GOOD, normal_place, pair_places, type_folder
 from cdiff.data.outlines import pack
 from cdiff.data.run import safe_name
+from cdiff.types import Attempt
 
 ANNOTATIONS = "annotations.json"
+_UNNAMED = "target"  # of a mask that shows targets where the pair itself has no type
+
+Mask = NDArray[np.bool_]
+Files = Mapping[str, str | None]
 
 
 class Tree(Protocol):
     """Takes pairs one by one."""
 
-    def add(self, category: str, type: str, photo: bytes, mask: bytes) -> dict[str, str]:
-        """Write a pair, PNG bytes; returns its files as relative paths, by what they are."""
+    def add(self, attempt: Attempt, photo: bytes, mask: bytes) -> Files:
+        """Write a pair, PNG bytes; returns its files as relative paths, by what they are: None for one that it has not.
+
+        Raises:
+            DataError: the mask is no PNG.
+        """
 
     def close(self) -> None:
         """Write what is known only at the end."""
 
 
 class MvtecTree:
-    """CATEGORY/test/TYPE/NNN.png and CATEGORY/ground_truth/TYPE/NNN_mask.png, as they were made."""
+    """CATEGORY/test/TYPE/NNN.png and CATEGORY/ground_truth/TYPE/NNN_mask.png, as they were made.
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
+    Photos whose mask shows nothing, as those of hard negatives, lie in CATEGORY/test/good and have no mask.
+    """
+
+    def __init__(self, out: Path, limits: Limits) -> None:
+        self._out, self._limits = out, limits
         self._numbers: Counter[tuple[str, str]] = Counter()
 
-    def add(self, category: str, type: str, photo: bytes, mask: bytes) -> dict[str, str]:
+    def add(self, attempt: Attempt, photo: bytes, mask: bytes) -> Files:
         """As in `Tree`."""
-        image, masked = pair_places(category, type, self._numbers[category, type])
-        self._numbers[category, type] += 1
-        for place, data in ((image, photo), (masked, mask)):
-            _write(self._out / place, data)
+        kind = _kind(attempt, decode_mask_png(mask, self._limits))
+        number = self._numbers[attempt.category, kind]
+        self._numbers[attempt.category, kind] += 1
+        if not kind:
+            place = normal_place(attempt.category, number)
+            _write(self._out / place, photo)
+            return {"image": place, "mask": None}
+        image, masked = pair_places(attempt.category, kind, number)
+        _write(self._out / image, photo)
+        _write(self._out / masked, mask)
         return {"image": image, "mask": masked}
 
     def close(self) -> None:
@@ -50,45 +69,32 @@ class MvtecTree:
 
 
 class CocoTree:
-    """images/CATEGORY/TYPE-NNN.png, and annotations.json with an entry for each target on them, as packed run lengths.
+    """images/CATEGORY-TYPE-NNN.png, and annotations.json with an entry for each target on them, as packed run lengths.
 
     The types are its categories, and their supercategory is the category of cdiff. All targets on a photo are of the pair's type,
-    those that its background showed before among them, as in an MVTec tree.
+    those that its background showed before among them, as in an MVTec tree. A photo without a target has no entry.
     """
 
     def __init__(self, out: Path, limits: Limits) -> None:
         self._out, self._limits = out, limits
-        self._numbers: Counter[tuple[str, str]] = Counter()
+        self._numbers: Counter[str] = Counter()
         self._kinds: dict[tuple[str, str], int] = {}
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
-    def add(self, category: str, type: str, photo: bytes, mask: bytes) -> dict[str, str]:
-        """As in `Tree`. Raises DataError for a mask that is no PNG."""
-        kind = self._kinds.setdefault((category, type), len(self._kinds) + 1)
-        place = f"images/{safe_name(category)}/{safe_name(type)}-{self._numbers[category, type]:03d}.png"
-        self._numbers[category, type] += 1
+    def add(self, attempt: Attempt, photo: bytes, mask: bytes) -> Files:
+        """As in `Tree`."""
         shown = decode_mask_png(mask, self._limits)
-        image = {
-            "id": len(self._images) + 1,
-            "file_name": place,
-            "height": shown.shape[0],
-            "width": shown.shape[1],
-        }
+        kind = _kind(attempt, shown)
+        # no folder of the category's name: readers take words such as SEG or test in it for what it holds
+        stem = f"{safe_name(attempt.category)}-{_label(kind)}"
+        place = f"images/{stem}-{self._numbers[stem]:03d}.png"
+        self._numbers[stem] += 1
+        height, width = shown.shape
+        image = {"id": len(self._images) + 1, "file_name": place, "height": height, "width": width}
         self._images.append(image)
         for target in _targets(shown):
-            rows, columns = (np.flatnonzero(target.any(axis=axis)) for axis in (1, 0))
-            self._annotations.append(
-                {
-                    "id": len(self._annotations) + 1,
-                    "image_id": image["id"],
-                    "category_id": kind,
-                    "segmentation": {"size": list(target.shape), "counts": pack(target)},
-                    "area": int(target.sum()),
-                    "bbox": [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1],
-                    "iscrowd": 0,
-                }
-            )
+            self._annotate(target, image["id"], attempt.category, kind)
         _write(self._out / place, photo)
         return {"image": place, "mask": ANNOTATIONS}
 
@@ -103,8 +109,31 @@ class CocoTree:
         content = {"images": self._images, "annotations": self._annotations, "categories": kinds}
         _write(self._out / ANNOTATIONS, json.dumps(content).encode())
 
+    def _annotate(self, target: Mask, image: Any, category: str, kind: str) -> None:
+        rows, columns = (np.flatnonzero(target.any(axis=axis)) for axis in (1, 0))
+        self._annotations.append(
+            {
+                "id": len(self._annotations) + 1,
+                "image_id": image,
+                "category_id": self._kinds.setdefault((category, kind), len(self._kinds) + 1),
+                "segmentation": {"size": list(target.shape), "counts": pack(target)},
+                "area": int(target.sum()),
+                "bbox": [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1],
+                "iscrowd": 0,
+            }
+        )
 
-def _targets(shown: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+
+def _kind(attempt: Attempt, shown: Mask) -> str:
+    """The type that a pair goes under; "" where its photo shows no target, whatever it was made for."""
+    return (attempt.type or _UNNAMED) if shown.any() else ""
+
+
+def _label(kind: str) -> str:
+    return type_folder(kind) if kind else GOOD
+
+
+def _targets(shown: Mask) -> list[Mask]:
     """The targets of a mask, each bool [H, W]; specks, which are none of their own, belong to the nearest."""
     labels = np.zeros(shown.shape, dtype=int)
     found = components(shown)
