@@ -10,7 +10,10 @@
     OUT/images/CATEGORY-TYPE-NNN.png, OUT/annotations.json      ... as COCO
     OUT/provenance.parquet, provenance.csv          how each was made; written last: an export without them is not whole
 
-Reads the ledger and the shards alone: neither the original photos nor any model is needed. With --regenerate the pixels are not
+A tree has one type for a photo, the pair's, also where its background showed another before; a COCO file has both, where that photo
+showed no more than one, and export says how many photos had several.
+
+Reads the ledger, the shards and the split manifest alone: neither the original photos nor any model is needed. With --regenerate the pixels are not
 read but made again from each pair's row, by the models that it names, and compared with what is stored.
 """
 
@@ -31,6 +34,7 @@ from tqdm import tqdm
 from cdiff.config_file import load_config
 from cdiff.data.images import Limits
 from cdiff.data.ledger import Ledger
+from cdiff.data.manifest import read_manifest
 from cdiff.data.photos import photos_of
 from cdiff.data.store import Run, find_run, read_pair, read_provenance
 from cdiff.data.trees import CocoTree, MvtecTree, Tree
@@ -55,6 +59,7 @@ def export(
         format: "mvtec" or "coco", as in cdiff/data/trees.py.
     Raises:
         RunError: the folder is not empty, there is nothing to write, or a shard is damaged.
+        DataError: the split manifest is, which tells COCO the types of the backgrounds.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(
@@ -73,12 +78,14 @@ def export(
         for number, pair in tqdm(found, desc="writing pairs", unit="pair", leave=False):
             files = tree.add(pair.attempt, *next(images))
             places.append({"task_id": pair.task_id, **files, "round": number})
-        tree.close()
+        note = tree.close()
         _write_provenance(run, out, [pair for _, pair in found], pa.Table.from_pylist(places))
     except OSError as error:
         raise RunError(
             f"cannot write {error.filename or out}: {error.strerror}. Empty the folder and try again."
         ) from None
+    if note:
+        print(f"note: {note}")
     return len(found)
 
 
@@ -112,7 +119,10 @@ class Regenerated:
 
 def _tree(run: Run, out: Path, format: str) -> Tree:
     limits = Limits.of(load_config(run.local("config.yaml", anew=True)).data)
-    return MvtecTree(out, limits) if format == "mvtec" else CocoTree(out, limits)
+    if format == "mvtec":
+        return MvtecTree(out, limits)
+    manifest = read_manifest(run.local("splits.parquet", anew=True))
+    return CocoTree(out, limits, {row.sample_id: row.types for row in manifest.rows})
 
 
 def _pairs(run: Run, all_kept: bool) -> list[tuple[int, Pair]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,8 +36,8 @@ class Tree(Protocol):
             DataError: the mask is no PNG.
         """
 
-    def close(self) -> None:
-        """Write what is known only at the end."""
+    def close(self) -> str:
+        """Write what is known only at the end; returns what the user should know, "" for nothing."""
 
 
 class MvtecTree:
@@ -64,19 +64,25 @@ class MvtecTree:
         _write(self._out / masked, mask)
         return {"image": image, "mask": masked}
 
-    def close(self) -> None:
-        """Nothing is left to write."""
+    def close(self) -> str:
+        """As in `Tree`."""
+        return ""
 
 
 class CocoTree:
     """images/CATEGORY-TYPE-NNN.png, and annotations.json with an entry for each target on them, as packed run lengths.
 
-    The types are its categories, and their supercategory is the category of cdiff. All targets on a photo are of the pair's type,
-    those that its background showed before among them, as in an MVTec tree. A photo without a target has no entry.
+    The types are its categories, and their supercategory is the category of cdiff. Targets that the background photo showed before
+    have their own type where that photo showed one type alone; where it showed several, nobody can tell them apart without it, and
+    they have the pair's. A photo without a target has no entry.
+
+    Args:
+        before: types that photos of the run show, by sample_id.
     """
 
-    def __init__(self, out: Path, limits: Limits) -> None:
-        self._out, self._limits = out, limits
+    def __init__(self, out: Path, limits: Limits, before: Mapping[str, Sequence[str]]) -> None:
+        self._out, self._limits, self._before = out, limits, before
+        self._guessed = 0
         self._numbers: Counter[str] = Counter()
         self._kinds: dict[tuple[str, str], int] = {}
         self._images: list[dict[str, Any]] = []
@@ -93,21 +99,51 @@ class CocoTree:
         height, width = shown.shape
         image = {"id": len(self._images) + 1, "file_name": place, "height": height, "width": width}
         self._images.append(image)
-        for target in _targets(shown):
-            self._annotate(target, image["id"], attempt.category, kind)
+        for type, part in self._parts(attempt, shown):
+            for target in _targets(part):
+                self._annotate(target, image["id"], attempt.category, type)
         _write(self._out / place, photo)
         return {"image": place, "mask": ANNOTATIONS}
 
-    def close(self) -> None:
-        """Write the annotation file."""
+    def close(self) -> str:
+        """Write the annotation file, with what is to be known in it; as in `Tree`."""
         # products may have types of one name
         several = len({category for category, _ in self._kinds}) > 1
         kinds = [
             {"id": number, "name": f"{category}/{type}" if several else type, "supercategory": category}
             for (category, type), number in self._kinds.items()
         ]
-        content = {"images": self._images, "annotations": self._annotations, "categories": kinds}
+        note = ""
+        if self._guessed:
+            note = (
+                f"{self._guessed} of {len(self._images)} photos may have targets under a wrong type: their backgrounds showed others "
+                "before, which the run does not tell from the new one or from each other. Look at them before you train several types."
+            )
+        content = {
+            "info": {"description": note},
+            "images": self._images,
+            "annotations": self._annotations,
+            "categories": kinds,
+        }
         _write(self._out / ANNOTATIONS, json.dumps(content).encode())
+        return note
+
+    def _parts(self, attempt: Attempt, shown: Mask) -> list[tuple[str, Mask]]:
+        """A mask's parts by type; those whose type is a guess are counted."""
+        kind, before = _kind(attempt, shown), self._before.get(attempt.assignment.task.background)
+        if before is not None and set(before) <= {kind}:
+            return [(kind, shown)]
+        # the new target fills its box: what lies beyond was there before
+        left, top, right, bottom = attempt.box if attempt.type else (0, 0, 0, 0)
+        own = shown.copy()
+        own[top:bottom, left:right] = False
+        new = shown & ~own
+        parts = len(components(new)), len(components(own))
+        known = before is not None and len(before) == 1
+        # several in the box, or one that its border cuts: more than the new target reaches into it
+        mixed = parts[0] > 1 or sum(parts) > len(components(shown))
+        self._guessed += mixed or (parts[1] > 0 and not known)
+        return [(kind, new), (before[0], own)] if before is not None and known else [(kind, shown)]
 
     def _annotate(self, target: Mask, image: Any, category: str, kind: str) -> None:
         rows, columns = (np.flatnonzero(target.any(axis=axis)) for axis in (1, 0))

@@ -19,6 +19,7 @@ from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_source, read_sources
 from cdiff.data.images import Limits, encode_png
 from cdiff.data.ledger import Ledger
+from cdiff.data.manifest import Row, make_manifest, write_manifest
 from cdiff.data.store import Run, ShardRow, create_run, shard_name, write_shard
 from cdiff.data.trees import CocoTree, MvtecTree
 from cdiff.data.verdicts import Verdict, write_verdict
@@ -45,9 +46,17 @@ class Splits:
 
 
 def made(
-    run: Run, number: int, kinds: list[str], mode: str, purpose: Purpose = "weak", category: str = "metal"
+    run: Run,
+    number: int,
+    kinds: list[str],
+    mode: str,
+    purpose: Purpose = "weak",
+    category: str = "metal",
+    before: tuple[str, ...] = (),
 ) -> list[ShardRow]:
-    """A shard of pairs; those of the type "" are hard negatives."""
+    """A shard of pairs; those of the type "" are hard negatives. Backgrounds that showed targets before keep one below the new one."""
+    row = Row("b", "train", "b", category, before, 0, False)
+    write_manifest(make_manifest([row], (), ()), run.splits_path)
     recipe = Recipe("joint", "B0", 1, 0.25, 16, "euler", "float32", 8, 2)
     pose = Pose(1.5, 2.5, 0.0, 1.0, False, 0.05, 1.7)
     plan = [
@@ -67,6 +76,7 @@ def made(
     for index, (item, kind) in enumerate(zip(plan, kinds, strict=True)):
         mask = np.zeros((30, 40), bool)
         mask[5:12, 8 + index : 20] = bool(kind)
+        mask[20:26, 25:33] = bool(before)
         photo = encode_png(rng.integers(0, 255, (30, 40, 3)).astype(np.uint8), mode)
         attempt = Attempt(item, name, index, category, kind, (8, 5, 20, 12), (("loss", 0.5),), bytes(576))
         rows.append(ShardRow(attempt, photo, encode_png(mask, "L"), photo, photo, photo))
@@ -170,7 +180,7 @@ def test_coco_readers_take_the_export_with_every_target(finished, tmp_path):
 
 def test_products_with_types_of_one_name_and_specks_survive_in_coco(tmp_path):
     out = tmp_path / "out"
-    tree = CocoTree(out, Limits(10**6, 10**6))
+    tree = CocoTree(out, Limits(10**6, 10**6), {})
     mask = np.zeros((40, 50), dtype=np.uint8)
     mask[3:9, 4:12] = mask[30:36, 30:44] = mask[20, 40] = 255  # two targets, and a speck that is none
     shown = encode_png(mask, "L")
@@ -189,9 +199,11 @@ def test_products_with_types_of_one_name_and_specks_survive_in_coco(tmp_path):
 def mixed(tmp_path):
     """Makes a run of one accepted round: a pair of each type of a category, and hard negatives for ""."""
 
-    def make(kinds: list[str], category: str = "metal") -> tuple[Run, list[ShardRow]]:
+    def make(
+        kinds: list[str], category: str = "metal", before: tuple[str, ...] = ()
+    ) -> tuple[Run, list[ShardRow]]:
         run = create_run(tmp_path / "home", "mixed", dump_config(Config()), Splits())
-        ledger, rows = Ledger(run), made(run, 1, kinds, "L", category=category)
+        ledger, rows = Ledger(run), made(run, 1, kinds, "L", category=category, before=before)
         decision = Decision(True, "", 0.0, 0.0, 0.0, 0.5)
         result = RoundResult(1, (), (), 1, (), "rev", (), decision, ())
         ledger.commit_round(result, [Pair(row.attempt, "") for row in rows])
@@ -249,10 +261,50 @@ def test_a_negative_whose_photo_shows_a_target_keeps_its_mask(mixed, tmp_path):
         "image": "metal/test/target/000.png",
         "mask": "metal/ground_truth/target/000_mask.png",
     }
-    tree = CocoTree(tmp_path / "coco", limits)
+    tree = CocoTree(tmp_path / "coco", limits, {})
     tree.add(attempt, row.image_png, row.mask_png)
     tree.close()
     assert [sample.types for sample in read_source(str(tmp_path / "coco"), Config().data)] == [("target",)]
+
+
+def kinds_of(out: Path) -> list[list[str]]:
+    """Names of each photo's annotations, from top to bottom."""
+    coco = COCO(out / "annotations.json")
+    shown = [sorted(coco.imgToAnns[image], key=lambda a: a["bbox"][1]) for image in sorted(coco.imgs)]
+    return [[coco.cats[target["category_id"]]["name"] for target in targets] for targets in shown]
+
+
+def test_targets_that_the_background_showed_before_keep_their_type_in_coco(mixed, tmp_path, capsys):
+    run, rows = mixed(["pit", "scratch"], before=("scratch",))
+    out = tmp_path / "out"
+    assert main([str(run.path), str(out), "--format", "coco"]) == 0
+    assert "note:" not in capsys.readouterr().out
+    assert kinds_of(out) == [["pit", "scratch"], ["scratch", "scratch"]]
+    types = read_back(out, rows, out)
+    assert [types[row.attempt.task_id] for row in rows] == [("pit", "scratch"), ("scratch",)]
+
+
+def test_types_that_the_run_cannot_tell_are_said(mixed, tmp_path, capsys):
+    run, _ = mixed(["pit", "scratch"], before=("hole", "scratch"))
+    out = tmp_path / "out"
+    assert main([str(run.path), str(out), "--format", "coco"]) == 0
+    assert "note: 2 of 2 photos may have targets under a wrong type" in capsys.readouterr().out
+    assert kinds_of(out) == [["pit", "pit"], ["scratch", "scratch"]]
+    told = json.loads((out / "annotations.json").read_text())["info"]["description"]
+    assert "2 of 2 photos" in told
+
+
+def test_a_target_that_grew_together_with_one_of_another_type_is_cut_at_its_box_and_said(mixed, tmp_path):
+    _, (row,) = mixed(["pit"])
+    mask = np.zeros((30, 40), bool)
+    mask[5:12, 8:33] = True  # the new one fills columns 8 to 19
+    tree = CocoTree(tmp_path / "coco", Limits(10**6, 10**6), {"b": ("scratch",)})
+    tree.add(row.attempt, row.image_png, encode_png(mask, "L"))
+    assert "1 of 1 photos may" in tree.close()
+    (sample,) = read_source(str(tmp_path / "coco"), Config().data)
+    data = Dataset([sample], Config().data)
+    np.testing.assert_array_equal(data.mask(sample.sample_id), mask)
+    assert data.type_mask(sample.sample_id, "pit").sum() == 7 * 12
 
 
 def test_a_category_whose_name_says_masks_or_test_is_read_back_from_coco(mixed, tmp_path):
