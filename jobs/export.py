@@ -1,4 +1,4 @@
-"""Write the pairs that a run's models trained on as an MVTec AD tree, or as photos with a COCO annotation file.
+"""Write the pairs that a run's models trained on: as an MVTec AD tree, with a COCO file, as image + mask folders, or as Parquet.
 
     python jobs/export.py ~/cdiff/runs/NAME pairs/
     python jobs/export.py ~/cdiff/runs/NAME pairs/ --format coco
@@ -8,10 +8,14 @@
     OUT/CATEGORY/ground_truth/TYPE/NNN_mask.png     all targets on that photo
     OUT/CATEGORY/test/good/NNN.png                  a photo without a target: a hard negative
     OUT/images/CATEGORY-TYPE-NNN.png, OUT/annotations.json      ... as COCO
-    OUT/provenance.parquet, provenance.csv          how each was made; written last: an export without them is not whole
+    OUT/CATEGORY/images/TYPE-NNN.png, masks/TYPE-NNN.png        ... as folders: 0 and 255, black without a target
+    OUT/pairs.parquet                               ... as parquet: a row per pair, photo and mask as PNG bytes, how it was made
+    OUT/provenance.parquet, provenance.csv          how each was made (as parquet, in the CSV alone); written last: an export
+                                                    without provenance.csv is not whole
 
-A tree has one type for a photo, the pair's, also where its background showed another before; a COCO file has both, where that photo
-showed no more than one, and export says how many photos had several.
+An MVTec tree has one type for a photo, the pair's, also where its background showed another before; a COCO file has both, where that
+photo showed no more than one, and export says how many photos had several. Folders have types in the names of files alone: who
+reads them back has one type, "target".
 
 Reads the ledger, the shards and the split manifest alone: neither the original photos nor any model is needed. With --regenerate the pixels are not
 read but made again from each pair's row, by the models that it names, and compared with what is stored.
@@ -37,7 +41,7 @@ from cdiff.data.ledger import Ledger
 from cdiff.data.manifest import read_manifest
 from cdiff.data.photos import photos_of
 from cdiff.data.store import Run, find_run, read_pair, read_provenance
-from cdiff.data.trees import CocoTree, MvtecTree, Tree
+from cdiff.data.trees import CocoTree, Files, FolderTree, MvtecTree, ParquetTree, Tree, with_files
 from cdiff.errors import ConfigError, RunError
 from cdiff.service.adoption import human_pair_again
 from cdiff.service.studio import Studio
@@ -45,6 +49,7 @@ from cdiff.types import Attempt, Pair
 from cdiff.wasm.again import made_again
 from jobs.stopping import exit_code
 
+FORMATS = ("mvtec", "coco", "folders", "parquet")
 Pixels = Callable[[list[Attempt]], Iterator[tuple[bytes, bytes]]]  # photo and mask of each, PNG bytes
 
 
@@ -56,7 +61,7 @@ def export(
     Args:
         all_kept: also the kept pairs of rejected rounds, that no accepted model trained on.
         pixels: where they come from; None: from the shards.
-        format: "mvtec" or "coco", as in cdiff/data/trees.py.
+        format: one of FORMATS, as in cdiff/data/trees.py.
     Raises:
         RunError: the folder is not empty, there is nothing to write, or a shard is damaged.
         DataError: the split manifest is, which tells COCO the types of the backgrounds.
@@ -70,19 +75,23 @@ def export(
         raise RunError(
             f"{run.url} has no pairs of accepted rounds yet. --all-kept also takes those of rejected ones."
         )
-    tree = _tree(run, out, format)
-    places: list[dict[str, object]] = []
+    provenance = _provenance(run, found)
+    places: list[Files] = []
     attempts = [pair.attempt for _, pair in found]
     images = pixels(attempts) if pixels else (read_pair(run, attempt) for attempt in attempts)
     try:
-        for number, pair in tqdm(found, desc="writing pairs", unit="pair", leave=False):
-            files = tree.add(pair.attempt, *next(images))
-            places.append({"task_id": pair.task_id, **files, "round": number})
+        tree = _tree(run, out, format, provenance)
+        for attempt in tqdm(attempts, desc="writing pairs", unit="pair", leave=False):
+            places.append(tree.add(attempt, *next(images)))
         note = tree.close()
-        _write_provenance(run, out, [pair for _, pair in found], pa.Table.from_pylist(places))
+        if format != "parquet":
+            images_at, masks_at = ([files[name] for files in places] for name in ("image", "mask"))
+            provenance = with_files(provenance, images_at, masks_at, pa.string())
+            pq.write_table(provenance, out / "provenance.parquet")
+        pa.csv.write_csv(provenance, out / "provenance.csv")
     except OSError as error:
         raise RunError(
-            f"cannot write {error.filename or out}: {error.strerror}. Empty the folder and try again."
+            f"cannot write {error.filename or out}: {error.strerror or error}. Empty the folder and try again."
         ) from None
     if note:
         print(f"note: {note}")
@@ -117,10 +126,14 @@ class Regenerated:
             yield human_pair_again(studio, attempt)
 
 
-def _tree(run: Run, out: Path, format: str) -> Tree:
+def _tree(run: Run, out: Path, format: str, provenance: pa.Table) -> Tree:
+    if format == "parquet":
+        return ParquetTree(out, provenance)
     limits = Limits.of(load_config(run.local("config.yaml", anew=True)).data)
     if format == "mvtec":
         return MvtecTree(out, limits)
+    if format == "folders":
+        return FolderTree(out, limits)
     manifest = read_manifest(run.local("splits.parquet", anew=True))
     return CocoTree(out, limits, {row.sample_id: row.types for row in manifest.rows})
 
@@ -136,28 +149,28 @@ def _pairs(run: Run, all_kept: bool) -> list[tuple[int, Pair]]:
     return [(number, pair) for number, pair in pairs if pair.kept and pair.task_id not in away]
 
 
-def _write_provenance(run: Run, out: Path, pairs: list[Pair], places: pa.Table) -> None:
-    shards = dict.fromkeys(pair.attempt.shard for pair in pairs)
+def _provenance(run: Run, pairs: list[tuple[int, Pair]]) -> pa.Table:
+    """A row per pair, in their order: task_id, round, and how it was made."""
+    shards = dict.fromkeys(pair.attempt.shard for _, pair in pairs)
     rows = pa.concat_tables([read_provenance(run, shard) for shard in shards]).drop_columns(["fingerprint"])
     order = {task_id: row for row, task_id in enumerate(rows["task_id"].to_pylist())}
-    rows = rows.take([order[pair.task_id] for pair in pairs]).drop_columns(["task_id"])
-    table = places
-    for name in rows.column_names:
-        table = table.append_column(name, rows[name])
-    pa.csv.write_csv(table, out / "provenance.csv")
-    pq.write_table(table, out / "provenance.parquet")
+    rows = rows.take([order[pair.task_id] for _, pair in pairs])
+    return rows.add_column(1, "round", pa.array([number for number, _ in pairs], pa.int64()))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; the exit code (jobs.stopping)."""
     parser = argparse.ArgumentParser(
         prog="python jobs/export.py",
-        description="Write a run's pairs as an MVTec AD tree, or with a COCO file.",
+        description="Write a run's pairs as an MVTec AD tree, with a COCO file, as image + mask folders, or as one Parquet file.",
     )
     parser.add_argument("run", metavar="RUN", help="run folder, or its name under the home")
     parser.add_argument("out", metavar="OUT", type=Path, help="new or empty folder")
     parser.add_argument(
-        "--format", choices=("mvtec", "coco"), default="mvtec", help="what to write (default: mvtec)"
+        "--format",
+        choices=FORMATS,
+        default="mvtec",
+        help="an MVTec AD tree (the default), photos with a COCO file, image + mask folders, or one Parquet file with the bytes",
     )
     parser.add_argument("--all-kept", action="store_true", help="also the kept pairs of rejected rounds")
     parser.add_argument("--regenerate", action="store_true", help="make the pixels again; needs --data")
@@ -176,7 +189,8 @@ def main(arguments: list[str] | None = None) -> int:
         run = find_run(args.run, args.home)
         again = Regenerated(run, args.data, args.groups) if args.regenerate else None
         count = export(run, args.out, args.all_kept, again, args.format)
-        print(f"{count} pairs in {args.out}, with provenance.parquet and provenance.csv")
+        told = "provenance.csv" if args.format == "parquet" else "provenance.parquet and provenance.csv"
+        print(f"{count} pairs in {args.out}, with {told}")
         if again:
             print(
                 f"made again, {again.equal} of {count} are equal to what is stored, byte for byte", flush=True

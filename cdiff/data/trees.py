@@ -1,4 +1,4 @@
-"""What exported pairs lie in: an MVTec AD tree, or a folder of photos with a COCO annotation file."""
+"""What exported pairs lie in: an MVTec AD tree, photos with a COCO annotation file, image + mask folders, or one Parquet file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -17,9 +19,11 @@ from cdiff.data.images import Limits, decode_mask_png
 from cdiff.data.mvtec import GOOD, normal_place, pair_places, type_folder
 from cdiff.data.outlines import pack
 from cdiff.data.run import safe_name
+from cdiff.data.store import ROW_GROUP_BYTES
 from cdiff.types import Attempt
 
 ANNOTATIONS = "annotations.json"
+PAIRS = "pairs.parquet"
 _UNNAMED = "target"  # of a mask that shows targets where the pair itself has no type
 
 Mask = NDArray[np.bool_]
@@ -158,6 +162,91 @@ class CocoTree:
                 "iscrowd": 0,
             }
         )
+
+
+class FolderTree:
+    """CATEGORY/images/TYPE-NNN.png, and CATEGORY/masks of the same names: 0, and 255 for targets of any type.
+
+    Photos without a target, named good-NNN.png, have a black mask.
+    """
+
+    def __init__(self, out: Path, limits: Limits) -> None:
+        self._out, self._limits = out, limits
+        self._numbers: Counter[tuple[str, str]] = Counter()
+
+    def add(self, attempt: Attempt, photo: bytes, mask: bytes) -> Files:
+        """As in `Tree`."""
+        category = safe_name(attempt.category)
+        label = _label(_kind(attempt, decode_mask_png(mask, self._limits)))
+        name = f"{label}-{self._numbers[category, label]:03d}.png"
+        self._numbers[category, label] += 1
+        places = {"image": f"{category}/images/{name}", "mask": f"{category}/masks/{name}"}
+        _write(self._out / places["image"], photo)
+        _write(self._out / places["mask"], mask)
+        return places
+
+    def close(self) -> str:
+        """As in `Tree`."""
+        return ""
+
+
+class ParquetTree:
+    """pairs.parquet: a row per pair with its provenance, and photo and mask as PNG bytes; a mask without a target is black.
+
+    It is written in row groups of some megabytes, and has its name when it is whole.
+
+    Args:
+        provenance: a row per pair, in the order in which they are added; task_id comes first.
+    """
+
+    def __init__(self, out: Path, provenance: pa.Table) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self._path, self._part = out / PAIRS, out / f"{PAIRS}.part"
+        self._provenance, self._written = provenance, 0
+        self._waiting: list[tuple[bytes, bytes]] = []
+        names = provenance.column_names
+        self._writer = pq.ParquetWriter(
+            self._part,
+            with_files(provenance.slice(0, 0), [], [], pa.binary()).schema,
+            use_dictionary=names,
+            write_statistics=names,
+            # PNGs are compressed already
+            compression={**dict.fromkeys(names, "ZSTD"), "image": "NONE", "mask": "NONE"},
+        )
+
+    def add(self, attempt: Attempt, photo: bytes, mask: bytes) -> Files:
+        """As in `Tree`; a pair has no files of its own."""
+        if (
+            sum(len(part) for pair in self._waiting for part in pair) + len(photo) + len(mask)
+            > ROW_GROUP_BYTES
+        ):
+            self._flush()
+        self._waiting.append((photo, mask))
+        return {}
+
+    def close(self) -> str:
+        """As in `Tree`."""
+        self._flush()
+        self._writer.close()
+        self._part.replace(self._path)
+        return ""
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        rows = self._provenance.slice(self._written, len(self._waiting))
+        photos, masks = zip(*self._waiting, strict=True)
+        self._writer.write_table(with_files(rows, photos, masks, pa.binary()))
+        self._written += len(self._waiting)
+        self._waiting = []
+
+
+def with_files(
+    provenance: pa.Table, images: Sequence[Any], masks: Sequence[Any], kind: pa.DataType
+) -> pa.Table:
+    """Provenance with the columns image and mask behind task_id: where they lie, or what they hold."""
+    table = provenance.add_column(1, "image", pa.array(images, kind))
+    return table.add_column(2, "mask", pa.array(masks, kind))
 
 
 def _kind(attempt: Attempt, shown: Mask) -> str:
