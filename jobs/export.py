@@ -36,7 +36,6 @@ import torch
 from tqdm import tqdm
 
 from cdiff.config_file import load_config
-from cdiff.data.images import Limits
 from cdiff.data.ledger import Ledger
 from cdiff.data.manifest import read_manifest
 from cdiff.data.photos import photos_of
@@ -129,13 +128,12 @@ class Regenerated:
 def _tree(run: Run, out: Path, format: str, provenance: pa.Table) -> Tree:
     if format == "parquet":
         return ParquetTree(out, provenance)
-    limits = Limits.of(load_config(run.local("config.yaml", anew=True)).data)
     if format == "mvtec":
-        return MvtecTree(out, limits)
+        return MvtecTree(out)
     if format == "folders":
-        return FolderTree(out, limits)
+        return FolderTree(out)
     manifest = read_manifest(run.local("splits.parquet", anew=True))
-    return CocoTree(out, limits, {row.sample_id: row.types for row in manifest.rows})
+    return CocoTree(out, {row.sample_id: row.types for row in manifest.rows})
 
 
 def _pairs(run: Run, all_kept: bool) -> list[tuple[int, Pair]]:

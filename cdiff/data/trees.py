@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from cdiff.types import Attempt
 
 ANNOTATIONS = "annotations.json"
 PAIRS = "pairs.parquet"
+_OWN = Limits(sys.maxsize, sys.maxsize)  # the run wrote these masks itself, and its shards have checksums
 _UNNAMED = "target"  # of a mask that shows targets where the pair itself has no type
 
 Mask = NDArray[np.bool_]
@@ -50,13 +52,13 @@ class MvtecTree:
     Photos whose mask shows nothing, as those of hard negatives, lie in CATEGORY/test/good and have no mask.
     """
 
-    def __init__(self, out: Path, limits: Limits) -> None:
-        self._out, self._limits = out, limits
+    def __init__(self, out: Path) -> None:
+        self._out = out
         self._numbers: Counter[tuple[str, str]] = Counter()
 
     def add(self, attempt: Attempt, photo: bytes, mask: bytes) -> Files:
         """As in `Tree`."""
-        kind = _kind(attempt, decode_mask_png(mask, self._limits))
+        kind = _kind(attempt, decode_mask_png(mask, _OWN))
         number = self._numbers[attempt.category, kind]
         self._numbers[attempt.category, kind] += 1
         if not kind:
@@ -84,8 +86,8 @@ class CocoTree:
         before: types that photos of the run show, by sample_id.
     """
 
-    def __init__(self, out: Path, limits: Limits, before: Mapping[str, Sequence[str]]) -> None:
-        self._out, self._limits, self._before = out, limits, before
+    def __init__(self, out: Path, before: Mapping[str, Sequence[str]]) -> None:
+        self._out, self._before = out, before
         self._guessed = 0
         self._numbers: Counter[str] = Counter()
         self._kinds: dict[tuple[str, str], int] = {}
@@ -94,7 +96,7 @@ class CocoTree:
 
     def add(self, attempt: Attempt, photo: bytes, mask: bytes) -> Files:
         """As in `Tree`."""
-        shown = decode_mask_png(mask, self._limits)
+        shown = decode_mask_png(mask, _OWN)
         kind = _kind(attempt, shown)
         # no folder of the category's name: readers take words such as SEG or test in it for what it holds
         stem = f"{safe_name(attempt.category)}-{_label(kind)}"
@@ -170,14 +172,14 @@ class FolderTree:
     Photos without a target, named good-NNN.png, have a black mask.
     """
 
-    def __init__(self, out: Path, limits: Limits) -> None:
-        self._out, self._limits = out, limits
+    def __init__(self, out: Path) -> None:
+        self._out = out
         self._numbers: Counter[tuple[str, str]] = Counter()
 
     def add(self, attempt: Attempt, photo: bytes, mask: bytes) -> Files:
         """As in `Tree`."""
         category = safe_name(attempt.category)
-        label = _label(_kind(attempt, decode_mask_png(mask, self._limits)))
+        label = _label(_kind(attempt, decode_mask_png(mask, _OWN)))
         name = f"{label}-{self._numbers[category, label]:03d}.png"
         self._numbers[category, label] += 1
         places = {"image": f"{category}/images/{name}", "mask": f"{category}/masks/{name}"}

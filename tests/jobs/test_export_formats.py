@@ -18,7 +18,7 @@ from cdiff.config import Config
 from cdiff.config_file import dump_config
 from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_source, read_sources
-from cdiff.data.images import Limits, encode_png
+from cdiff.data.images import encode_png
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import Run, ShardRow, create_run
 from cdiff.data.trees import CocoTree, MvtecTree
@@ -89,12 +89,12 @@ def test_hard_negatives_are_photos_without_annotations_in_coco(mixed, tmp_path):
 
 def test_a_negative_whose_photo_shows_a_target_keeps_its_mask(mixed, tmp_path):
     _, (row,) = mixed(["pit"])
-    attempt, limits = dataclasses.replace(row.attempt, type=""), Limits(10**6, 10**6)
-    assert MvtecTree(tmp_path / "mvtec", limits).add(attempt, row.image_png, row.mask_png) == {
+    attempt = dataclasses.replace(row.attempt, type="")
+    assert MvtecTree(tmp_path / "mvtec").add(attempt, row.image_png, row.mask_png) == {
         "image": "metal/test/target/000.png",
         "mask": "metal/ground_truth/target/000_mask.png",
     }
-    tree = CocoTree(tmp_path / "coco", limits, {})
+    tree = CocoTree(tmp_path / "coco", {})
     tree.add(attempt, row.image_png, row.mask_png)
     tree.close()
     assert [sample.types for sample in read_source(str(tmp_path / "coco"), Config().data)] == [("target",)]
@@ -131,7 +131,7 @@ def test_a_target_that_grew_together_with_one_of_another_type_is_cut_at_its_box_
     _, (row,) = mixed(["pit"])
     mask = np.zeros((30, 40), bool)
     mask[5:12, 8:33] = True  # the new one fills columns 8 to 19
-    tree = CocoTree(tmp_path / "coco", Limits(10**6, 10**6), {"b": ("scratch",)})
+    tree = CocoTree(tmp_path / "coco", {"b": ("scratch",)})
     tree.add(row.attempt, row.image_png, encode_png(mask, "L"))
     assert "1 of 1 photos may" in tree.close()
     (sample,) = read_source(str(tmp_path / "coco"), Config().data)
@@ -189,6 +189,13 @@ def test_an_export_that_breaks_off_has_no_provenance(mixed, tmp_path, format):
     assert not {"provenance.csv", "pairs.parquet"} & set(files(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("format", ["mvtec", "coco", "folders", "parquet"])
+def test_a_run_whose_settings_this_version_does_not_know_is_exported(mixed, tmp_path, format):
+    run, rows = mixed(["pit"])
+    (run.path / "config.yaml").write_text("later: 1\n")
+    assert export(run, tmp_path / "out", format=format) == len(rows)
+
+
 def test_a_category_whose_name_says_masks_or_test_is_read_back_from_coco(mixed, tmp_path):
     run, rows = mixed(["polyp"], category="Kvasir-SEG test")
     out = tmp_path / "out"
@@ -199,7 +206,7 @@ def test_a_category_whose_name_says_masks_or_test_is_read_back_from_coco(mixed, 
 
 def test_products_with_types_of_one_name_and_specks_survive_in_coco(tmp_path):
     out = tmp_path / "out"
-    tree = CocoTree(out, Limits(10**6, 10**6), {})
+    tree = CocoTree(out, {})
     mask = np.zeros((40, 50), dtype=np.uint8)
     mask[3:9, 4:12] = mask[30:36, 30:44] = mask[20, 40] = 255  # two targets, and a speck that is none
     shown = encode_png(mask, "L")
