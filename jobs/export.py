@@ -17,8 +17,9 @@ An MVTec tree has one type for a photo, the pair's, also where its background sh
 photo showed no more than one, and export says how many photos had several. Folders have types in the names of files alone: who
 reads them back has one type, "target".
 
-Reads the ledger, the shards and the split manifest alone: neither the original photos nor any model is needed. With --regenerate the pixels are not
-read but made again from each pair's row, by the models that it names, and compared with what is stored.
+Reads the ledger, the shards and, for COCO, the split manifest: neither the original photos nor any model is needed. With
+--regenerate the pixels are not read but made again from each pair's row, by the models that it names, and compared with what is
+stored.
 """
 
 from __future__ import annotations
