@@ -10,9 +10,10 @@ grow. Without a reservation, generators that may come later (`resources.least_ge
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,9 @@ from actors.resources import Resources, Role, living_nodes, needs, roles
 from cdiff.config import Config
 from cdiff.errors import ConfigError, ResourceError
 
+log = logging.getLogger(__name__)
 _SHORT = 5.0  # seconds for what is there already
+_SILENT, _AGAIN = 10.0, 60.0  # seconds until a wait is told of, and between two words of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +84,11 @@ def reserve(config: Config, *, wait: bool = True, actors: Mapping[Role, int] | N
         raise ResourceError(_shortage(config, counts, bundles, 0))
     seconds = config.resources.wait_seconds if wait else min(config.resources.wait_seconds, 10.0)
     group = placement_group(bundles, strategy="PACK")
+    wanted = (
+        f"{', '.join(f'{count} {role}' for role, count in counts.items())}: {_words(_sum(bundles))} in all"
+    )
     try:
-        if not group.wait(timeout_seconds=seconds):
+        if not Wait(wanted, seconds, lambda: _there(_sum(bundles))).for_(group, seconds):
             raise ResourceError(_shortage(config, counts, bundles, seconds))
     except BaseException:  # Ctrl-C as well: an autoscaling cluster would go on to grow for it
         remove_placement_group(group)
@@ -115,10 +121,12 @@ def preflight_workers(config: Config, *, wait: bool = True, grow: bool = True) -
     need = {kind: amount for kind, amount in (("CPU", settings.cpus), ("GPU", settings.gpus)) if amount}
     seconds = config.resources.wait_seconds if wait else min(config.resources.wait_seconds, 10.0)
     began, patient = time.monotonic(), settings.workers if grow else settings.least_workers
+    wanted = f"{settings.least_workers} to {settings.workers} workers of a training: {_words(need)} each"
+    wait_for = Wait(wanted, seconds, lambda: _there(need)).for_
     for count in range(settings.workers, settings.least_workers - 1, -1):
         group = placement_group([need] * count, strategy="PACK")
         try:
-            if group.wait(timeout_seconds=seconds if count == patient else min(seconds, _SHORT)):
+            if wait_for(group, seconds if count == patient else min(seconds, _SHORT)):
                 return count
         finally:
             remove_placement_group(group)
@@ -128,6 +136,40 @@ def preflight_workers(config: Config, *, wait: bool = True, grow: bool = True) -
         f"{_words({kind: total.get(kind, 0.0) for kind in need})} in all; waited {time.monotonic() - began:.0f} s.\n"
         "Lower train.workers, train.least_workers or train.cpus, or add nodes."
     )
+
+
+class Wait:
+    """A wait for places that is told of: after some seconds what is waited for, what there is and for how long at most, then a line each minute.
+
+    Args:
+        wanted: what is waited for. most: seconds that it may take in all, as the first line says.
+        there: says what the cluster has; it may have grown meanwhile.
+    """
+
+    def __init__(self, wanted: str, most: float, there: Callable[[], str]) -> None:
+        self._wanted, self._most, self._there = wanted, most, there
+        self._waited, self._due = 0.0, _SILENT
+
+    def for_(self, group: PlacementGroup, seconds: float) -> bool:
+        """Whether a group has its places within so many seconds. One wait may be for several groups, one after another."""
+        end = self._waited + seconds
+        while self._waited < end:
+            if self._waited >= self._due:
+                self._tell()
+            until = min(self._due, end)
+            if group.wait(timeout_seconds=until - self._waited):
+                return True
+            self._waited = until
+        return False
+
+    def _tell(self) -> None:
+        if self._due == _SILENT:
+            most = f"at most {self._most:.0f} s (resources.wait_seconds)"
+            about = f"for {self._wanted}. {self._there()}; {most}"
+        else:
+            about = f"after {self._waited:.0f} s of at most {self._most:.0f}. {self._there()}"
+        log.warning("waiting for room %s", about)
+        self._due = self._waited + _AGAIN
 
 
 def _sum(bundles: list[Resources]) -> Resources:
@@ -160,6 +202,15 @@ def _shortage(config: Config, counts: Mapping[Role, int], bundles: list[Resource
         f"The cluster has {len(nodes)} node(s) with {_words({kind: total.get(kind, 0.0) for kind in wanted})} in all, "
         f"free {_words({kind: free.get(kind, 0.0) for kind in wanted})}, at most {_words(largest)} on one node"
         f"{f'; waited {waited:.0f} s' if waited else ''}.\n{remedy}"
+    )
+
+
+def _there(wanted: Resources) -> str:
+    """What the cluster has of what is wanted."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return (
+        f"The cluster has {_words({kind: total.get(kind, 0.0) for kind in wanted})}, "
+        f"free {_words({kind: free.get(kind, 0.0) for kind in wanted})}"
     )
 
 
