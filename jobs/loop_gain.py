@@ -4,13 +4,16 @@ Both arms of a seed share start weights, the real batch of every step, and the n
 where the loop has crops of pairs beside a batch, real-only has further ones of real targets. A seed redraws start
 weights, batches, plans and pairs; the split and the generator stay (data.split_seed and generator.seed redraw those).
 Its runs are its own, apart from those of jobs/loop.py, which may go on with other code and more rounds: what this code has completed
-already is read, not repeated; what other code began or finished is refused. --oracle (demo data only) adds an arm that trains on
-as many fresh procedural samples as the loop accepted pairs: the share of its gain that the loop reaches is reported.
+already is read, not repeated; what other code began or finished is refused. Where every seed keeps a model that has pairs, the gain over as many
+pasted copies (jobs/closing.py) is reported as well. --oracle (demo data only) adds an arm that trains on as many fresh procedural samples as the
+loop accepted pairs: the share of its gain that the loop reaches is reported.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,9 +25,11 @@ from cdiff.downstream.segmenter import build_segmenter, load_segmenter
 from cdiff.downstream.training import batch_seed, fit, real_items, synthetic_item
 from cdiff.errors import ConfigError, RunError
 from cdiff.evaluation.protocol import best_iou_threshold, evaluate
+from cdiff.types import RoundResult
 from jobs.loop import loop
-from jobs.session import Session, open_session
+from jobs.session import Session, open_session, parser
 
+GAINS = ("pixel_ap", "mdice", "f1_max", "iou")  # metrics of which differences are told
 METRICS = ("pixel_ap", "f1_max", "auroc", "aupro", "iou", "mdice", "miou", "image_auroc")
 
 
@@ -39,20 +44,40 @@ def run_seed(arguments: list[str], seed: int, oracle: bool) -> dict[str, Any]:
     """One run of the loop to its end; its closing event, with the oracle arm where asked for.
 
     Raises:
-        RunError: the run is not what this command measures. Or whatever ended the loop early.
+        RunError: the run is not what this command measures. ConfigError: an oracle of other data than the demo's. Or whatever ended the loop early.
     """
     own = [*arguments, f"seed={seed}"]
-    with open_session(own, purpose="loop-", program="jobs/benchmark.py loop") as session:
+    with open_session(own, purpose=_purpose(own, seed), program="jobs/benchmark.py loop") as session:
         if session is None:
             raise ConfigError("--dry-run is of jobs/loop.py: it prints the same configuration.")
+        if oracle and not session.demo:
+            raise ConfigError(
+                "--oracle trains on fresh samples of the demo's process, and the photos of --data have none. Leave it out, or leave --data and "
+                "--config out for the demo data."
+            )
         demand_comparable(session)
         with session.crew() as crew, session.tracker() as tracker:
             loop(session, crew, session.ledger, tracker)
         finished = session.ledger.closing()
         assert finished is not None, "the loop closes its run"
+        finished["reasons"] = verdicts(session.ledger.rounds())
         if oracle:
             finished["test"]["oracle"] = oracle_scores(session, finished["pairs_accepted"])
     return finished
+
+
+def _purpose(arguments: list[str], seed: int) -> str:
+    """How a seed's run begins: a name that was given is the same for all seeds, and a run has one; names made from the configuration differ."""
+    return f"loop-seed{seed}-" if parser().parse_intermixed_args(arguments).run else "loop-"
+
+
+def verdicts(rounds: Iterable[RoundResult]) -> dict[str, int]:
+    """Candidates of all rounds and slices by what the gate said of them: "kept", or the reason against."""
+    found: Counter[str] = Counter()
+    for result in rounds:
+        for _, verdict, number in result.counts:
+            found[verdict] += number
+    return dict(sorted(found.items()))
 
 
 def demand_comparable(session: Session) -> None:
@@ -99,8 +124,16 @@ def oracle_scores(session: Session, count: int) -> dict[str, Any]:
 
 
 def summary(finished: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
-    """One object over all seeds: values per seed, and mean and spread of the gain. The caller adds where and how."""
-    arms = list(finished[0]["test"])
+    """One object over all seeds: values per seed, and mean and spread of the gain. The caller adds where and how.
+
+    An arm that some seed lacks is left out, and `seeds_without` names it: of a model of real photos alone there are no copies.
+    """
+    known = dict.fromkeys(arm for result in finished for arm in result["test"])
+    lacking = {
+        arm: [seed for seed, result in zip(seeds, finished, strict=True) if arm not in result["test"]]
+        for arm in known
+    }
+    arms = [arm for arm in known if not lacking[arm]]
     test: dict[str, Any] = {}
     for arm in arms:
         scores = [result["test"][arm] for result in finished]
@@ -116,15 +149,21 @@ def summary(finished: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
         "seeds": seeds,
         "a_seed_redraws": "start weights, batches, plans and pairs; split and generator are the same",
         "test": test,
-        "gain": {metric: _gain(test, "loop", metric) for metric in ("pixel_ap", "mdice", "f1_max", "iou")},
+        "gain": {metric: _gain(test, "loop", metric) for metric in GAINS},
+        "seeds_without": {arm: without for arm, without in lacking.items() if without},
         "pairs": [result["pairs"] for result in finished],
         "pairs_accepted": [result["pairs_accepted"] for result in finished],
         "valid_share": [result["valid_share"] for result in finished],
+        "reasons": [
+            result["reasons"] for result in finished
+        ],  # candidates of all rounds by the gate's verdict
         "accepted_rounds": [result["accepted_rounds"] for result in finished],
         "best_round": [result["best_round"] for result in finished],
         "seconds": [result["seconds"] for result in finished],
         "peak_memory_gb": max(result["peak_memory_gb"] for result in finished),
     }
+    if "copy_paste" in arms:
+        out["gain_over_copies"] = {metric: _gain(test, "loop", metric, "copy_paste") for metric in GAINS}
     if "oracle" in arms:
         oracle = _gain(test, "oracle", "pixel_ap")
         out["gain_oracle"] = {metric: _gain(test, "oracle", metric) for metric in ("pixel_ap", "mdice")}
@@ -134,8 +173,8 @@ def summary(finished: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
     return out
 
 
-def _gain(test: dict[str, Any], arm: str, metric: str) -> dict[str, Any]:
-    pairs = zip(test[arm][metric], test["real_only"][metric], strict=True)
+def _gain(test: dict[str, Any], arm: str, metric: str, over: str = "real_only") -> dict[str, Any]:
+    pairs = zip(test[arm][metric], test[over][metric], strict=True)
     differences = [a - b for a, b in pairs if a is not None and b is not None]
     if not differences:
         return {"mean": None, "sd": None, "per_seed": []}

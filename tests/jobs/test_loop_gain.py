@@ -1,6 +1,7 @@
 """The summary of a benchmark of the loop, and what it refuses to sum up."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +11,10 @@ from cdiff.config_file import dump_config, load_config
 from cdiff.data.ledger import Ledger
 from cdiff.data.manifest import Row, make_manifest
 from cdiff.data.run import create_run
-from cdiff.errors import RunError
+from cdiff.errors import ConfigError, RunError
 from cdiff.types import Decision, RoundResult, Split
 from jobs import loop_gain
-from jobs.loop_gain import METRICS, demand_comparable, oracle_scores, run_seed, summary
+from jobs.loop_gain import METRICS, demand_comparable, oracle_scores, run_seed, summary, verdicts
 from jobs.session import Session
 
 
@@ -33,6 +34,7 @@ def _finished(real: float, loop: float, **more: float) -> dict:
         "pairs": 10,
         "pairs_accepted": 12,
         "valid_share": 0.8,
+        "reasons": {"kept": 12, "invisible": 3},
         "accepted_rounds": [1],
         "best_round": 1,
         "seconds": {"fit": 3.0},
@@ -50,6 +52,28 @@ def test_gains_are_paired_by_seed_with_mean_and_spread():
     assert out["test"]["loop"]["per_type"]["metal/pit"]["pixel_ap"] == pytest.approx([0.1, 0.25])
     assert out["test"]["loop"]["per_type"]["metal/pit"]["mdice"] == [None, None]
     assert (out["seeds"], out["pairs"]) == ([3, 4], [10, 10])
+
+
+def test_the_gain_over_copies_is_told_where_every_seed_has_them():
+    both = [_finished(0.1, 0.2, copy_paste=0.15), _finished(0.5, 0.5, copy_paste=0.6)]
+    out = summary(both, [3, 4])
+    assert out["gain_over_copies"]["pixel_ap"]["per_seed"] == pytest.approx([0.05, -0.1])
+    assert set(out["gain_over_copies"]) == set(out["gain"]) and not out["seeds_without"]
+    for mixed in ([both[0], _finished(0.5, 0.5)], [_finished(0.5, 0.5), both[1]]):
+        out = summary(mixed, [3, 4])
+        assert set(out["test"]) == {"real_only", "loop"} and "gain_over_copies" not in out
+        assert out["seeds_without"] == {"copy_paste": [4 if mixed[0] is both[0] else 3]}
+
+
+def test_the_gates_verdicts_are_summed_over_rounds_and_slices():
+    decision = Decision(True, "better", 0.1, 0.0, 0.2, 0.9)
+    counted = [(("a", "kept", 2), ("b", "kept", 1), ("b", "invisible", 4)), (("a", "kept", 5),)]
+    rounds = [
+        RoundResult(number, (), (), 0, counts, "rev", (), decision, ())
+        for number, counts in enumerate(counted, 1)
+    ]
+    assert verdicts(rounds) == {"invisible": 4, "kept": 8}
+    assert summary([_finished(0.1, 0.2)], [0])["reasons"] == [{"kept": 12, "invisible": 3}]
 
 
 def test_one_seed_has_no_spread():
@@ -90,7 +114,9 @@ def _round(ledger: Ledger, number: int) -> None:
     ledger.commit_round(RoundResult(number, (), (), 0, (), "rev", (), decision, ()), [])
 
 
-def _refused(session: Session, monkeypatch, told: str) -> None:
+def _refused(
+    session: Session, monkeypatch, told: str, kind: type[Exception] = RunError, oracle: bool = False
+) -> None:
     """Before a single actor starts."""
 
     @contextmanager
@@ -100,9 +126,37 @@ def _refused(session: Session, monkeypatch, told: str) -> None:
 
     monkeypatch.setattr(loop_gain, "open_session", opened)
     before = session.ledger.events()
-    with pytest.raises(RunError, match=told):
-        run_seed([], 0, oracle=False)
+    with pytest.raises(kind, match=told):
+        run_seed([], 0, oracle=oracle)
     assert session.ledger.events() == before
+
+
+def test_an_oracle_of_real_photos_is_refused(session, monkeypatch) -> None:
+    real = replace(session, demo=False)
+    _refused(real, monkeypatch, "--oracle trains on fresh samples .* Leave it out", ConfigError, oracle=True)
+
+
+@pytest.mark.parametrize(
+    ("told", "names"),
+    [
+        (["--run", "tile"], ["loop-seed0-", "loop-seed7-"]),
+        (["--run=tile", "rounds=1"], ["loop-seed0-", "loop-seed7-"]),
+        (["rounds=1"], ["loop-", "loop-"]),  # their configurations differ by the seed
+    ],
+)
+def test_seeds_under_one_given_name_have_a_run_each(told, names, monkeypatch) -> None:
+    purposes = []
+
+    @contextmanager
+    def opened(_, purpose, program):
+        purposes.append(purpose)
+        yield None  # as after --dry-run
+
+    monkeypatch.setattr(loop_gain, "open_session", opened)
+    for seed in (0, 7):
+        with pytest.raises(ConfigError, match="--dry-run"):
+            run_seed(told, seed, oracle=False)
+    assert purposes == names
 
 
 def test_a_run_of_this_code_goes_on_and_is_read_again(session) -> None:
