@@ -84,11 +84,13 @@ def summary(swept: Swept) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, name: str, swept: Swept, about: Mapping[str, Any]) -> None:
-    """Write a data set's entry into the object of a file; those of other data sets stay.
+def demand_place(path: Path, name: str, split: str) -> dict[str, Any]:
+    """The object of a file, {} without one, if an entry of this name may be written there.
 
+    Args:
+        split: hash of the split that is measured; an entry of another is of other photos, or of other splits of them.
     Raises:
-        ConfigError: the file holds something else.
+        ConfigError: the file holds something else, or an entry of this name with another split. One that names none is given up.
     """
     try:
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -96,7 +98,19 @@ def write_json(path: Path, name: str, swept: Swept, about: Mapping[str, Any]) ->
         known = None
     if not isinstance(known, dict):
         raise ConfigError(f"{path} holds no JSON object: name another file.")
-    known[name] = {**about, **summary(swept)}
+    found = known.get(name)
+    if isinstance(found, dict) and found.get("split", split) != split:
+        raise ConfigError(
+            f"{path} has an entry {name} of another split ({found['split']}, this is {split}), which would be lost. Give this one a name of "
+            "its own, --run NAME, or another --out file."
+        )
+    return known
+
+
+def write_json(path: Path, name: str, split: str, swept: Swept, about: Mapping[str, Any]) -> None:
+    """Write a data set's entry into the object of a file; those of other data sets stay. Arguments and errors as of `demand_place`."""
+    known = demand_place(path, name, split)  # another sweep may have written meanwhile
+    known[name] = {**about, "split": split, **summary(swept)}
     write_durably(path, (json.dumps(known, indent=1, allow_nan=False) + "\n").encode())
 
 

@@ -25,14 +25,17 @@ from cdiff.tracking import Tracker
 from cdiff.types import Revisions
 from jobs.measured import how_measured
 from jobs.session import Session, open_session
+from jobs.session import parser as session_parser
 from jobs.stopping import exit_code
 from tune.bench import Budget, bench_of, demand_tunable, search_points
 from tune.confirm import confirm
 from tune.objective import Bench, halves
-from tune.outcome import MEASURED, Swept, lines, write_json
+from tune.outcome import MEASURED, Swept, demand_place, lines, write_json
 from tune.report import write_page
 from tune.space import Point, here, overlay, read_space
 from tune.trials import Search, demand_optuna
+
+PURPOSE = "sweep-"  # begins the names of its runs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--best", type=Path, help="overlay to write, beside that in the run's report")
     out.add_argument(
-        "--out", type=Path, help="JSON file to write: an entry per data set, those of others stay"
+        "--out",
+        type=Path,
+        help="JSON file to write: an entry per data set, called after the profile or --run; those of others stay",
     )
     return out
 
@@ -105,12 +110,15 @@ def prepare(crew: Crew, ledger: Ledger, budget: Budget) -> Bench:
 
 
 def run(arguments: list[str], args: argparse.Namespace, about: dict[str, Any]) -> None:
-    """The whole command; errors as of `jobs.session.open_session`."""
+    """The whole command; errors as of `jobs.session.open_session`, and ConfigError where --out has this entry of another split."""
     budget, seeds = Budget(args.pairs, args.steps, args.rungs, args.factor), list(range(1, args.confirm + 1))
-    with open_session(arguments, purpose="sweep-", program="tune/sweep.py") as session:
+    with open_session(arguments, purpose=PURPOSE, program="tune/sweep.py") as session:
         if session is None:
             return
-        config, ledger = session.config, session.ledger
+        config, ledger, split = session.config, session.ledger, session.manifest.hash
+        name = entry_name(arguments, session.run.name)
+        if args.out:  # before hours of trials
+            demand_place(args.out, name, split)
         session.demand_same_code("tune")
         demand_tunable(config, session.dataset, session.manifest, budget)
         dimensions = read_space(args.space, config)
@@ -133,8 +141,13 @@ def run(arguments: list[str], args: argparse.Namespace, about: dict[str, Any]) -
             track(tracker, swept, path)
             print("\n".join([*lines(swept, best, seeds), f"report     {path}"]), flush=True)
             if args.out:
-                name = session.run.name.removeprefix("sweep-").rpartition("-")[0] or session.run.name
-                write_json(args.out, name, swept, about)
+                write_json(args.out, name, split, swept, about)
+
+
+def entry_name(arguments: list[str], run: str) -> str:
+    """What the entry of --out is called: as --run says, else after the profile or the data, without the hash of the run's name."""
+    given = session_parser().parse_intermixed_args(arguments).run
+    return given or run.removeprefix(PURPOSE).rpartition("-")[0]
 
 
 def write_overlay(session: Session, swept: Swept, path: Path | None) -> Path:
