@@ -10,6 +10,7 @@ all. Credentials come from the environment or the machine's role, as boto3 finds
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -22,6 +23,8 @@ from typing import BinaryIO, Protocol
 from cdiff.errors import StorageError
 
 PATIENCE = 300.0  # seconds
+# what file systems without hard links answer: exFAT, SMB, gcsfuse, vboxsf
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _KEY = re.compile(r"[A-Za-z0-9_][\w.@+=-]*(/[A-Za-z0-9_][\w.@+=-]*)*")
 
 
@@ -117,6 +120,13 @@ class LocalStorage:
                 os.link(temporary, self._path(key))  # unlike a rename, it refuses to replace
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                with self._alone(key):
+                    if self._path(key).exists():
+                        return False
+                    os.replace(temporary, self._path(key))
             _sync_folder(self._path(key).parent)
         return True
 
@@ -131,10 +141,7 @@ class LocalStorage:
             return None
 
     def swap(self, key: str, data: bytes, tag: str) -> bool:
-        import fcntl  # here: the rest of this file works on any system
-
-        with self._told(key), (self._path(key).parent / ".swap").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._told(key), self._alone(key):
             if self.tag(key) != tag:
                 return False
             self.write(key, data)
@@ -167,6 +174,15 @@ class LocalStorage:
 
     def _path(self, key: str) -> Path:
         return self.root / checked(key)
+
+    @contextlib.contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """One at a time in the key's folder, for what has to look before it writes."""
+        import fcntl  # here: the rest of this file works on any system
+
+        with (self._path(key).parent / ".swap").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     @contextlib.contextmanager
     def _told(self, key: str) -> Iterator[None]:

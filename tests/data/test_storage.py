@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -58,6 +59,35 @@ def test_of_many_at_once_one_creates_and_one_swaps(storage):
     together(take_over)
     assert len(won) == 1 and storage.read("lease.json") == f"new {won[0]}".encode()
     assert not storage.swap("lease.json", b"late", tag)
+
+
+@pytest.mark.parametrize("answer", [errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_lets_one_create_all_the_same(tmp_path, monkeypatch, answer):
+    """exFAT, SMB, gcsfuse, vboxsf."""
+
+    def refused(*_: object) -> None:
+        raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(os, "link", refused)
+    storage, won = LocalStorage(tmp_path / "run"), list[int]()
+
+    def race(number: int) -> None:
+        if storage.create("lease.json", str(number).encode()):
+            won.append(number)
+
+    together(race)
+    assert len(won) == 1 and storage.read("lease.json") == str(won[0]).encode()
+    assert not storage.create("lease.json", b"late") and storage.read("lease.json") == str(won[0]).encode()
+    assert storage.keys() == ["lease.json"]
+
+
+def test_what_else_keeps_a_file_from_being_created_is_told(tmp_path, monkeypatch):
+    def refused(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises(StorageError, match="Read-only file system"):
+        LocalStorage(tmp_path / "run").create("lease.json", b"x")
 
 
 def test_keys_are_listed_in_order_and_deleted_for_good(storage):
