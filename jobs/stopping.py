@@ -7,7 +7,8 @@
     143  SIGTERM to a job that does not go on by itself
 
 SIGTERM may come at any instant. Nothing that is written in place could be left half done (cdiff.data.storage), so the job just unwinds;
-whatever hangs meanwhile, the process is gone after PATIENCE seconds (a service drains for longer), once what others wait for is given back (`meanwhile`).
+whatever hangs meanwhile, the process is gone after PATIENCE seconds (a service drains for longer), once what others wait for is given back (`meanwhile`),
+or GIVING seconds later where that hangs, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -23,6 +25,7 @@ from cdiff.errors import CdiffError
 
 RESUMABLE = 75
 PATIENCE = 2.0  # seconds; `ray job stop` kills after 3
+GIVING = 0.5  # seconds more, in which what others wait for can be given back
 _patience, _resumable = PATIENCE, True
 _sigterm = threading.Event()
 _give_back: list[Callable[[], None]] = []
@@ -87,10 +90,19 @@ def _terminate(*_: object) -> None:
 
 
 def _leave() -> None:
-    for give_back in list(_give_back):
-        with suppress(Exception):
-            give_back()
+    # beside each other: a storage out of reach keeps one for minutes, and then a lease runs out by itself
+    givers = [threading.Thread(target=_give, args=(give,), daemon=True) for give in list(_give_back)]
+    for giver in givers:
+        giver.start()
+    end = time.monotonic() + GIVING
+    for giver in givers:
+        giver.join(max(0.0, end - time.monotonic()))
     os._exit(_code(_resumable))
+
+
+def _give(give_back: Callable[[], None]) -> None:
+    with suppress(Exception):
+        give_back()
 
 
 def _interrupted(end: BaseException | None) -> bool:

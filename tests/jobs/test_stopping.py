@@ -68,6 +68,32 @@ def test_sigterm_unwinds_and_ends_within_its_patience_whatever_hangs(hang):
         assert process.wait(30) == 75
 
 
+GIVES_IN_VAIN = """
+import time
+from jobs.stopping import exit_code, meanwhile
+def work():
+    with meanwhile(lambda: print("given back", flush=True)), meanwhile(lambda: time.sleep(60)):
+        try:
+            print("at work", flush=True)
+            time.sleep(60)
+        finally:
+            time.sleep(60)
+raise SystemExit(exit_code(work, "go on", patience=0.2))
+"""
+
+
+def test_what_cannot_be_given_back_keeps_neither_the_process_nor_the_rest():
+    """A lease on a bucket that is out of reach; `ray job stop` kills after 3 seconds."""
+    with subprocess.Popen(
+        [sys.executable, "-c", GIVES_IN_VAIN], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(20) == 75
+        assert process.stdout.read() == "given back\n"
+
+
 def test_what_fails_on_the_way_out_does_not_hide_who_stopped_it(capsys):
     def fails_to_end() -> None:
         try:
