@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import gc
+import shutil
 import weakref
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from cdiff.config_file import load_config
 from cdiff.data.run import Run
+from cdiff.downstream.segmenter import build_segmenter, save_segmenter
 from cdiff.errors import ConfigError
 from cdiff.generator.compiling import Compiled
 from cdiff.generator.denoiser import Denoiser, PixelDenoiser
@@ -21,7 +23,7 @@ from cdiff.generator.states import Condition
 from cdiff.safe.tokens import TokenBank
 from cdiff.types import Revisions
 from cdiff.wasm.dealing import recipe_of
-from cdiff.wasm.models import Models
+from cdiff.wasm.models import KEPT, Models
 
 SIDE = 64
 on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
@@ -138,6 +140,40 @@ def test_a_run_loads_its_generator_ready_to_be_sampled_from(tiny_config, tiny_ge
     assert kept._known, "guidance draws twice as many at once"
     models.draw_at_most(2)
     assert not kept._known
+
+
+def test_models_that_no_round_asks_for_any_more_are_let_go(tmp_path, tiny_config, tiny_generator) -> None:
+    """Each round has a segmenter that stands, and a run may have hundreds."""
+    run = Run(tmp_path / "run")
+    models = Models(run, tiny_config)
+    segmenters = [build_segmenter(tiny_config.downstream, seed) for seed in range(4)]
+    judges = [save_segmenter(model, run.checkpoints, tiny_config.downstream) for model in segmenters]
+    named = [Revisions("", "", segmenter=judge) for judge in judges]
+    held = [weakref.ref(models.miners(revisions).segmenter) for revisions in named[:2]]
+    models.miners(named[0])
+    assert models.miners(named[0]).segmenter is held[0](), "loaded once"
+    models.miners(named[2])
+    gc.collect()
+    assert held[0]() is not None and held[1]() is None, "who was asked for longest ago goes"
+    models.miners(named[3])
+    gc.collect()
+    assert held[0]() is None
+
+
+def test_a_generator_that_is_let_go_gives_its_recordings_back(tmp_path, tiny_config, tiny_generator) -> None:
+    run, plain = Run(tmp_path / "run"), recipe_of(tiny_config)
+    models, revision = Models(run, tiny_config), tiny_generator.save(run.checkpoints)
+    TokenBank({}, "bank-0").save(run.checkpoint("bank-0").with_suffix(".safetensors"))
+    first, _ = models.generator(Revisions(revision, "bank-0"), plain)
+    kept = first.denoiser._recorded = Recorded()
+    held: Any = object()
+    kept._known[8] = held, (torch.zeros(8, 3),), (torch.zeros(8, 3),)
+    for number in range(KEPT):
+        assert models.generator(Revisions(revision, "bank-0"), plain)[0] is first and kept._known
+        shutil.copytree(run.checkpoints / revision, run.checkpoints / f"later-{number}")
+    for number in range(KEPT):
+        models.generator(Revisions(f"later-{number}", "bank-0"), plain)
+    assert not kept._known and models.generator(Revisions(revision, "bank-0"), plain)[0] is not first
 
 
 def test_compiled_pairs_are_told_apart_from_others(tiny_config) -> None:
