@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import partial
@@ -240,6 +240,12 @@ class Crew(Staff):
             pairs, _ = coordinator.call("judge", *about, plan + more, attempts, True)
         return pairs
 
+    def note_generators(self, ledger: Ledger, number: int) -> None:
+        """Record with how many generators a round's pairs were made, where fewer than wanted may begin."""
+        if self.config.resources.least_generators:
+            wanted, had = self.config.resources.generators, self.generators.placed
+            ledger.append("generators", round=number, wanted=wanted, had=had)
+
     def tidy(self, ledger: Ledger) -> None:
         """Remove the checkpoints that nothing names any more, where `resources.keep` says so."""
         if self.config.resources.keep == "needed":
@@ -279,7 +285,8 @@ class Crew(Staff):
 
         with self._bar("training the generator") as watch:
             if self.config.train.workers > 1:
-                self.together(settings.batch // settings.accumulate, work, watch, keep)
+                joined = self._joined(ledger, "generator")
+                self.together(settings.batch // settings.accumulate, work, watch, keep, joined)
             else:
                 keep(self.generators.call("train", targets, photos, watch=watch))
         return ledger.milestone("generator") or {}
@@ -347,7 +354,13 @@ class Crew(Staff):
             if not several:
                 return self.downstream.call("fit", request, watch=watch)
             crops, work = crops_of(self.config.downstream, base), partial(fitted, request=request)
-            return self.together(math.gcd(*crops), work, watch, lambda fit: ledger.record(noted, fit=fit))
+            keep, joined = lambda fit: ledger.record(noted, fit=fit), self._joined(ledger, name)
+            return self.together(math.gcd(*crops), work, watch, keep, joined)
+
+    def _joined(self, ledger: Ledger, training: str) -> Callable[[int], None]:
+        """Records that a training goes on with other workers than were wanted: sums are rounded otherwise, and it takes longer."""
+        wanted = self.config.train.workers
+        return lambda had: ledger.append("workers", training=training, wanted=wanted, had=had)
 
     def _seed(self) -> int:
         return self.config.downstream.seed + self.config.seed

@@ -81,16 +81,24 @@ class Staff:
         return self.coordinator
 
     def together(
-        self, batch: int, work: Training, watch: Watch, keep: Callable[[Any], None] = lambda result: None
+        self,
+        batch: int,
+        work: Training,
+        watch: Watch,
+        keep: Callable[[Any], None] = lambda result: None,
+        joined: Callable[[int], None] = lambda workers: None,
     ) -> Any:
         """A training by several workers (`actors.together`), which meanwhile have the places of the actors.
 
         Args:
             keep: what to do with the result before the actors come back, for which there may be no room by now.
+            joined: as of `actors.together.train_together`.
         """
         self.rest()
         grow, self._grown = not self._grown, True
-        result = train_together(self.run, self.config, self.shared, batch, work, watch, self._local, grow)
+        result = train_together(
+            self.run, self.config, self.shared, batch, work, watch, self._local, grow, joined
+        )
         keep(result)
         self.wake()
         return result

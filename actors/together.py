@@ -68,12 +68,14 @@ def train_together(
     watch: Watch,
     local: bool,
     grow: bool = True,
+    joined: Callable[[int], None] = lambda workers: None,
 ) -> Any:
     """Have `train.workers` workers do one training; returns what the first's `work` returned.
 
     Args:
         shared: reference to the photos. batch: what is cut among the workers. local: nobody else can free a place.
         grow: wait for all workers, so that a cluster can grow, before fewer are taken.
+        joined: told how many take part where these are not all, and whenever their number changes.
     Raises:
         ResourceError: the cluster has no place for them.
         ActorError: it failed more often than `train.failures`, with the first cause.
@@ -114,10 +116,10 @@ def train_together(
         torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo"),
         run_config=RunConfig(**about),
     )
-    return _followed(trainer, told, config, watch)
+    return _followed(trainer, told, config, watch, joined)
 
 
-def _followed(trainer: Any, told: Any, config: Config, watch: Watch) -> Any:
+def _followed(trainer: Any, told: Any, config: Config, watch: Watch, joined: Callable[[int], None]) -> Any:
     """Run a trainer beside, and look what its first worker says."""
     failed: list[Exception] = []
 
@@ -136,6 +138,7 @@ def _followed(trainer: Any, told: Any, config: Config, watch: Watch) -> Any:
         if count and count != workers:
             workers = count
             log.warning("the training goes on with %d of %d workers", count, config.train.workers)
+            joined(count)
         if steps != last:
             moved, last = time.monotonic(), steps
         watch([steps])

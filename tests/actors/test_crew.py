@@ -1,9 +1,12 @@
 """What is dear is asked of actors once, and remembered in the ledger."""
 
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from actors import together
 from actors.crew import Crew
 from actors.downstream import Fit
 from cdiff.config_file import build_config, dump_config
@@ -76,6 +79,47 @@ def test_what_a_mining_arm_learned_stays_as_long_as_nothing_else_is_known(crew) 
     assert crew.adapt(ledger, 1, *now) == first == Revisions("g", "b", "s", "miner-1")
     assert crew.adapt(ledger, 2, *now) != first
     assert crew.adapt(ledger, 1, Knowledge(()), [_outcome("b")], revisions, "s") != first
+    ledger.close()
+
+
+def test_a_training_with_fewer_workers_than_wanted_is_on_record(crew, monkeypatch) -> None:
+    crew.config = build_config({**crew.config.model_dump(), "train": {"workers": 4, "least_workers": 1}})
+    ledger, crew.shared, crew._local, crew._grown = Ledger(crew.run), None, True, False
+    (crew.run.checkpoints / "generator-1").mkdir(parents=True)
+    answers = iter([((0, 9), None, 0), ((1, 9), None, 3), ((2, 9), None, 3), ((3, 9), None, 2)])
+    done = (9, 9), ("done", Trained("generator-1", (0.5,))), 2
+    told = SimpleNamespace(ask=SimpleNamespace(remote=lambda: next(answers, done)))
+    over = threading.Event()
+    trainer = SimpleNamespace(fit=over.wait)
+    monkeypatch.setattr(together, "ray", SimpleNamespace(get=lambda answer: answer))
+    monkeypatch.setattr(together, "POLL_SECONDS", 0.01)
+
+    def train(run, config, shared, batch, work, watch, local, grow, joined) -> Trained:
+        return together._followed(trainer, told, config, watch, joined)
+
+    monkeypatch.setattr("actors.staff.train_together", train)
+    monkeypatch.setattr(crew, "rest", lambda: None)
+    monkeypatch.setattr(crew, "wake", lambda: None)
+    crew.extractor = Actors(None, lives=0)
+    with pytest.raises(ActorError):  # of the extractor, which comes next
+        crew.prepare(ledger)
+    over.set()
+    found = [event for event in Ledger(crew.run).events() if event["kind"] == "workers"]
+    assert [(e["training"], e["wanted"], e["had"]) for e in found] == [
+        ("generator", 4, 3),
+        ("generator", 4, 2),
+    ]
+    ledger.close()
+
+
+def test_a_round_that_fewer_generators_may_begin_says_how_many_there_were(crew) -> None:
+    ledger, crew.generators = Ledger(crew.run), SimpleNamespace(placed=3)
+    crew.note_generators(ledger, 1)
+    assert ledger.last("generators") is None, "all of them, or none"
+    sizes = {"resources": {"generators": 10, "least_generators": 2}}
+    crew.config = build_config({**crew.config.model_dump(), **sizes})
+    crew.note_generators(ledger, 2)
+    assert ledger.last("generators") == {"round": 2, "wanted": 10, "had": 3}
     ledger.close()
 
 
