@@ -12,21 +12,24 @@ loop accepted pairs: the share of its gain that the loop reaches is reported.
 from __future__ import annotations
 
 import statistics
-from collections import Counter
-from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from actors.crew import Crew
 from actors.resources import code_hash
 from cdiff.data.demo import fresh_samples
+from cdiff.data.ledger import Ledger
 from cdiff.downstream.scoring import score_photos
 from cdiff.downstream.segmenter import build_segmenter, load_segmenter
 from cdiff.downstream.training import batch_seed, fit, real_items, synthetic_item
 from cdiff.errors import ConfigError, RunError
 from cdiff.evaluation.protocol import best_iou_threshold, evaluate
-from cdiff.types import RoundResult
+from cdiff.types import QUARANTINED, Pair
 from jobs.loop import loop
+from jobs.quality_pool import Choice, made_of
+from jobs.quality_summary import fidelity
 from jobs.session import Session, open_session, parser
 
 GAINS = ("pixel_ap", "mdice", "f1_max", "iou")  # metrics of which differences are told
@@ -58,26 +61,17 @@ def run_seed(arguments: list[str], seed: int, oracle: bool) -> dict[str, Any]:
         demand_comparable(session)
         with session.crew() as crew, session.tracker() as tracker:
             loop(session, crew, session.ledger, tracker)
+            told = fidelity_of(crew, session.ledger)
         finished = session.ledger.closing()
         assert finished is not None, "the loop closes its run"
-        finished["reasons"] = verdicts(session.ledger.rounds())
         if oracle:
             finished["test"]["oracle"] = oracle_scores(session, finished["pairs_accepted"])
-    return finished
+    return finished | {"fidelity": told}
 
 
 def _purpose(arguments: list[str], seed: int) -> str:
     """How a seed's run begins: a name that was given is the same for all seeds, and a run has one; names made from the configuration differ."""
     return f"loop-seed{seed}-" if parser().parse_intermixed_args(arguments).run else "loop-"
-
-
-def verdicts(rounds: Iterable[RoundResult]) -> dict[str, int]:
-    """Candidates of all rounds and slices by what the gate said of them: "kept", or the reason against."""
-    found: Counter[str] = Counter()
-    for result in rounds:
-        for _, verdict, number in result.counts:
-            found[verdict] += number
-    return dict(sorted(found.items()))
 
 
 def demand_comparable(session: Session) -> None:
@@ -96,6 +90,34 @@ def demand_comparable(session: Session) -> None:
     if done > wanted or (finished and done < wanted):
         state = f"was finished with rounds={done}" if finished else f"has {done} rounds already"
         raise RunError(f"{url} {state}; asked for is rounds={wanted}. Give rounds={done}, or another --home.")
+
+
+def fidelity_of(crew: Crew, ledger: Ledger) -> dict[str, Any]:
+    """How true to real targets the pairs of all rounds are, accepted or not, and why the gate turned others away.
+
+    Returns:
+        What `jobs.quality_summary.fidelity` tells of an arm, of the kept pairs that show a target; how many "pairs" these are; and
+        "reasons", attempts by verdict.
+    """
+    kept = [pair for pair in ledger.kept_pairs(accepted_only=False) if pair.attempt.type]
+    made = Choice(tuple(kept), counts=tuple(row for result in ledger.rounds() for row in result.counts))
+    # nobody judged what killed its actor
+    judged = replace(made, counts=tuple(row for row in made.counts if row[1] != QUARANTINED))
+    told = fidelity([judged], [_distances(crew, ledger, kept)])
+    return {"pairs": len(kept), **told, "reasons": dict(sorted(made.verdicts.items()))}
+
+
+def _distances(crew: Crew, ledger: Ledger, kept: list[Pair]) -> dict[str, float | None]:
+    """KID and coverage against the validation targets, which the generator never saw; from the ledger if measured before."""
+    if not kept:
+        return {}
+    name = f"fidelity:{made_of(kept)}"
+    if ledger.milestone(name) is None:
+        generator = (ledger.milestone("generator") or {})["revision"]
+        real = [target.target_id for target in crew.dataset.all_targets(crew.validation)]
+        made = [pair.attempt for pair in kept]
+        ledger.record(name, result=crew.extractor.call("fidelity", generator, real, made))
+    return dict((ledger.milestone(name) or {})["result"])
 
 
 def oracle_scores(session: Session, count: int) -> dict[str, Any]:
@@ -154,9 +176,7 @@ def summary(finished: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
         "pairs": [result["pairs"] for result in finished],
         "pairs_accepted": [result["pairs_accepted"] for result in finished],
         "valid_share": [result["valid_share"] for result in finished],
-        "reasons": [
-            result["reasons"] for result in finished
-        ],  # candidates of all rounds by the gate's verdict
+        "fidelity": [result["fidelity"] for result in finished],
         "accepted_rounds": [result["accepted_rounds"] for result in finished],
         "best_round": [result["best_round"] for result in finished],
         "seconds": [result["seconds"] for result in finished],

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,22 @@ from cdiff.data.ledger import Ledger
 from cdiff.data.manifest import Row, make_manifest
 from cdiff.data.run import create_run
 from cdiff.errors import ConfigError, RunError
-from cdiff.types import Decision, RoundResult, Split
+from cdiff.types import (
+    QUARANTINED,
+    Assignment,
+    Attempt,
+    Decision,
+    GenerationTask,
+    Pair,
+    Pose,
+    Recipe,
+    Revisions,
+    RoundResult,
+    Split,
+    Strengths,
+)
 from jobs import loop_gain
-from jobs.loop_gain import METRICS, demand_comparable, oracle_scores, run_seed, summary, verdicts
+from jobs.loop_gain import METRICS, demand_comparable, fidelity_of, oracle_scores, run_seed, summary
 from jobs.session import Session
 
 
@@ -34,7 +48,7 @@ def _finished(real: float, loop: float, **more: float) -> dict:
         "pairs": 10,
         "pairs_accepted": 12,
         "valid_share": 0.8,
-        "reasons": {"kept": 12, "invisible": 3},
+        "fidelity": {"label_iou": real, "reasons": {"kept": 12}},
         "accepted_rounds": [1],
         "best_round": 1,
         "seconds": {"fit": 3.0},
@@ -51,6 +65,7 @@ def test_gains_are_paired_by_seed_with_mean_and_spread():
     assert out["share_of_oracle_gain"] == pytest.approx(0.05 / 0.15)
     assert out["test"]["loop"]["per_type"]["metal/pit"]["pixel_ap"] == pytest.approx([0.1, 0.25])
     assert out["test"]["loop"]["per_type"]["metal/pit"]["mdice"] == [None, None]
+    assert [told["label_iou"] for told in out["fidelity"]] == [0.1, 0.5]
     assert (out["seeds"], out["pairs"]) == ([3, 4], [10, 10])
 
 
@@ -63,17 +78,6 @@ def test_the_gain_over_copies_is_told_where_every_seed_has_them():
         out = summary(mixed, [3, 4])
         assert set(out["test"]) == {"real_only", "loop"} and "gain_over_copies" not in out
         assert out["seeds_without"] == {"copy_paste": [4 if mixed[0] is both[0] else 3]}
-
-
-def test_the_gates_verdicts_are_summed_over_rounds_and_slices():
-    decision = Decision(True, "better", 0.1, 0.0, 0.2, 0.9)
-    counted = [(("a", "kept", 2), ("b", "kept", 1), ("b", "invisible", 4)), (("a", "kept", 5),)]
-    rounds = [
-        RoundResult(number, (), (), 0, counts, "rev", (), decision, ())
-        for number, counts in enumerate(counted, 1)
-    ]
-    assert verdicts(rounds) == {"invisible": 4, "kept": 8}
-    assert summary([_finished(0.1, 0.2)], [0])["reasons"] == [{"kept": 12, "invisible": 3}]
 
 
 def test_one_seed_has_no_spread():
@@ -194,6 +198,60 @@ def test_a_run_of_another_number_of_rounds_is_refused(session, monkeypatch, roun
     if finished:
         session.ledger.append("finished", code=code_hash())
     _refused(session, monkeypatch, told)
+
+
+def test_fidelity_is_read_from_the_ledger_and_measured_once(session, monkeypatch) -> None:
+    """Of kept pairs that show a target; a hard negative shows none."""
+    kept = [_pair("pit", 0.5), _pair("bar", 0.7), _pair("", None)]
+    monkeypatch.setattr(Ledger, "kept_pairs", lambda self, accepted_only: kept)
+    ledger, asked = session.ledger, list[Any]()
+
+    class Extractor:
+        def call(self, method, generator, real, made):
+            asked.append((method, generator, len(real), [attempt.type for attempt in made]))
+            return {"kid": 0.25, "coverage": None}
+
+    crew: Any = SimpleNamespace(
+        extractor=Extractor(), dataset=session.dataset, validation=session.manifest.ids("validation")
+    )
+    ledger.record("generator", revision="gen-0")
+    counted = [("metal/pit", "kept", 3), ("metal/pit", "not visible", 2), ("metal/bar", "not visible", 1)]
+    counted += [("metal/bar", "slice stopped", 9), ("metal/bar", QUARANTINED, 1), ("metal/bar", "blurred", 4)]
+    decision = Decision(False, "worse", 0.1, 0.0, 0.2, 0.9)
+    ledger.commit_round(RoundResult(1, (), (), 3, tuple(counted), "rev", (), decision, ()), [])
+    found = fidelity_of(crew, ledger)
+    assert found["reasons"]["not visible"] == 3 and found["reasons"]["kept"] == 3
+    assert found["visible_share"] == pytest.approx(0.7) and found["valid_share"] == pytest.approx(0.3)
+    assert found["reasons"][QUARANTINED] == 1, "told, though nobody judged it"
+    assert (found["pairs"], found["label_iou"]) == (2, pytest.approx(0.6))
+    assert (found["kid"], found["coverage"]) == (0.25, None)
+    ((method, generator, targets, types),) = asked
+    assert (method, generator, types) == ("fidelity", "gen-0", ["pit", "bar"]) and targets > 0
+    assert fidelity_of(crew, ledger) == found and len(asked) == 1, "read, not measured"
+
+
+def test_a_run_that_kept_nothing_has_no_fidelity(session) -> None:
+    crew: Any = None  # nobody is asked
+    found = fidelity_of(crew, session.ledger)
+    assert found["reasons"] == {} and {found[name] for name in ("visible_share", "label_iou", "kid")} == {
+        None
+    }
+
+
+def _pair(kind: str, agreed: float | None) -> Pair:
+    task = GenerationTask(
+        Recipe("joint", "B0", 1, 0.25, 4, "euler", "float32", 1, 1),
+        f"metal/{kind}/0#0",
+        "metal/good/6",
+        Pose(0, 0, 0, 1, False, 0, 2),
+        Strengths(1, 0.5),
+        0,
+        Revisions("gen-0", "bank-0"),
+    )
+    measures = () if agreed is None else (("label_iou", agreed),)
+    return Pair(
+        Attempt(Assignment(task, "metal", "weak", 0), "a", 0, "metal", kind, (0, 0, 1, 1), measures, b""), ""
+    )
 
 
 def test_the_oracle_is_fitted_anew_where_more_pairs_were_accepted(session) -> None:
