@@ -134,7 +134,7 @@ class Crew(Staff):
             fitted.seconds,
             evaluation.outcomes,
         )
-        ledger.record(name, assessed=assessed, made_of=made_of)
+        ledger.record(name, assessed=assessed, made_of=made_of, mix=mix)
         return assessed
 
     def best(self, ledger: Ledger, default: Assessed) -> Assessed:
@@ -239,12 +239,6 @@ class Crew(Staff):
             attempts = attempts + self._generate(more, f"round {number}: topping up")
             pairs, _ = coordinator.call("judge", *about, plan + more, attempts, True)
         return pairs
-
-    def note_generators(self, ledger: Ledger, number: int) -> None:
-        """Record with how many generators a round's pairs were made, where fewer than wanted may begin."""
-        if self.config.resources.least_generators:
-            wanted, had = self.config.resources.generators, self.generators.placed
-            ledger.append("generators", round=number, wanted=wanted, had=had)
 
     def tidy(self, ledger: Ledger) -> None:
         """Remove the checkpoints that nothing names any more, where `resources.keep` says so."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -194,8 +194,13 @@ class Downstream:
         key = (revision, tuple(sample_ids))
         if key not in self.tallies:
             model, config = self._load(revision), self.config.downstream
-            scored = ((i, score_photo(model, self.dataset.image(i), config)) for i in sample_ids)
-            self.tallies[key] = tally(scored, self.dataset)
+
+            def scored() -> Iterator[tuple[str, np.ndarray]]:
+                for number, sample_id in enumerate(sample_ids, 1):
+                    yield sample_id, score_photo(model, self.dataset.image(sample_id), config)
+                    self._progress(number, len(sample_ids))
+
+            self.tallies[key] = tally(scored(), self.dataset)
         return self.tallies[key]
 
     def _evaluation(

@@ -29,13 +29,14 @@ def probed(
     generator: Revisions,
     segmenter: str,
 ) -> Knowledge:
-    """What is known, with short-probe gains where `wasm.probe_steps` asks for them and no round has told yet.
+    """What is known, before the first round with short-probe gains, where `wasm.probe_steps` asks for them and a budget learns from any.
 
     The probe's pairs are spread over the slices by their targets, each slice at one of the start strengths; the round's own are
     made afterwards. A restart reads its fits from the ledger.
     """
-    steps = crew.config.wasm.probe_steps
-    if not steps or known.gains:
+    steps, wasm = crew.config.wasm.probe_steps, crew.config.wasm
+    learns = wasm.budget == "thompson" or len(wasm.start_strengths) > 1
+    if not steps or not learns or ledger.rounds():
         return known
     config = overridden(crew.config, _EVEN)
     revisions = replace(generator, segmenter=segmenter)

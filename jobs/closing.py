@@ -13,6 +13,7 @@ import psutil
 from actors.crew import Assessed, Crew
 from actors.downstream import Evaluation
 from actors.resources import code_hash
+from cdiff.config_file import overridden
 from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
 from cdiff.evaluation.pictures import (
@@ -51,7 +52,7 @@ def close(
                 flush=True,
             )
         rivals = {"real_only": real_only} | rival(crew, ledger)
-        ledger.append("finished", **_tested(session, crew, rivals, best), **_told(ledger, real_only))
+        ledger.append("finished", **_tested(session, crew, ledger, rivals, best), **_told(ledger, real_only))
         finished = ledger.closing() or {}
     content = _content(session, ledger, real_only)
     good, bad = _predictions(session, crew, best, finished["dice"])
@@ -64,7 +65,12 @@ def close(
 
 
 def show(session: Session, ledger: Ledger, real_only: Assessed) -> None:
-    """Write the report as far as it goes: all but what the test split says, which is read after the last round."""
+    """Write the report as far as it goes: all but what the test split says, which is read after the last round.
+
+    Of a run that was closed and goes on, the page of its end stays until there is another.
+    """
+    if ledger.last("finished"):
+        return
     write_report(session.run.report_dir / PAGE, _content(session, ledger, real_only))
     session.run.publish("report")
 
@@ -72,7 +78,8 @@ def show(session: Session, ledger: Ledger, real_only: Assessed) -> None:
 def rival(crew: Crew, ledger: Ledger) -> dict[str, Assessed]:
     """The model of as many pasted copies of real targets as the kept model has pairs: same base, steps, real batches and gate.
 
-    Of a model of real photos alone there is none. The copies are spread over the types as the real targets are: nothing aims them.
+    Of a model of real photos alone there is none, nor where not one copy passes the gate. The copies are spread over the types as the real
+    targets are: nothing aims them.
     """
     pairs = len(ledger.kept_pairs(until=ledger.best_round()))
     if crew.config.control == "none" or not ledger.best_round() or not pairs:
@@ -85,10 +92,19 @@ def rival(crew: Crew, ledger: Ledger) -> dict[str, Assessed]:
     key, wanted = ("copy_paste", crew.config.seed), Wanted(types, quotas, crew.config)
     pools = Pools(crew, ledger, generator, thresholds)
     found = pools.choose([copying(crew.config)], 2 * max(quotas.values()), {key: wanted}, "copies")[key]
-    return {"copy_paste": crew.assess(ledger, "copy_paste", found.pairs)}
+    if not found.pairs:
+        return {}
+    ledger.record("copies", pairs=len(found.pairs))
+    kept_as = (ledger.milestone(f"round-{ledger.best_round()}") or {}).get(
+        "mix", 0.0
+    )  # a search between rounds may have found another
+    mixed = overridden(crew.config, [f"downstream.synthetic_mix={kept_as}"]) if kept_as else crew.config
+    return {"copy_paste": crew.assess(ledger, "copy_paste", found.pairs, mixed)}
 
 
-def _tested(session: Session, crew: Crew, rivals: dict[str, Assessed], best: Assessed) -> dict[str, Any]:
+def _tested(
+    session: Session, crew: Crew, ledger: Ledger, rivals: dict[str, Assessed], best: Assessed
+) -> dict[str, Any]:
     """What the test split says of the kept model and of its rivals."""
     test = session.manifest.ids("test")
     found: dict[str, Evaluation] = {}
@@ -103,6 +119,7 @@ def _tested(session: Session, crew: Crew, rivals: dict[str, Assessed], best: Ass
             ahead[name] = {"gain": told.gain, "low": told.low, "high": told.high}
     return {
         "test": {name: evaluation.scores for name, evaluation in found.items()},
+        "copies": (ledger.milestone("copies") or {}).get("pairs") if "copy_paste" in rivals else None,
         "ahead": ahead,  # the kept model's pixel AP less each rival's, 95 % over the test split's source objects
         "dice": found["loop"].dice,
     }
@@ -139,7 +156,7 @@ def peak_memory_gb() -> float:
 def _tell(session: Session, finished: dict[str, Any], path: Any, real_only_stands: bool) -> None:
     columns = {"real_only": "real photos alone", "loop": "with the loop's pairs"}
     if "copy_paste" in finished["test"]:
-        columns["copy_paste"] = "with pasted copies"
+        columns["copy_paste"] = f"with {finished.get('copies')} pasted copies"
     reads = "read once" if finished.get("test_reads", 1) == 1 else f"read {finished['test_reads']}x"
     print("\n" + "   ".join([f"test split, {reads}", *columns.values()]))
     for name in ("pixel_ap", "f1_max", "iou", "mdice"):
@@ -216,6 +233,8 @@ def _closed(
         before=test["real_only"],
         after=test["loop"],
         rival=test.get("copy_paste", {}),
+        pairs=finished.get("pairs", 0),
+        copies=finished.get("copies") or 0,
         ahead=finished.get("ahead", {}),
         best=tuple(best),
         worst=tuple(worst),

@@ -46,7 +46,6 @@ def loop(session: Session, crew: Crew, ledger: Ledger, tracker: Tracker) -> None
         strengths = seconds("tune", session.strengths, crew, tracker, number, now)
         revisions = seconds("adapt", crew.adapt, ledger, number, *now, strengths)
         pairs = seconds("generate", crew.make_pairs, known, number, revisions, strengths)
-        crew.note_generators(ledger, number)
         kept = [pair for pair in pairs if pair.kept]
         candidate = seconds("fit", crew.assess, ledger, f"round-{number}", accepted + kept, strengths)
         decision = seconds("decide", crew.decide, candidate, best, real_only, config.seed + number)

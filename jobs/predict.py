@@ -29,7 +29,7 @@ from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run, find_run
 from cdiff.downstream.scoring import image_score, score_photo
 from cdiff.downstream.segmenter import load_segmenter, segmenter_config
-from cdiff.errors import ConfigError, DataError, offenders
+from cdiff.errors import ConfigError, DataError, ResourceError, offenders
 from jobs.stopping import exit_code
 
 
@@ -41,7 +41,7 @@ def predict(run: Run, folder: Path, out: Path, threshold: float | None, device: 
     Raises:
         RunError: the run has no segmenter yet.
         DataError: no photo, unreadable ones, or an output folder that holds files.
-        ConfigError: "cuda" on a machine without a GPU.
+        ConfigError: "cuda" on a machine without a GPU. ResourceError: its memory is too small, or taken.
     """
     where = _device(device)
     revision, chosen = Ledger(run).best_segmenter()
@@ -59,7 +59,12 @@ def predict(run: Run, folder: Path, out: Path, threshold: float | None, device: 
     names, rows = [path.relative_to(folder) for path in photos], []
     places = zip(names, _places(names), strict=True)
     for name, place in tqdm(places, total=len(names), desc=f"segmenting on {where}", unit="photo"):
-        scores = score_photo(model, read_image(folder / name, limits), config)
+        try:
+            scores = score_photo(model, read_image(folder / name, limits), config)
+        except torch.OutOfMemoryError:
+            raise ResourceError(
+                f"{name}: the GPU has no room to segment it. Free it, or say --device cpu."
+            ) from None
         _write(out / "masks" / place, encode_png(scores >= level, "L"))
         _write(out / "scores" / place, encode_png((scores * 255).round().astype(np.uint8), "L"))
         rows.append((name.as_posix(), f"{image_score(scores):.4f}", f"{(scores >= level).mean():.6f}"))

@@ -25,7 +25,7 @@ from cdiff.errors import CdiffError
 
 RESUMABLE = 75
 PATIENCE = 2.0  # seconds; `ray job stop` kills after 3
-GIVING = 0.5  # seconds more, in which what others wait for can be given back
+GIVING = 0.8  # seconds more, in which what others wait for can be given back
 _patience, _resumable = PATIENCE, True
 _sigterm = threading.Event()
 _give_back: list[Callable[[], None]] = []
@@ -92,12 +92,14 @@ def _terminate(*_: object) -> None:
 def _leave() -> None:
     # beside each other: a storage out of reach keeps one for minutes, and then a lease runs out by itself
     givers = [threading.Thread(target=_give, args=(give,), daemon=True) for give in list(_give_back)]
-    for giver in givers:
-        giver.start()
-    end = time.monotonic() + GIVING
-    for giver in givers:
-        giver.join(max(0.0, end - time.monotonic()))
-    os._exit(_code(_resumable))
+    try:
+        for giver in givers:
+            giver.start()
+        end = time.monotonic() + GIVING
+        for giver in givers:
+            giver.join(max(0.0, end - time.monotonic()))
+    finally:  # no thread may be left to start
+        os._exit(_code(_resumable))
 
 
 def _give(give_back: Callable[[], None]) -> None:

@@ -101,8 +101,8 @@ def demand_place(path: Path, name: str, split: str) -> dict[str, Any]:
     found = known.get(name)
     if isinstance(found, dict) and found.get("split", split) != split:
         raise ConfigError(
-            f"{path} has an entry {name} of another split ({found['split']}, this is {split}), which would be lost. Give this one a name of "
-            "its own, --run NAME, or another --out file."
+            f"{path} has an entry {name} of another split ({found['split']}, this is {split}), which would be lost. Give another --out "
+            "file; for a run that is still to begin, --run NAME names its entry, too."
         )
     return known
 

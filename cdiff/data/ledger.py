@@ -6,8 +6,7 @@ lease (cdiff.data.lease).
     {"seq": 2, "at": ..., "kind": "round", "result": {...}, "shards": [...], "verdicts": [[task_id, reason], ...]}
     {"seq": 3, "at": ..., "kind": "verdicts", "keys": [...], "told": [...]}  what people said of pairs (cdiff.data.verdicts)
     {"seq": 4, "at": ..., "kind": "workers", "training": ..., "wanted": ..., "had": ...}   with how many a training goes on
-    {"seq": 5, "at": ..., "kind": "generators", "round": ..., "wanted": ..., "had": ...}   how many had places when a round's pairs were made
-    {"seq": 6, "at": ..., "kind": "finished", ...}
+    {"seq": 5, "at": ..., "kind": "finished", ...}
 
 An event that was confirmed is there after any crash; replaying the events gives the state. A round exists when its event does.
 """

@@ -79,6 +79,7 @@ def as_split(samples: Sequence[Sample], manifest: Manifest) -> list[Sample]:
     if changed:
         raise DataError(
             f"{len(changed)} of the run's {len(manifest.rows)} photos, or their masks, are not those that the run began with, "
-            f"first: {changed[0]}. Give --data as the loop was given it; where they were corrected since, start a new run."
+            f"first: {changed[0]}. Give --data as the loop was given it. Masks that were added to a folder since may "
+            "have changed what its masks' values mean: move them away. Where photos or masks were corrected, start a new run."
         )
     return found

@@ -2,7 +2,7 @@
 
 Never removed: what a kept pair names, be its round accepted or not, so that it can be made again; and what a step of the run names that may be
 asked for once more: generator, token bank, the base, the model of real photos alone, the best model, and whatever belongs to a round that is not
-committed. What goes are the fold models, the candidates that did not become the best, and the miners of rounds without a kept pair.
+committed. What goes are the fold models, the fits of probes once a round is committed, the candidates that did not become the best, and the miners of rounds without a kept pair.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ _CANDIDATE = re.compile(r"(?:round|adapted)-(\d+)(?::.*)?")
 
 def needed(ledger: Ledger) -> set[str]:
     """Names of the revisions that stay; and any other text of the same events, which harms nothing."""
+    begun = bool(ledger.rounds())
     done = {result.round for result in ledger.rounds()} - {ledger.best_round()}
     names = set[str]()
     for event in ledger.events():
         candidate = _CANDIDATE.fullmatch(event.get("name", "")) if event["kind"] == "milestone" else None
-        if event["kind"] != "round" and not (candidate and int(candidate[1]) in done):
+        probe = begun and event.get("name", "").startswith("probe:")  # of the first budget
+        if event["kind"] != "round" and not probe and not (candidate and int(candidate[1]) in done):
             names |= set(_texts(event))
     for pair in ledger.kept_pairs(accepted_only=False):
         names |= {part for part in astuple(pair.attempt.assignment.task.revisions) if part}

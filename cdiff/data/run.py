@@ -26,7 +26,7 @@ from cdiff.errors import RunError, StorageError
 from cdiff.types import content_hash
 
 # sections that may change from one start of a run to the next
-FREE = ("rounds", "resources", "train", "tracking")
+FREE = ("rounds", "control", "resources", "train", "tracking")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

@@ -43,6 +43,7 @@ class ReportContent:
         before, after: `protocol.evaluate` on the test split, of the model of real photos alone and of the one kept last; {} until it is read.
         rival: of the model of as many pasted copies of real targets; {} where there is none.
         ahead: by rival ("real_only", "copy_paste"), the kept model's pixel AP less its own: {"gain", "low", "high"}.
+        pairs, copies: how many pairs the kept model has, and how many copies its rival.
         asked: rounds that the run is to have.
         real_only: validation metrics of the model of real photos alone: round 0 of the chart.
         rounds: as in the ledger: weaknesses, counts, decisions and seconds are read from them.
@@ -56,6 +57,8 @@ class ReportContent:
     after: Mapping[str, Any] = field(default_factory=dict)
     rival: Mapping[str, Any] = field(default_factory=dict)
     ahead: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    pairs: int = 0
+    copies: int = 0
     asked: int = 0
     real_only: Mapping[str, float] = field(default_factory=dict)
     rounds: tuple[RoundResult, ...] = ()
@@ -120,7 +123,11 @@ def _verdict(content: ReportContent) -> str:
         return f"Kept on validation: {which}. Pixel AP is undefined on this test split."
     verb = "rose" if after > before else "fell" if after < before else "stayed"
     copies = content.rival.get("pixel_ap")
-    told = "" if copies is None else f" As many pasted copies of real targets reach {copies:.3f}."
+    told = (
+        ""
+        if copies is None
+        else f" {content.copies} pasted copies of real targets in place of its {content.pairs} pairs reach {copies:.3f}."
+    )
     return (
         f"On the test split pixel AP {verb} from {before:.3f} to {after:.3f} with the pairs of {which}.{told} "
         "This is one run with one seed: only several seeds tell whether the change holds, and jobs/benchmark.py quality measures that."

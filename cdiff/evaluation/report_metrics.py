@@ -55,7 +55,7 @@ def metrics(before: Scores, after: Scores, rival: Scores, ahead: Mapping[str, Ma
         "Before and after",
         page.paragraph(
             "Before: the segmenter fitted on the real photos alone. After: the one kept last, same start weights, same steps."
-            + (" Copies: one fitted on as many pasted copies of real targets instead." if rival else ""),
+            + (" Copies: one fitted on pasted copies of real targets instead." if rival else ""),
             True,
         ),
         page.table(header, rows, prose=(len(header) - 1,)),
@@ -67,7 +67,7 @@ def metrics(before: Scores, after: Scores, rival: Scores, ahead: Mapping[str, Ma
 
 def _ahead(ahead: Mapping[str, Mapping[str, float]]) -> str:
     """How far the kept model is ahead of its rivals."""
-    labels = {"real_only": "real photos alone", "copy_paste": "as many pasted copies of real targets"}
+    labels = {"real_only": "real photos alone", "copy_paste": "pasted copies of real targets"}
     rows = [
         (labels[name], page.signed(told["gain"]), f"{told['low']:+.3f} to {told['high']:+.3f}")
         for name, told in ahead.items()

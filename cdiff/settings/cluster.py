@@ -50,7 +50,7 @@ class ResourceConfig(Settings):
         3600.0,
         gt=0,
         description="Seconds without a step or a result after which a run stops; the same command goes on. Above the time of what tells no "
-        "steps: a shard of pairs, frames and tokens of all photos, the comparison of three models on validation.",
+        "steps: a shard of pairs, frames and tokens of all photos.",
     )
 
     @model_validator(mode="after")

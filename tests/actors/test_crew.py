@@ -112,17 +112,6 @@ def test_a_training_with_fewer_workers_than_wanted_is_on_record(crew, monkeypatc
     ledger.close()
 
 
-def test_a_round_that_fewer_generators_may_begin_says_how_many_there_were(crew) -> None:
-    ledger, crew.generators = Ledger(crew.run), SimpleNamespace(placed=3)
-    crew.note_generators(ledger, 1)
-    assert ledger.last("generators") is None, "all of them, or none"
-    sizes = {"resources": {"generators": 10, "least_generators": 2}}
-    crew.config = build_config({**crew.config.model_dump(), **sizes})
-    crew.note_generators(ledger, 2)
-    assert ledger.last("generators") == {"round": 2, "wanted": 10, "had": 3}
-    ledger.close()
-
-
 def test_a_finished_training_is_noted_before_room_is_asked_for(crew, monkeypatch) -> None:
     """Others may have taken the actors' places meanwhile: the run ends, and the same command goes on from the generator."""
     crew.config = build_config({**crew.config.model_dump(), "train": {"workers": 2}})

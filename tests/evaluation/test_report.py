@@ -152,10 +152,12 @@ def test_a_rival_of_copies_stands_beside_with_intervals(content):
         "real_only": {"gain": 0.25, "low": 0.1, "high": 0.4},
         "copy_paste": {"gain": 0.05, "low": -0.03, "high": 0.12},
     }
-    words = Page(render(dataclasses.replace(content, rival=scores(0.45), ahead=ahead))).words
-    assert "As many pasted copies of real targets reach 0.450." in words
+    words = Page(
+        render(dataclasses.replace(content, rival=scores(0.45), pairs=90, copies=88, ahead=ahead))
+    ).words
+    assert "88 pasted copies of real targets in place of its 90 pairs reach 0.450." in words
     assert "real photos alone+0.250+0.100 to +0.400" in words
-    assert "as many pasted copies of real targets+0.050-0.030 to +0.120" in words
+    assert "pasted copies of real targets+0.050-0.030 to +0.120" in words
     assert "0.2500.500+0.2500.450mean over types" in words, "metric, before, after, change, copies"
 
 

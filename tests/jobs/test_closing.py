@@ -6,11 +6,15 @@ from typing import Any
 import pytest
 
 from actors.crew import Assessed
+from actors.downstream import Evaluation
 from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
 from cdiff.errors import TrackingError
 from cdiff.tracking import Tracker
-from jobs.closing import best_and_worst
+from cdiff.types import Decision
+from jobs import closing
+from jobs.closing import PAGE, best_and_worst, rival, show
+from jobs.quality_pool import Choice
 from jobs.telling import log_missed, log_round
 
 
@@ -115,3 +119,93 @@ def test_another_mlflow_run_gets_the_rounds_of_before(session, uri) -> None:
     other = Tracker(session.run, session.config, uri)
     log_missed(session, other)
     assert _logged(other)[2] == [(1, 0.4)]
+
+
+def _assessed(revision: str) -> Assessed:
+    return Assessed(revision, {"pixel_ap": 0.4}, 0.5, (0.7,), 1.5, ())
+
+
+def test_after_a_round_the_report_is_there_as_far_as_it_goes(session) -> None:
+    manifest = SimpleNamespace(count=lambda split: f"{split}: some", hash="hash", notes=())
+    session.manifest, session.command = manifest, "python jobs/loop.py"
+    session.config = session.config.model_copy(update={"rounds": 3})
+    show(session, session.ledger, _assessed("real"))
+    page = session.run.report_dir / PAGE
+    assert "1 of 3 rounds are done" in page.read_text() and "Before and after" not in page.read_text()
+    page.write_text("of the end")
+    session.ledger.append("finished", test={})
+    show(session, session.ledger, _assessed("real"))
+    assert page.read_text() == "of the end", "until the run is closed again"
+
+
+@pytest.mark.parametrize(
+    ("best", "passed", "control"),
+    [(1, 3, "copy_paste"), (0, 3, "copy_paste"), (1, 0, "copy_paste"), (1, 3, "none")],
+)
+def test_the_rival_has_as_many_copies_as_the_kept_model_has_pairs(
+    session, photos, monkeypatch, best, passed, control
+) -> None:
+    ledger, asked = session.ledger, []
+    pairs = ledger.pairs(1)[:3]
+    ledger.record("generator", revision="generator")
+    ledger.record("extractor", bank="bank", thresholds={"lows": {}, "highs": {}, "distances": {}})
+    ledger.record("round-1", assessed=_assessed("rev"), mix=0.7)
+    monkeypatch.setattr(ledger, "best_round", lambda: best)
+    monkeypatch.setattr(ledger, "kept_pairs", lambda until: pairs if until else [])
+    monkeypatch.setattr(closing, "from_json", lambda kind, found: None)
+
+    def choose(pools, configs, per_type, wanted, label, least=1):
+        ((key, told),) = wanted.items()
+        asked.append(
+            (sum(told.quotas.values()), configs[0].sampling.start_strength, configs[0].sampling.mode)
+        )
+        return {key: Choice(tuple(pairs[:passed]))}
+
+    monkeypatch.setattr(closing.Pools, "choose", choose)
+
+    def assess(ledger, name, pairs, config) -> Assessed:
+        asked.append((name, len(pairs), config.downstream.synthetic_mix))
+        return _assessed("copies")
+
+    config = session.config.model_copy(update={"control": control})
+    crew: Any = SimpleNamespace(
+        config=config, dataset=photos, train=[s.sample_id for s in photos.samples], assess=assess
+    )
+    found = rival(crew, ledger)
+    if best and passed and control == "copy_paste":
+        assert found["copy_paste"].revision == "copies"
+        assert asked == [(3, 0.0, "given_mask"), ("copy_paste", 3, 0.7)], (
+            "with the round's own share beside real targets"
+        )
+        assert ledger.milestone("copies") == {"pairs": 3}
+    else:
+        assert found == {} and (not asked or not passed)
+
+
+def test_the_kept_model_is_compared_with_each_rival_on_the_test_split(session) -> None:
+    scores = {"real": 0.3, "loop": 0.5, "copies": 0.45}
+
+    class Crew:
+        def evaluate(self, revision, photos, threshold) -> Evaluation:
+            return Evaluation({"pixel_ap": scores[revision]}, {"photo": scores[revision]}, threshold, ())
+
+        def ahead(self, model, rival, photos, gain) -> Decision:
+            return Decision(True, "", gain, gain - 0.1, gain + 0.1, 0.9)
+
+    session.manifest = SimpleNamespace(ids=lambda split: [f"{split}-photo"])
+    crew: Any = Crew()
+    rivals = {"real_only": _assessed("real"), "copy_paste": _assessed("copies")}
+    told = closing._tested(session, crew, session.ledger, rivals, _assessed("loop"))
+    assert {arm: s["pixel_ap"] for arm, s in told["test"].items()} == {
+        "real_only": 0.3,
+        "copy_paste": 0.45,
+        "loop": 0.5,
+    }
+    assert told["ahead"]["copy_paste"]["gain"] == pytest.approx(0.05) and told["ahead"]["real_only"][
+        "low"
+    ] == pytest.approx(0.1)
+    assert told["dice"] == {"photo": 0.5}
+    stands = closing._tested(
+        session, crew, session.ledger, {"real_only": _assessed("real")}, _assessed("real")
+    )
+    assert stands["ahead"] == {} and stands["test"]["loop"] == stands["test"]["real_only"]

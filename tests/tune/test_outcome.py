@@ -46,7 +46,9 @@ def test_an_entry_of_another_split_is_not_replaced(tmp_path) -> None:
         lambda: demand_place(path, "mvtec", "def"),
         lambda: write_json(path, "mvtec", "def", _swept(3), {}),
     ):
-        with pytest.raises(ConfigError, match=r"entry mvtec of another split.*--run NAME, or another --out"):
+        with pytest.raises(
+            ConfigError, match=r"entry mvtec of another split.*another --out file; .*--run NAME"
+        ):
             refused()
     assert path.read_bytes() == before
 
