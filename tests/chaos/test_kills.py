@@ -18,8 +18,8 @@ IDLE = "ray::GeneratorActor"
     ("moment", "victim", "blow"),
     [
         ("checkpoints/training-generator.safetensors", IDLE, "SIGKILL to a generator in training"),
-        ("ray::DownstreamActor.fit", IDLE, "SIGKILL to an idle generator"),
-        ("ray::DownstreamActor.fit", "ray::DownstreamActor.fit", "SIGKILL to a downstream actor in mid-fit"),
+        ("ray::Downstream.fit", IDLE, "SIGKILL to an idle generator"),
+        ("ray::Downstream.fit", "ray::Downstream.fit", "SIGKILL to a downstream actor in mid-fit"),
         ("pairs/*.COMMIT", "ray::CoordinatorActor", "SIGKILL to the coordinator"),
         (
             "pairs/*.COMMIT",
