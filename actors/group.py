@@ -47,6 +47,7 @@ Lighter = Callable[[str, tuple[Any, ...]], tuple[Any, ...] | None]
 Watch = Callable[[Sequence[Steps]], None]  # called while the group waits, with the steps of actors that work
 
 POLL_SECONDS = 1.0  # how often a waiting group looks up: Ctrl-C and progress bars
+_SILENT = 10.0  # seconds until a wait for a place is told of
 
 
 class ActorGroup:
@@ -204,10 +205,18 @@ class ActorGroup:
     def _first_placed(self) -> Member:
         """Of the members that have no place yet the first that finds one; where none does in time, any: its call tells of the standstill."""
         starting = {member.starting: member for member in self._starting}
-        end = time.monotonic() + self._resources.stall_timeout_s
-        while time.monotonic() < end:
+        began, most, told = time.monotonic(), self._resources.stall_timeout_s, False
+        while (waited := time.monotonic() - began) < most:
             if ready := self._ray.wait(list(starting), num_returns=1, timeout=POLL_SECONDS)[0]:
                 return starting[ready[0]]
+            if waited >= _SILENT and not told:
+                told = True
+                log.warning(
+                    "none of the %d %s actors has a place on the cluster; waiting at most %.0f s (resources.stall_timeout_s)",
+                    len(self._members),
+                    self.name,
+                    most,
+                )
         return self._starting[0]
 
     def _admit(self, member: Member) -> None:

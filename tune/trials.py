@@ -32,6 +32,7 @@ from tune.space import Dimension, Point, domains, every_point, whole, within
 
 log = logging.getLogger(__name__)
 _TRIES = 3  # of Tune, where trials failed or were proposed twice
+_SILENT = 10.0  # seconds without any trial in its place until that is told of
 _FEW = 20  # a finite space of so many times the trials may be proposed twice, too
 Told = Callable[[str, Point, int, dict[str, Any]], None]  # key, point, rung, what was measured
 
@@ -239,15 +240,21 @@ class _Recorder(Callback):
 
     def __init__(self, bench: Bench, dimensions: Sequence[Dimension], told: Told) -> None:
         self._bench, self._dimensions, self._told = bench, tuple(dimensions), told
-        self._moved = time.monotonic()
+        self._moved, self._warned = time.monotonic(), False
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune itself would wait for ever for a place that another job has."""
         if any(trial.status == "RUNNING" for trial in trials):
-            self._moved = time.monotonic()
+            self._moved, self._warned = time.monotonic(), False
         resources = self._bench.config.resources
         patience = max(resources.stall_timeout_s, resources.wait_seconds)
-        if time.monotonic() - self._moved > patience:
+        waited = time.monotonic() - self._moved
+        if waited > _SILENT and not self._warned:
+            self._warned = True
+            log.warning(
+                "no trial has its place (%s): waiting at most %.0f s", place(self._bench.config), patience
+            )
+        if waited > patience:
             raise LoopStalled(
                 f"no trial found its place ({place(self._bench.config)}) in {patience:.0f} s: others have it. What was measured is kept; the "
                 "same command goes on."

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 
+import actors.group as group_module
 from actors.group import ActorGroup
 from cdiff.config import ResourceConfig
 from cdiff.errors import ActorError, DataError, LoopStalled
@@ -188,6 +189,25 @@ def test_a_successor_that_finds_no_place_holds_nobody_up(journal: Path, tmp_path
         assert len(made) == 3
         alive = 1 - made[2]
         assert group.run("square", [(str(n), (n,)) for n in range(6)]) == [(n * n, alive) for n in range(6)]
+
+
+def test_a_group_of_which_none_has_a_place_says_what_it_waits_for(monkeypatch, caplog, journal: Path) -> None:
+    made: list[int] = []
+
+    def actor(index: int) -> Any:
+        made.append(index)
+        place = {} if len(made) == 1 else {"num_cpus": 40}
+        return Worker.options(**place).remote(index, str(journal))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(group_module, "_SILENT", 0.5)
+    with ActorGroup("test", actor, 1, ResourceConfig(stall_timeout_s=4.0)) as group:
+        _ready(group)
+        with pytest.raises(LoopStalled, match="nothing moved among the test actors"):
+            group.call("die", True)
+    told = [message for message in caplog.messages if "has a place" in message]
+    assert told == [
+        "none of the 1 test actors has a place on the cluster; waiting at most 4 s (resources.stall_timeout_s)"
+    ]
 
 
 def test_actors_that_find_a_place_later_join_then(journal: Path) -> None:

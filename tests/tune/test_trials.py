@@ -53,14 +53,16 @@ def test_a_trial_reserves_the_place_of_a_downstream_actor() -> None:
     assert place(config) == {"cpu": 2, "gpu": 0.25}
 
 
-def test_a_sweep_whose_place_others_have_ends_and_says_so(monkeypatch) -> None:
+def test_a_sweep_whose_place_others_have_says_so_and_ends(monkeypatch, caplog) -> None:
     config = load_config(None, ["resources.stall_timeout_s=60", "resources.wait_seconds=100"])
     clock = iter([0.0, 10.0, 10.0, 100.0, 500.0])
     monkeypatch.setattr(trials, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     recorder = _Recorder(cast(Any, SimpleNamespace(config=config)), FREE, lambda *_: None)
     waiting, running = SimpleNamespace(status="PENDING"), SimpleNamespace(status="RUNNING")
     recorder.on_step_begin(1, [waiting, running])
+    assert not caplog.messages
     recorder.on_step_begin(2, [waiting])  # 90 s without any: others may end soon
+    assert caplog.messages == ["no trial has its place ({'cpu': 0.4, 'gpu': 0}): waiting at most 100 s"]
     with pytest.raises(LoopStalled, match="no trial found its place"):
         recorder.on_step_begin(3, [waiting])
 
