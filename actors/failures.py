@@ -34,6 +34,8 @@ def how(error: RayError) -> str:
         return "was lost with its node"
     if isinstance(error, ActorUnavailableError):
         return "is out of reach"
+    if broken(error):
+        return "has lost its GPU"
     return "died" if isinstance(error, DEAD) else "failed"
 
 
@@ -45,6 +47,13 @@ def out_of_memory(error: RayError) -> bool:
     names = {kind.__name__ for kind in type(cause).__mro__}  # by name: the driver does without torch
     short = "DefaultCPUAllocator: " in str(cause) or "out of memory" in str(cause)
     return "OutOfMemoryError" in names or (isinstance(cause, RuntimeError) and short)
+
+
+def broken(error: RayError) -> bool:
+    """Whether the process is of no use any more though it lives: after such an error of its GPU every further call fails as well."""
+    cause = getattr(error, "cause", None)
+    names = {kind.__name__ for kind in type(cause).__mro__}
+    return ("AcceleratorError" in names or "CUDA error" in str(cause)) and not out_of_memory(error)
 
 
 def lost_with_node(error: RayError) -> bool:

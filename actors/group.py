@@ -8,6 +8,7 @@ Ray's own restarts stay off (`actors.resources.actor_options`): an actor that Ra
 and that would eat the retries. The group makes a new one instead, so there is one mechanism to understand.
 Every remote method must be harmless to repeat: a call may have run before its answer was lost.
 An actor that has a method `progress` is asked how far it is: as long as a step is done or a result comes, the group waits.
+Only actors that have found their places get calls: the others, on a cluster that grows or has lost a node, join once they have one.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
 from actors.failures import (
     DEAD,
     MEMORY_REMEDY,
+    broken,
     how,
     last_words,
     lost_with_node,
@@ -34,6 +36,7 @@ from actors.failures import (
     what,
 )
 from actors.room import Item, Member, Room, Steps
+from actors.starting import Starting
 from cdiff.config import ResourceConfig
 from cdiff.errors import ActorError, CdiffError, LoopStalled
 
@@ -47,7 +50,7 @@ Lighter = Callable[[str, tuple[Any, ...]], tuple[Any, ...] | None]
 Watch = Callable[[Sequence[Steps]], None]  # called while the group waits, with the steps of actors that work
 
 POLL_SECONDS = 1.0  # how often a waiting group looks up: Ctrl-C and progress bars
-_SILENT = 10.0  # seconds until a wait for a place is told of
+_PATIENCE = 10.0  # seconds for which an item that failed waits for another actor's place
 
 
 class ActorGroup:
@@ -57,7 +60,7 @@ class ActorGroup:
         name: what messages call the group, as "generator".
         make: makes the actor with the given index, as `lambda i: GeneratorActor.options(**options).remote(run, config)`;
             called again when the actor dies, so it must give the actor all state that it needs.
-        count: actors, >= 1. least: of these, that must find a place; the others get calls once they have one. None: all.
+        count: actors, >= 1. One with a place is enough to go on.
         resources: `in_flight` calls per actor, `retries` of an item, `stall_timeout_s` without a step or a result before the
             group gives up.
         cluster: what waits for calls and takes them back, with the functions of the module `ray`: other futures than Ray's.
@@ -74,20 +77,16 @@ class ActorGroup:
         count: int,
         resources: ResourceConfig,
         cluster: Any = ray,
-        least: int | None = None,
     ) -> None:
         if count < 1:
             raise ValueError(f"a group needs at least one actor, not {count}")
         self.name, self._make, self._resources, self._ray = name, make, resources, cluster
-        self._members = [Member(index, make(index)) for index in range(count)]
-        late = self._members[least:] if least else []
-        for member in late:
-            member.starting = member.handle.__ray_ready__.remote()
+        self._members = [self._member(index) for index in range(count)]
         self._streaming, self._results = False, 0
         # Who has room and what is in flight, kept as it changes: going through all members for every call would cost their square.
         self._room = Room(self._members, resources.in_flight)
         self._owner: dict[Any, Member] = {}  # by object reference
-        self._starting = late  # members that have no place yet: as nodes come, and successors of the dead
+        self._starting = Starting(self._members, name, cluster)
         self._asked = -POLL_SECONDS  # when members were asked for their progress, time.monotonic
         self._parts: Parts | None = None
         self._lighter: Lighter | None = None
@@ -103,6 +102,7 @@ class ActorGroup:
     @property
     def placed(self) -> int:
         """Members that have found their places."""
+        self._admit(self._starting.placed())
         return len(self._members) - len(self._starting)
 
     @property
@@ -171,58 +171,65 @@ class ActorGroup:
             self._ray.kill(member.handle, no_restart=True)
         self._members = []
 
+    def _member(self, index: int) -> Member:
+        handle = self._make(index)
+        return Member(index, handle, starting=handle.__ray_ready__.remote())
+
     def _fill(self, method: str, source: Iterator[Work], waiting: deque[Item], seen: set[str]) -> bool:
         """Hand out items while there is room; whether anything is in flight."""
-        while (member := self._freest()) is not None:
-            item = waiting.popleft() if waiting else self._next(source, seen)
-            if item is None:
-                self._room.offer(member)
-                break
-            if item.deaths and member.pending:
-                # alone with its actor, so that blame for another death is sure
-                waiting.appendleft(item)
-                self._room.offer(member)
-                break
-            if member.index == item.failed_on:
-                member = self._room.another(member, alone=item.deaths > 0)
+        if not self.placed:
+            if not waiting and (item := self._next(source, seen)):
+                waiting.append(item)
+            if not waiting:
+                return False
+            self._admit(self._starting.someone(self._resources.stall_timeout_s))
+            if not self.placed:
+                raise self._standstill(method, waiting)
+        self._hand_out(method, source, waiting, seen)
+        if waiting and not self._owner:  # what failed waits for another actor, and the others have no place
+            self._admit(self._starting.placed(_PATIENCE))
+            self._hand_out(method, source, waiting, seen)
+            if not self._owner:
+                self._hand_out(method, source, waiting, seen, choosy=False)
+        return bool(self._owner)
+
+    def _admit(self, placed: list[Member]) -> None:
+        for member in placed:
+            self._room.offer(member)
+
+    def _hand_out(
+        self,
+        method: str,
+        source: Iterator[Work],
+        waiting: deque[Item],
+        seen: set[str],
+        choosy: bool = True,
+    ) -> None:
+        """Calls for who has room.
+
+        Args:
+            choosy: an item that failed waits for another actor than the one it failed on: the fault may be the actor's, or its node's, and who
+                fails at once would be free at once to fail again.
+        """
+        choosy, aside = choosy and len(self._members) > 1, []
+        while (member := self._room.freest()) is not None:
+            place = next(
+                (n for n, i in enumerate(waiting) if not choosy or i.failed_on != member.index), None
+            )
+            item = self._next(source, seen) if place is None else waiting[place]
+            if item is None or (item.deaths and member.pending):
+                # in the latter case: alone with its actor, so that blame for another death is sure
+                aside.append(member)
+                if not waiting or item is not None:
+                    break
+                continue
+            if place is not None:
+                del waiting[place]
             reference = getattr(member.handle, method).remote(*item.arguments)
             member.pending[reference], self._owner[reference] = item, member
             self._room.offer(member)
-        return bool(self._owner)
-
-    def _freest(self) -> Member | None:
-        """Who gets the next call. With a node that is lost, a successor may find no place: until it has one, calls go to the others, and none waits
-        for it in vain."""
-        for member in list(self._starting):
-            if self._ray.wait([member.starting], timeout=0)[0]:  # ready, or dead: its first call says which
-                self._admit(member)
-        found = self._room.freest()
-        if found is None and self._starting and not self._owner:  # there are no others
-            self._admit(self._first_placed())
-            found = self._room.freest()
-        return found
-
-    def _first_placed(self) -> Member:
-        """Of the members that have no place yet the first that finds one; where none does in time, any: its call tells of the standstill."""
-        starting = {member.starting: member for member in self._starting}
-        began, most, told = time.monotonic(), self._resources.stall_timeout_s, False
-        while (waited := time.monotonic() - began) < most:
-            if ready := self._ray.wait(list(starting), num_returns=1, timeout=POLL_SECONDS)[0]:
-                return starting[ready[0]]
-            if waited >= _SILENT and not told:
-                told = True
-                log.warning(
-                    "none of the %d %s actors has a place on the cluster; waiting at most %.0f s (resources.stall_timeout_s)",
-                    len(self._members),
-                    self.name,
-                    most,
-                )
-        return self._starting[0]
-
-    def _admit(self, member: Member) -> None:
-        member.starting = None
-        self._starting.remove(member)
-        self._room.offer(member)
+        for member in aside:
+            self._room.offer(member)
 
     def _settled(self, reference: Any) -> Item:
         """Take a call out of those in flight."""
@@ -243,15 +250,21 @@ class ActorGroup:
     def _collect(self, method: str, waiting: deque[Item], watch: Watch | None) -> list[tuple[str, Any]]:
         """Wait until something is there, and settle all that is."""
         results: list[tuple[str, Any]] = []
-        for reference in self._wait(method, list(self._owner), watch):
+        # who finds a place meanwhile has work at once
+        for reference in self._wait(method, [*self._owner, *self._starting.references], watch):
             member = self._owner.get(reference)
             if member is None:
-                continue  # settled with its actor's death a moment ago
+                continue  # settled with its actor's death a moment ago, or somebody's place
             try:
                 value = self._ray.get(reference)
             except RayTaskError as error:
-                self._failed(method, self._settled(reference), member, error, waiting)
-            except DEAD as error:
+                if broken(
+                    error
+                ):  # its process lives, and everything else that it is asked for would fail as well
+                    results += self._replace(method, member, error, waiting)
+                else:
+                    self._failed(method, self._settled(reference), member, error, waiting)
+            except (*DEAD, RuntimeEnvSetupError) as error:
                 results += self._replace(method, member, error, waiting)
             except RayError as error:  # the result was lost with a node, or did not fit into memory
                 self._failed(method, self._settled(reference), member, error, waiting)
@@ -273,8 +286,11 @@ class ActorGroup:
                 told, moved = now, time.monotonic()
             if watch:
                 watch([steps for _, steps in told if steps[0] < steps[1]])
-        keys = [item.key for member in self._members for item in member.pending.values()]
-        raise LoopStalled(
+        raise self._standstill(method, [i for member in self._members for i in member.pending.values()])
+
+    def _standstill(self, method: str, items: Iterable[Item]) -> LoopStalled:
+        keys = [item.key for item in items]
+        return LoopStalled(
             f"nothing moved among the {self.name} actors for {self._resources.stall_timeout_s:.0f} s: of {method}, {self._results} results are "
             f"there and {len(keys)} are waited for ({', '.join(keys[:3])}{' and more' if len(keys) > 3 else ''}). The cluster has free: "
             f"{self._ray.available_resources()}. If the actors never started, free or add resources; if one step takes so long, raise "
@@ -322,10 +338,9 @@ class ActorGroup:
                 self._failed(method, item, member, error, waiting, said)
         waiting.extendleft(reversed(requeued))
         self._ray.kill(member.handle, no_restart=True)  # it may be alive behind a broken connection
-        successor = Member(member.index, self._make(member.index))
-        successor.starting = successor.handle.__ray_ready__.remote()
+        successor = self._member(member.index)
         self._members[member.index] = successor
-        self._starting = [m for m in self._starting if m is not member] + [successor]
+        self._starting.add(successor)
         return results
 
     def _failed(
@@ -347,8 +362,9 @@ class ActorGroup:
         if self._lightened(item, error):
             waiting.append(item)
             return
-        item.failures += 1
-        item.deaths += isinstance(error, DEAD) and not lost_with_node(error)
+        # A node takes all its actors along, and who is asked next may be one that is not yet known to be dead: each is buried once, so this ends.
+        item.failures += not lost_with_node(error)
+        item.deaths += (isinstance(error, DEAD) or broken(error)) and not lost_with_node(error)
         if self._parts and item.deaths > 1 and not never_made(error):
             pieces = self._parts(item.key, item.arguments, item.cause)
             waiting.extend(

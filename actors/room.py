@@ -32,7 +32,7 @@ class Member:
     pending: dict[Any, Item] = field(default_factory=dict)  # object reference -> item, in order of submission
     asked: Any = None  # a question for progress without an answer yet
     steps: Steps | None = None  # the last answer
-    starting: Any = None  # of a successor: answers once it has found a place
+    starting: Any = None  # answers once it has found a place; None once it has
 
 
 class Room:
@@ -65,21 +65,6 @@ class Room:
             if len(member.pending) == calls and self._has_room(member):
                 return member
         return None
-
-    def another(self, member: Member, alone: bool) -> Member:
-        """For an item that failed on the freest member another one, if one has room: the fault may be the actor's.
-
-        Args:
-            alone: only one without calls will do.
-        """
-        other = self.freest()
-        while other is member:  # it was offered twice
-            other = self.freest()
-        if other is None:
-            return member
-        chosen, left = (member, other) if alone and other.pending else (other, member)
-        self.offer(left)
-        return chosen
 
     def _has_room(self, member: Member) -> bool:
         suspect = any(item.deaths for item in member.pending.values())

@@ -53,8 +53,7 @@ class Staff:
             self._places = NOWHERE
         self.downstream = self._group("downstream", DownstreamActor, resources.downstreams)
         self.extractor = self._group("extractor", ExtractorActor, 1)
-        least = resources.least_generators or None
-        self.generators = self._group("generator", GeneratorActor, resources.generators, least)
+        self.generators = self._group("generator", GeneratorActor, resources.generators)
         if self.coordinates:
             self.coordinate(self.coordinates)
 
@@ -103,11 +102,11 @@ class Staff:
         self.wake()
         return result
 
-    def _group(self, role: Any, actor: Any, count: int, least: int | None = None) -> ActorGroup:
+    def _group(self, role: Any, actor: Any, count: int) -> ActorGroup:
         options, places = actor_options(self.config, role), self._places
 
         def make(number: int) -> Any:
             own = options | places.of(role, number)
             return actor.options(**own).remote(self.run, self.config, self.shared)
 
-        return ActorGroup(role, make, count, self.config.resources, least=least)
+        return ActorGroup(role, make, count, self.config.resources)

@@ -53,11 +53,16 @@ class Worker:
         self._service, self._cluster, self._free = service, cluster, 0.0
 
     @property
+    def __ray_ready__(self) -> Worker:
+        """Has its place as soon as it is asked."""
+        return Worker(0.0, self._cluster)
+
+    @property
     def serve(self) -> Worker:
         """The method; its `remote` is below."""
         return self
 
-    def remote(self, _: float) -> Future:
+    def remote(self, _: float = 0.0) -> Future:
         """A future of the next call."""
         self._free = max(time.perf_counter(), self._free) + self._service
         future = Future(self._free, self._service)

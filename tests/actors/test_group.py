@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 
-import actors.group as group_module
+import actors.starting as starting_module
 from actors.group import ActorGroup
 from cdiff.config import ResourceConfig
 from cdiff.errors import ActorError, DataError, LoopStalled
@@ -199,10 +199,12 @@ def test_a_group_of_which_none_has_a_place_says_what_it_waits_for(monkeypatch, c
         place = {} if len(made) == 1 else {"num_cpus": 40}
         return Worker.options(**place).remote(index, str(journal))  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(group_module, "_SILENT", 0.5)
+    monkeypatch.setattr(starting_module, "_SILENT", 0.5)
     with ActorGroup("test", actor, 1, ResourceConfig(stall_timeout_s=4.0)) as group:
         _ready(group)
-        with pytest.raises(LoopStalled, match="nothing moved among the test actors"):
+        with pytest.raises(
+            LoopStalled, match=r"nothing moved among the test actors .* 1 are waited for \(die\)"
+        ):
             group.call("die", True)
     told = [message for message in caplog.messages if "has a place" in message]
     assert told == [
@@ -211,7 +213,7 @@ def test_a_group_of_which_none_has_a_place_says_what_it_waits_for(monkeypatch, c
 
 
 def test_actors_that_find_a_place_later_join_then(journal: Path) -> None:
-    """As on a cluster that grows: two of four must be there, and the others get work once nodes have come for them."""
+    """As on a cluster that grows: two of four are there, and the others get work once nodes have come for them."""
 
     def actor(index: int) -> Any:
         return Worker.options(num_cpus=1).remote(index, str(journal))  # type: ignore[attr-defined]
@@ -219,7 +221,9 @@ def test_actors_that_find_a_place_later_join_then(journal: Path) -> None:
     holder = Worker.options(num_cpus=2).remote(9, str(journal))  # type: ignore[attr-defined]
     ray.get(holder.__ray_ready__.remote())
     work = [(str(n), (n, 0.2)) for n in range(12)]
-    with ActorGroup("test", actor, 4, ResourceConfig(in_flight=1, stall_timeout_s=30.0), least=2) as group:
+    with ActorGroup("test", actor, 4, ResourceConfig(in_flight=1, stall_timeout_s=30.0)) as group:
+        while group.placed < 2:
+            time.sleep(0.1)
         early = group.run("square", work)
         assert [value for value, _ in early] == [n * n for n in range(12)]
         assert len({index for _, index in early}) == 2
@@ -242,7 +246,9 @@ def test_what_is_harmless_in_a_poison_item_is_done_and_the_rest_is_left_out(
         return [(str(part[0]), (part,)) for part in (numbers[:middle], numbers[middle:])]
 
     items = [("1", ([1, 2],)), ("11", ([11, 12, 13, 14],)), ("21", ([21, 22],))]
-    found = dict(make_group(count=2).stream("squares", items, parts=parts))
+    group = make_group(count=2)
+    _ready(group)
+    found = dict(group.stream("squares", items, parts=parts))
     assert sorted(n for squares in found.values() for n in squares) == [
         n * n for n in (1, 2, 11, 12, 14, 21, 22)
     ]

@@ -33,18 +33,6 @@ def test_the_member_with_fewest_calls_is_found_whatever_happened_before() -> Non
                 room.offer(member)
 
 
-def test_an_item_that_failed_goes_elsewhere_if_there_is_an_elsewhere() -> None:
-    members = [Member(index, None) for index in range(3)]
-    members[2].pending["x"] = Item("x", ())
-    room = Room(members, in_flight=2)
-    first = room.freest()
-    assert first is members[0]
-    assert room.another(first, alone=False) is members[1]
-    assert room.freest() is members[0], "who was passed over is still there"
-    assert room.another(members[0], alone=True) is members[0], "only the busy one is left"
-    assert room.freest() is members[2] and room.freest() is None
-
-
 def test_a_call_costs_the_same_among_many_members() -> None:
     def looked(count: int) -> float:
         members = [Member(index, None) for index in range(count)]
