@@ -1,8 +1,9 @@
-"""Write the pairs that a run's models trained on: as an MVTec AD tree, with a COCO file, as image + mask folders, or as Parquet.
+"""Write the pairs that a run's models trained on: as an MVTec AD tree, with a COCO file, as image + mask folders, or as Parquet. Or the model itself.
 
     python jobs/export.py ~/cdiff/runs/NAME pairs/
     python jobs/export.py ~/cdiff/runs/NAME pairs/ --format coco
     python jobs/export.py ~/cdiff/runs/NAME pairs/ --regenerate --data /photos/screw
+    python jobs/export.py ~/cdiff/runs/NAME model/ --format model
 
     OUT/CATEGORY/test/TYPE/NNN.png                  the photo with the new target, in the photo's own mode
     OUT/CATEGORY/ground_truth/TYPE/NNN_mask.png     all targets on that photo
@@ -12,6 +13,8 @@
     OUT/pairs.parquet                               ... as parquet: a row per pair, photo and mask as PNG bytes, how it was made
     OUT/provenance.parquet, provenance.csv          how each was made (as parquet, in the CSV alone); written last: an export
                                                     without provenance.csv is not whole
+    OUT/model.safetensors, OUT/config.json          ... as model: the segmenter that stands, its settings, and the score from which a
+                                                    pixel is target; `cdiff.downstream.segmenter.load_segmenter` reads the folder
 
 An MVTec tree has one type for a photo, the pair's, also where its background showed another before; a COCO file has both, where that
 photo showed no more than one, and export says how many photos had several. Folders have types in the names of files alone: who
@@ -25,6 +28,8 @@ stored.
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -42,6 +47,7 @@ from cdiff.data.manifest import read_manifest
 from cdiff.data.photos import photos_of
 from cdiff.data.store import Run, find_run, read_pair, read_provenance
 from cdiff.data.trees import CocoTree, Files, FolderTree, MvtecTree, ParquetTree, Tree, with_files
+from cdiff.downstream.segmenter import load_segmenter
 from cdiff.errors import ConfigError, RunError
 from cdiff.service.adoption import human_pair_again
 from cdiff.service.studio import Studio
@@ -49,7 +55,8 @@ from cdiff.types import Attempt, Pair
 from cdiff.wasm.again import made_again
 from jobs.stopping import exit_code
 
-FORMATS = ("mvtec", "coco", "folders", "parquet")
+FORMATS = ("mvtec", "coco", "folders", "parquet")  # of pairs
+MODEL = "model"
 Pixels = Callable[[list[Attempt]], Iterator[tuple[bytes, bytes]]]  # photo and mask of each, PNG bytes
 
 
@@ -66,10 +73,7 @@ def export(
         RunError: the folder is not empty, there is nothing to write, or a shard is damaged.
         DataError: the split manifest is, which tells COCO the types of the backgrounds.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(
-            f"{out} is not an empty folder. Give a new one: an export never mixes with other files."
-        )
+    _demand_empty(out)
     found = _pairs(run, all_kept)
     if not found:
         raise RunError(
@@ -96,6 +100,37 @@ def export(
     if note:
         print(f"note: {note}")
     return len(found)
+
+
+def export_model(run: Run, out: Path) -> str:
+    """Write the segmenter that stands to an empty or new folder; returns its revision.
+
+    Beside `downstream`, the settings that it was fitted with, config.json has `threshold`, the score that was best for IoU on validation.
+
+    Raises:
+        RunError: the folder is not empty, the run has no segmenter yet, or it is damaged.
+    """
+    _demand_empty(out)
+    revision, threshold = Ledger(run).best_segmenter()
+    folder = run.checkpoint(revision)
+    load_segmenter(folder)  # that it is whole
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"threshold": threshold}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / "model.safetensors", out / "model.safetensors")
+        (out / "config.json").write_text(json.dumps(told, indent=2, sort_keys=True), encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"cannot write {error.filename or out}: {error.strerror or error}. Empty the folder and try again."
+        ) from None
+    return revision
+
+
+def _demand_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(
+            f"{out} is not an empty folder. Give a new one: an export never mixes with other files."
+        )
 
 
 class Regenerated:
@@ -161,15 +196,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; the exit code (jobs.stopping)."""
     parser = argparse.ArgumentParser(
         prog="python jobs/export.py",
-        description="Write a run's pairs as an MVTec AD tree, with a COCO file, as image + mask folders, or as one Parquet file.",
+        description="Write a run's pairs as an MVTec AD tree, with a COCO file, as image + mask folders, or as one Parquet file; or its model.",
     )
     parser.add_argument("run", metavar="RUN", help="run folder, or its name under the home")
     parser.add_argument("out", metavar="OUT", type=Path, help="new or empty folder")
     parser.add_argument(
         "--format",
-        choices=FORMATS,
+        choices=(*FORMATS, MODEL),
         default="mvtec",
-        help="an MVTec AD tree (the default), photos with a COCO file, image + mask folders, or one Parquet file with the bytes",
+        help="an MVTec AD tree (the default), photos with a COCO file, image + mask folders, or one Parquet file with the bytes; "
+        "or, in place of pairs, the segmenter that stands",
     )
     parser.add_argument("--all-kept", action="store_true", help="also the kept pairs of rejected rounds")
     parser.add_argument("--regenerate", action="store_true", help="make the pixels again; needs --data")
@@ -183,9 +219,14 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(
             "--regenerate needs the run's photos: --data FOLDER, as the loop was given them; without it no photos are read."
         )
+    if args.format == MODEL and (args.regenerate or args.all_kept):
+        parser.error("--format model writes no pairs: leave out --all-kept and --regenerate.")
 
     def work() -> None:
         run = find_run(args.run, args.home)
+        if args.format == MODEL:
+            print(f"segmenter {export_model(run, args.out)} in {args.out}, with its threshold")
+            return
         again = Regenerated(run, args.data, args.groups) if args.regenerate else None
         count = export(run, args.out, args.all_kept, again, args.format)
         told = "provenance.csv" if args.format == "parquet" else "provenance.parquet and provenance.csv"

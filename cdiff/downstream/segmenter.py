@@ -106,7 +106,7 @@ def save_segmenter(
     return revision
 
 
-def load_segmenter(path: Path) -> nn.Module:
+def load_segmenter(path: str | Path) -> nn.Module:
     """The segmenter of a revision folder, in evaluation mode.
 
     Raises:
@@ -123,7 +123,7 @@ def load_segmenter(path: Path) -> nn.Module:
     return model.eval()
 
 
-def segmenter_config(path: Path) -> DownstreamConfig:
+def segmenter_config(path: str | Path) -> DownstreamConfig:
     """The settings that a saved segmenter was fitted with; raises RunError when they cannot be read."""
     try:
         values = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))

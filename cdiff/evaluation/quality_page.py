@@ -268,9 +268,9 @@ def _negative(result: Mapping[str, Any]) -> str:
             f"random {chance:.4f}, and no arm is clear of these: it says nothing here."
         )
     end = (
-        "holds zero"
+        "includes zero"
         if found["holds_zero"]
-        else "does not hold zero: part of the gain may be place and size of targets rather than finding them"
+        else "excludes zero: part of the gain may be place and size of targets rather than finding them"
     )
     rows = [
         (

@@ -75,7 +75,7 @@ def _ahead(ahead: Mapping[str, Mapping[str, float]]) -> str:
     if not rows:
         return ""
     explained = page.paragraph(
-        "The interval is over source objects of the test split, and an interval that holds zero says that chance alone may be behind it. Other "
+        "The interval is over source objects of the test split, and an interval that includes zero says that chance alone may be behind it. Other "
         "seeds would move these numbers as well.",
         True,
     )

@@ -77,7 +77,7 @@ def test_the_page_shows_arms_differences_and_what_can_be_told(result):
         "0.310 ± 0.014",
         "+0.200 [+0.100, +0.300]",
         "2.0 times",
-        "The interval holds zero",
+        "The interval includes zero",
         "0.283",
         "+0.085",
         "not visible",
@@ -132,7 +132,7 @@ def test_a_metric_that_a_seed_lacks_is_left_out_of_the_curve(result):
 def test_a_control_that_cannot_fail_is_not_called_held(result):
     result["negative_control"] |= {"says_something": False, "level_at_random": 0.2}
     html = render("quality-x", result)
-    assert "it says nothing here" in html and "holds zero" not in html
+    assert "it says nothing here" in html and "includes zero" not in html
 
 
 def test_labels_of_lines_that_end_together_can_be_read(result):

@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from cdiff.config import Config
 from cdiff.config_file import dump_config
 from cdiff.data.ledger import Ledger
 from cdiff.data.store import create_run
-from cdiff.downstream.segmenter import build_segmenter, save_segmenter
+from cdiff.downstream.scoring import score_photo
+from cdiff.downstream.segmenter import build_segmenter, load_segmenter, save_segmenter, segmenter_config
 from cdiff.errors import DataError, RunError
 from cdiff.types import Decision, RoundResult
+from jobs.export import main as export
 from jobs.predict import main, predict
 from tests.jobs.test_export import Splits, files
 
@@ -73,6 +77,31 @@ def test_all_photos_that_cannot_be_read_are_named_before_anything_is_written(fit
     ):
         predict(fitted, tmp_path / "new", tmp_path / "out", None)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_exported_model_scores_as_the_run_does(fitted, tmp_path, capsys):
+    """What a user does with the folder: load it, and score a photo of any size."""
+    photo(tmp_path / "new" / "7.png", 52)
+    predict(fitted, tmp_path / "new", tmp_path / "out", None)
+    assert export([str(fitted.path), str(tmp_path / "model"), "--format", "model"]) == 0
+    assert "with its threshold" in capsys.readouterr().out
+    shutil.rmtree(fitted.path)
+    model, config = load_segmenter(tmp_path / "model"), segmenter_config(tmp_path / "model")
+    scores = score_photo(model, np.full((40, 52, 3), 90, np.uint8), config)
+    wanted = np.asarray(Image.open(tmp_path / "out" / "scores" / "7.png"))
+    assert np.array_equal((scores * 255).round().astype(np.uint8), wanted)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["threshold"] == 0.3
+
+
+def test_a_model_is_not_exported_over_other_files_or_with_options_of_pairs(fitted, tmp_path, capsys):
+    photo(tmp_path / "there" / "7.png")
+    assert export([str(fitted.path), str(tmp_path / "there"), "--format", "model"]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        export([str(fitted.path), str(tmp_path / "model"), "--format", "model", "--all-kept"])
+    (next(fitted.checkpoints.iterdir()) / "model.safetensors").write_bytes(b"cut off")
+    assert export([str(fitted.path), str(tmp_path / "model"), "--format", "model"]) == 2
+    assert "cannot read the segmenter" in capsys.readouterr().err and not (tmp_path / "model").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
