@@ -134,7 +134,7 @@ class Crew(Staff):
             fitted.seconds,
             evaluation.outcomes,
         )
-        ledger.record(name, assessed=assessed, made_of=made_of, mix=mix)
+        ledger.record(name, assessed=assessed, made_of=made_of, mix=mix, pairs=len(pairs))
         return assessed
 
     def best(self, ledger: Ledger, default: Assessed) -> Assessed:

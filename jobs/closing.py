@@ -81,8 +81,8 @@ def rival(crew: Crew, ledger: Ledger) -> dict[str, Assessed]:
     Of a model of real photos alone there is none, nor where not one copy passes the gate. The copies are spread over the types as the real
     targets are: nothing aims them.
     """
-    pairs = len(ledger.kept_pairs(until=ledger.best_round()))
-    if crew.config.control == "none" or not ledger.best_round() or not pairs:
+    pairs = _trained_on(ledger)
+    if crew.config.control == "none" or not pairs:
         return {}
     known = {name: ledger.milestone(name) or {} for name in ("generator", "extractor")}
     generator = Revisions(generator=known["generator"]["revision"], bank=known["extractor"]["bank"])
@@ -100,6 +100,16 @@ def rival(crew: Crew, ledger: Ledger) -> dict[str, Assessed]:
     )  # a search between rounds may have found another
     mixed = overridden(crew.config, [f"downstream.synthetic_mix={kept_as}"]) if kept_as else crew.config
     return {"copy_paste": crew.assess(ledger, "copy_paste", found.pairs, mixed)}
+
+
+def _trained_on(ledger: Ledger) -> int:
+    """How many pairs the kept model was fitted on; of a model of real photos alone none.
+
+    What people turned away since still counts: the model has it. Ledgers from before this was noted have the present count.
+    """
+    best = ledger.best_round()
+    noted = (ledger.milestone(f"round-{best}") or {}).get("pairs") if best else 0
+    return len(ledger.kept_pairs(until=best)) if noted is None else int(noted)
 
 
 def _tested(
@@ -129,7 +139,7 @@ def _told(ledger: Ledger, real_only: Assessed) -> dict[str, Any]:
     """What the ledger says of the run."""
     return {
         "test_reads": 1 + len([event for event in ledger.events() if event["kind"] == "finished"]),
-        "pairs": len(ledger.kept_pairs(until=ledger.best_round())),
+        "pairs": _trained_on(ledger),
         "pairs_accepted": len(ledger.kept_pairs()),
         "valid_share": _valid_share(ledger),
         "accepted_rounds": [result.round for result in ledger.rounds() if result.decision.accepted],

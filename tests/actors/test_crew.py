@@ -8,7 +8,7 @@ import pytest
 
 from actors import together
 from actors.crew import Crew
-from actors.downstream import Fit
+from actors.downstream import Evaluation, Fit
 from cdiff.config_file import build_config, dump_config
 from cdiff.data.ledger import Ledger
 from cdiff.data.retention import needed
@@ -165,4 +165,14 @@ def test_a_fit_by_several_workers_is_noted_before_room_is_asked_for(crew, monkey
         crew.assess(ledger, "real_only", pairs=[])
     assert fits == ["segmenter-0", "segmenter-1"]
     assert set(fits) <= needed(ledger)
+    ledger.close()
+
+
+def test_a_model_is_noted_with_the_number_of_pairs_that_it_was_fitted_on(crew) -> None:
+    """What people turn away later is trained on no more, but this model has it."""
+    answers = {"fit": Fit("rev", (0.5,), 1.0), "evaluate": Evaluation({"pixel_ap": 0.4}, {}, 0.5, ())}
+    ledger, crew.downstream = Ledger(crew.run), Actors(lambda method, *_: answers[method])
+    crew.config = build_config({**crew.config.model_dump(), "downstream": {"base_steps": 0, "steps": 3}})
+    crew.assess(ledger, "round-1", [SimpleNamespace(task_id="a"), SimpleNamespace(task_id="b")])
+    assert (ledger.milestone("round-1") or {})["pairs"] == 2
     ledger.close()

@@ -11,7 +11,7 @@ from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
 from cdiff.errors import TrackingError
 from cdiff.tracking import Tracker
-from cdiff.types import Decision
+from cdiff.types import Decision, RoundResult
 from jobs import closing
 from jobs.closing import PAGE, best_and_worst, rival, show
 from jobs.quality_pool import Choice
@@ -180,6 +180,36 @@ def test_the_rival_has_as_many_copies_as_the_kept_model_has_pairs(
         assert ledger.milestone("copies") == {"pairs": 3}
     else:
         assert found == {} and (not asked or not passed)
+
+
+def test_pairs_that_people_turned_away_later_still_count_for_the_model_that_has_them(
+    session, photos, monkeypatch
+) -> None:
+    """The copies are as many as it was fitted on, though a round after the best one took verdicts in."""
+    ledger, asked = session.ledger, list[int]()
+    ledger.record("generator", revision="generator")
+    ledger.record("extractor", bank="bank", thresholds={"lows": [], "highs": {}, "distances": {}})
+    away = ledger.pairs(1)[0].task_id
+    ledger.append("verdicts", keys=["a"], told=[{"task_id": away, "accepted": False}])
+    worse = Decision(False, "worse", -0.1, -0.2, -0.05, 0.0)
+    ledger.commit_round(RoundResult(2, (), (), 0, (), "rev-2", (), worse, ()), [])
+    monkeypatch.setattr(closing, "from_json", lambda kind, found: None)
+
+    def choose(pools, configs, per_type, wanted, label, least=1):
+        ((key, told),) = wanted.items()
+        asked.append(sum(told.quotas.values()))
+        return {key: Choice(())}
+
+    monkeypatch.setattr(closing.Pools, "choose", choose)
+    crew: Any = SimpleNamespace(
+        config=session.config, dataset=photos, train=[s.sample_id for s in photos.samples]
+    )
+    rival(crew, ledger)
+    assert asked == [2], "a ledger from before it was noted has those that count now"
+    assert closing._told(ledger, _assessed("real"))["pairs"] == 2
+    ledger.record("round-1", assessed=_assessed("rev"), mix=0.0, pairs=3)
+    rival(crew, ledger)
+    assert asked == [2, 3] and closing._told(ledger, _assessed("real"))["pairs"] == 3
 
 
 def test_the_kept_model_is_compared_with_each_rival_on_the_test_split(session) -> None:
