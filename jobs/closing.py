@@ -51,7 +51,7 @@ def close(
                 "note       the test split was read before these rounds: what was chosen since is no clean test",
                 flush=True,
             )
-        rivals = {"real_only": real_only} | rival(crew, ledger)
+        rivals = {"real_only": real_only} | rival(crew, ledger, real_only)
         ledger.append("finished", **_tested(session, crew, ledger, rivals, best), **_told(ledger, real_only))
         finished = ledger.closing() or {}
     content = _content(session, ledger, real_only)
@@ -75,11 +75,12 @@ def show(session: Session, ledger: Ledger, real_only: Assessed) -> None:
     session.run.publish("report")
 
 
-def rival(crew: Crew, ledger: Ledger) -> dict[str, Assessed]:
+def rival(crew: Crew, ledger: Ledger, real_only: Assessed) -> dict[str, Assessed]:
     """The model of as many pasted copies of real targets as the kept model has pairs: same base, steps, real batches and gate.
 
-    Of a model of real photos alone there is none, nor where not one copy passes the gate. The copies are spread over the types as the real
-    targets are: nothing aims them.
+    Kept by a round's rule, too: where validation does not favour it, the model of real photos alone stands in. Of a model of real photos
+    alone there is none, nor where not one copy passes the gate. The copies are spread over the types as the real targets are: nothing aims
+    them.
     """
     pairs = _trained_on(ledger)
     if crew.config.control == "none" or not pairs:
@@ -94,12 +95,15 @@ def rival(crew: Crew, ledger: Ledger) -> dict[str, Assessed]:
     found = pools.choose([copying(crew.config)], 2 * max(quotas.values()), {key: wanted}, "copies")[key]
     if not found.pairs:
         return {}
-    ledger.record("copies", pairs=len(found.pairs))
     kept_as = (ledger.milestone(f"round-{ledger.best_round()}") or {}).get(
         "mix", 0.0
     )  # a search between rounds may have found another
     mixed = overridden(crew.config, [f"downstream.synthetic_mix={kept_as}"]) if kept_as else crew.config
-    return {"copy_paste": crew.assess(ledger, "copy_paste", found.pairs, mixed)}
+    copies = crew.assess(ledger, "copy_paste", found.pairs, mixed)
+    # A round's model stands only where validation favoured it. Copies without that choice would lose to equal pairs by the choice alone.
+    decision = crew.decide(copies, real_only, real_only, crew.config.seed + ledger.best_round())
+    ledger.record("copies", pairs=len(found.pairs), decision=decision)
+    return {"copy_paste": copies if decision.stands else real_only}
 
 
 def _trained_on(ledger: Ledger) -> int:
@@ -119,7 +123,7 @@ def _tested(
     test = session.manifest.ids("test")
     found: dict[str, Evaluation] = {}
     for name, model in {**rivals, "loop": best}.items():
-        same = name == "loop" and model.revision == rivals["real_only"].revision
+        same = "real_only" in found and model.revision == rivals["real_only"].revision
         found[name] = found["real_only"] if same else crew.evaluate(model.revision, test, model.threshold)
     ahead = {}
     for name, model in rivals.items():
@@ -130,6 +134,10 @@ def _tested(
     return {
         "test": {name: evaluation.scores for name, evaluation in found.items()},
         "copies": (ledger.milestone("copies") or {}).get("pairs") if "copy_paste" in rivals else None,
+        # None: there are no copies
+        "copies_stand": rivals["copy_paste"].revision != rivals["real_only"].revision
+        if "copy_paste" in rivals
+        else None,
         "ahead": ahead,  # the kept model's pixel AP less each rival's, 95 % over the test split's source objects
         "dice": found["loop"].dice,
     }
@@ -176,6 +184,8 @@ def _tell(session: Session, finished: dict[str, Any], path: Any, real_only_stand
     for arm, told in finished.get("ahead", {}).items():
         label = f"over {columns[arm].removeprefix('with ')}"
         print(f"  pixel_ap {label}: {told['gain']:+.4f} [{told['low']:+.4f}, {told['high']:+.4f}]")
+    if not _copies_stand(finished):
+        print("copies not kept on validation: real photos alone stand in")
     if real_only_stands:
         print(
             "no round's model was kept on validation: the model of real photos alone stands, in both columns"
@@ -187,6 +197,11 @@ def _tell(session: Session, finished: dict[str, Any], path: Any, real_only_stand
             "           python jobs/loop.py --config configs/polyp.yaml --data FOLDER   (image + mask folders)"
         )
     sys.stdout.flush()
+
+
+def _copies_stand(finished: dict[str, Any]) -> bool:
+    """Whether the rival's numbers are of copies, not of real photos alone. Earlier versions did not put copies to a round's rule."""
+    return finished.get("copies_stand") is not False
 
 
 def _by_people(ledger: Ledger) -> list[str]:
@@ -245,6 +260,7 @@ def _closed(
         rival=test.get("copy_paste", {}),
         pairs=finished.get("pairs", 0),
         copies=finished.get("copies") or 0,
+        copies_stand=_copies_stand(finished),
         ahead=finished.get("ahead", {}),
         best=tuple(best),
         worst=tuple(worst),

@@ -4,8 +4,8 @@ Both arms of a seed share start weights, the real batch of every step, and the n
 where the loop has crops of pairs beside a batch, real-only has further ones of real targets. A seed redraws start
 weights, batches, plans and pairs; the split and the generator stay (data.split_seed and generator.seed redraw those).
 Its runs are its own, apart from those of jobs/loop.py, which may go on with other code and more rounds: what this code has completed
-already is read, not repeated; what other code began or finished is refused. Where every seed keeps a model that has pairs, the gain over as many
-pasted copies (jobs/closing.py) is reported as well. --oracle (demo data only) adds an arm that trains on as many fresh procedural samples as the
+already is read, not repeated; what other code began or finished is refused. Over the seeds whose loop kept a model with pairs, the gain over as
+many pasted copies, kept or not by the same rule (jobs/closing.py), is reported as well. --oracle (demo data only) adds an arm that trains on as many fresh procedural samples as the
 loop accepted pairs: the share of its gain that the loop reaches is reported.
 """
 
@@ -148,7 +148,8 @@ def oracle_scores(session: Session, count: int) -> dict[str, Any]:
 def summary(finished: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
     """One object over all seeds: values per seed, and mean and spread of the gain. The caller adds where and how.
 
-    An arm that some seed lacks is left out, and `seeds_without` names it: of a model of real photos alone there are no copies.
+    An arm that some seed lacks is left out, and `seeds_without` names it: of a model of real photos alone there are no copies. So
+    `gain_over_copies` is of the seeds whose loop kept pairs, which validation favoured there; it names them.
     """
     known = dict.fromkeys(arm for result in finished for arm in result["test"])
     lacking = {
@@ -179,11 +180,13 @@ def summary(finished: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
         "fidelity": [result["fidelity"] for result in finished],
         "accepted_rounds": [result["accepted_rounds"] for result in finished],
         "best_round": [result["best_round"] for result in finished],
+        # False: not kept on validation, real photos alone stand in; null: there are none, or an earlier version kept them unasked
+        "copies_stand": [result.get("copies_stand") for result in finished],
         "seconds": [result["seconds"] for result in finished],
         "peak_memory_gb": max(result["peak_memory_gb"] for result in finished),
     }
-    if "copy_paste" in arms:
-        out["gain_over_copies"] = {metric: _gain(test, "loop", metric, "copy_paste") for metric in GAINS}
+    if "copy_paste" in known:
+        out["gain_over_copies"] = _over_copies(finished, seeds)
     if "oracle" in arms:
         oracle = _gain(test, "oracle", "pixel_ap")
         out["gain_oracle"] = {metric: _gain(test, "oracle", metric) for metric in ("pixel_ap", "mdice")}
@@ -191,6 +194,21 @@ def summary(finished: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
             out["gain"]["pixel_ap"]["mean"] / oracle["mean"] if oracle["mean"] else None
         )
     return out
+
+
+def _over_copies(finished: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
+    """The gain over copies, of the seeds that have them."""
+    had = [
+        (seed, result["test"])
+        for seed, result in zip(seeds, finished, strict=True)
+        if "copy_paste" in result["test"]
+    ]
+    test = {
+        arm: {metric: [scores[arm][metric] for _, scores in had] for metric in GAINS}
+        for arm in ("loop", "copy_paste")
+    }
+    gains = {metric: _gain(test, "loop", metric, "copy_paste") for metric in GAINS}
+    return {"of": "seeds whose loop kept pairs", "seeds": [seed for seed, _ in had]} | gains
 
 
 def _gain(test: dict[str, Any], arm: str, metric: str, over: str = "real_only") -> dict[str, Any]:

@@ -41,9 +41,10 @@ class ReportContent:
 
     Args:
         before, after: `protocol.evaluate` on the test split, of the model of real photos alone and of the one kept last; {} until it is read.
-        rival: of the model of as many pasted copies of real targets; {} where there is none.
+        rival: of the model of as many pasted copies of real targets, or of real photos alone where validation did not keep that; {} where
+            there is none.
         ahead: by rival ("real_only", "copy_paste"), the kept model's pixel AP less its own: {"gain", "low", "high"}.
-        pairs, copies: how many pairs the kept model has, and how many copies its rival.
+        pairs, copies: how many pairs the kept model has, and how many copies its rival. copies_stand: whether validation kept that.
         asked: rounds that the run is to have.
         real_only: validation metrics of the model of real photos alone: round 0 of the chart.
         rounds: as in the ledger: weaknesses, counts, decisions and seconds are read from them.
@@ -59,6 +60,7 @@ class ReportContent:
     ahead: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     pairs: int = 0
     copies: int = 0
+    copies_stand: bool = True
     asked: int = 0
     real_only: Mapping[str, float] = field(default_factory=dict)
     rounds: tuple[RoundResult, ...] = ()
@@ -122,16 +124,21 @@ def _verdict(content: ReportContent) -> str:
     if before is None or after is None:
         return f"Kept on validation: {which}. Pixel AP is undefined on this test split."
     verb = "rose" if after > before else "fell" if after < before else "stayed"
-    copies = content.rival.get("pixel_ap")
-    told = (
-        ""
-        if copies is None
-        else f" {content.copies} pasted copies of real targets in place of its {content.pairs} pairs reach {copies:.3f}."
-    )
     return (
-        f"On the test split pixel AP {verb} from {before:.3f} to {after:.3f} with the pairs of {which}.{told} "
+        f"On the test split pixel AP {verb} from {before:.3f} to {after:.3f} with the pairs of {which}.{_copies(content)} "
         "This is one run with one seed: only several seeds tell whether the change holds, and jobs/benchmark.py quality measures that."
     )
+
+
+def _copies(content: ReportContent) -> str:
+    """What stands beside the kept model, as a further sentence."""
+    reached = content.rival.get("pixel_ap")
+    if reached is None:
+        return ""
+    told = f" {content.copies} pasted copies of real targets in place of its {content.pairs} pairs"
+    if not content.copies_stand:
+        return f"{told} were not kept on validation, by the same rule: real photos alone stand in for them."
+    return f"{told} reach {reached:.3f}."
 
 
 def _notes(content: ReportContent) -> str:

@@ -55,7 +55,11 @@ def metrics(before: Scores, after: Scores, rival: Scores, ahead: Mapping[str, Ma
         "Before and after",
         page.paragraph(
             "Before: the segmenter fitted on the real photos alone. After: the one kept last, same start weights, same steps."
-            + (" Copies: one fitted on pasted copies of real targets instead." if rival else ""),
+            + (
+                " Copies: one fitted on pasted copies of real targets instead; where validation did not keep it, as before."
+                if rival
+                else ""
+            ),
             True,
         ),
         page.table(header, rows, prose=(len(header) - 1,)),

@@ -161,6 +161,13 @@ def test_a_rival_of_copies_stands_beside_with_intervals(content):
     assert "0.2500.500+0.2500.450mean over types" in words, "metric, before, after, change, copies"
 
 
+def test_copies_that_were_not_kept_are_told_beside_the_numbers_that_stand_in(content):
+    told = dataclasses.replace(content, rival=content.before, pairs=90, copies=88, copies_stand=False)
+    words = Page(render(told)).words
+    assert "88 pasted copies of real targets in place of its 90 pairs were not kept on validation" in words
+    assert "real photos alone stand in for them" in words and "reach 0.250" not in words
+
+
 def test_before_the_test_split_is_read_the_page_tells_of_the_rounds_alone(content):
     early = dataclasses.replace(content, before={}, after={}, best=(), worst=(), asked=5)
     words = Page(render(early)).words

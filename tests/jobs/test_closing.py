@@ -10,8 +10,9 @@ from actors.downstream import Evaluation
 from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
 from cdiff.errors import TrackingError
+from cdiff.evaluation.report import ReportContent
 from cdiff.tracking import Tracker
-from cdiff.types import Decision, RoundResult
+from cdiff.types import LEAST_CHANCE, Decision, RoundResult
 from jobs import closing
 from jobs.closing import PAGE, best_and_worst, rival, show
 from jobs.quality_pool import Choice
@@ -139,13 +140,20 @@ def test_after_a_round_the_report_is_there_as_far_as_it_goes(session) -> None:
 
 
 @pytest.mark.parametrize(
-    ("best", "passed", "control"),
-    [(1, 3, "copy_paste"), (0, 3, "copy_paste"), (1, 0, "copy_paste"), (1, 3, "none")],
+    ("best", "passed", "control", "chance"),
+    [
+        (1, 3, "copy_paste", 0.25),
+        (1, 3, "copy_paste", 0.24),
+        (0, 3, "copy_paste", 0.9),
+        (1, 0, "copy_paste", 0.9),
+        (1, 3, "none", 0.9),
+    ],
 )
-def test_the_rival_has_as_many_copies_as_the_kept_model_has_pairs(
-    session, photos, monkeypatch, best, passed, control
+def test_the_rival_has_as_many_copies_as_the_kept_model_has_pairs_and_passes_the_same_rule(
+    session, photos, monkeypatch, best, passed, control, chance
 ) -> None:
-    ledger, asked = session.ledger, []
+    """A round's model is kept where validation favours it, so that copies which it does not favour are no rival either."""
+    ledger, asked = session.ledger, list[Any]()
     pairs = ledger.pairs(1)[:3]
     ledger.record("generator", revision="generator")
     ledger.record("extractor", bank="bank", thresholds={"lows": {}, "highs": {}, "distances": {}})
@@ -167,17 +175,26 @@ def test_the_rival_has_as_many_copies_as_the_kept_model_has_pairs(
         asked.append((name, len(pairs), config.downstream.synthetic_mix))
         return _assessed("copies")
 
+    def decide(candidate, best, real_only, seed) -> Decision:
+        asked.append((candidate.revision, best.revision, real_only.revision, seed))
+        return Decision(True, "", 0.0, -0.1, 0.1, chance)
+
     config = session.config.model_copy(update={"control": control})
     crew: Any = SimpleNamespace(
-        config=config, dataset=photos, train=[s.sample_id for s in photos.samples], assess=assess
+        config=config,
+        dataset=photos,
+        train=[s.sample_id for s in photos.samples],
+        assess=assess,
+        decide=decide,
     )
-    found = rival(crew, ledger)
+    found = rival(crew, ledger, _assessed("real"))
     if best and passed and control == "copy_paste":
-        assert found["copy_paste"].revision == "copies"
-        assert asked == [(3, 0.0, "given_mask"), ("copy_paste", 3, 0.7)], (
-            "with the round's own share beside real targets"
-        )
-        assert ledger.milestone("copies") == {"pairs": 3}
+        assert found["copy_paste"].revision == ("copies" if chance >= LEAST_CHANCE else "real")
+        drawn = config.seed + best  # as when the round was decided
+        fit = ("copy_paste", 3, 0.7)  # with the round's own share beside real targets
+        assert asked == [(3, 0.0, "given_mask"), fit, ("copies", "real", "real", drawn)]
+        noted = ledger.milestone("copies") or {}
+        assert noted["pairs"] == 3 and noted["decision"]["chance"] == chance
     else:
         assert found == {} and (not asked or not passed)
 
@@ -204,11 +221,11 @@ def test_pairs_that_people_turned_away_later_still_count_for_the_model_that_has_
     crew: Any = SimpleNamespace(
         config=session.config, dataset=photos, train=[s.sample_id for s in photos.samples]
     )
-    rival(crew, ledger)
+    rival(crew, ledger, _assessed("real"))
     assert asked == [2], "a ledger from before it was noted has those that count now"
     assert closing._told(ledger, _assessed("real"))["pairs"] == 2
     ledger.record("round-1", assessed=_assessed("rev"), mix=0.0, pairs=3)
-    rival(crew, ledger)
+    rival(crew, ledger, _assessed("real"))
     assert asked == [2, 3] and closing._told(ledger, _assessed("real"))["pairs"] == 3
 
 
@@ -234,8 +251,27 @@ def test_the_kept_model_is_compared_with_each_rival_on_the_test_split(session) -
     assert told["ahead"]["copy_paste"]["gain"] == pytest.approx(0.05) and told["ahead"]["real_only"][
         "low"
     ] == pytest.approx(0.1)
-    assert told["dice"] == {"photo": 0.5}
+    assert told["dice"] == {"photo": 0.5} and told["copies_stand"] is True
+    unkept = rivals | {"copy_paste": _assessed("real")}
+    told = closing._tested(session, crew, session.ledger, unkept, _assessed("loop"))
+    assert told["copies_stand"] is False and told["ahead"]["copy_paste"] == told["ahead"]["real_only"]
+    assert told["test"]["copy_paste"] == told["test"]["real_only"]
     stands = closing._tested(
         session, crew, session.ledger, {"real_only": _assessed("real")}, _assessed("real")
     )
     assert stands["ahead"] == {} and stands["test"]["loop"] == stands["test"]["real_only"]
+    assert stands["copies_stand"] is None
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"), [({}, True), ({"copies_stand": True}, True), ({"copies_stand": False}, False)]
+)
+def test_copies_that_validation_did_not_keep_are_told(session, capsys, told, kept) -> None:
+    """A run that an earlier version closed says nothing of it: its copies were not put to the rule."""
+    metrics = ("pixel_ap", "f1_max", "iou", "mdice")
+    scores = {arm: dict.fromkeys(metrics, 0.4) for arm in ("real_only", "copy_paste", "loop")}
+    finished = {"test": scores, "copies": 3, "pairs": 3, "seconds": {}} | told
+    closing._tell(SimpleNamespace(demo=False), finished, "page", real_only_stands=False)  # type: ignore[arg-type]
+    assert ("copies not kept on validation: real photos alone stand in" in capsys.readouterr().out) != kept
+    content = closing._closed(ReportContent("one"), finished, (), ())
+    assert content.copies_stand == kept

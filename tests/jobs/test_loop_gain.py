@@ -69,15 +69,23 @@ def test_gains_are_paired_by_seed_with_mean_and_spread():
     assert (out["seeds"], out["pairs"]) == ([3, 4], [10, 10])
 
 
-def test_the_gain_over_copies_is_told_where_every_seed_has_them():
+def test_the_gain_over_copies_names_the_seeds_whose_loop_kept_pairs():
     both = [_finished(0.1, 0.2, copy_paste=0.15), _finished(0.5, 0.5, copy_paste=0.6)]
+    both[1]["copies_stand"] = False
     out = summary(both, [3, 4])
     assert out["gain_over_copies"]["pixel_ap"]["per_seed"] == pytest.approx([0.05, -0.1])
-    assert set(out["gain_over_copies"]) == set(out["gain"]) and not out["seeds_without"]
+    assert set(out["gain_over_copies"]) == {*out["gain"], "of", "seeds"} and not out["seeds_without"]
+    assert out["gain_over_copies"]["of"] == "seeds whose loop kept pairs"
+    assert out["copies_stand"] == [None, False], "an earlier version did not put copies to the rule"
     for mixed in ([both[0], _finished(0.5, 0.5)], [_finished(0.5, 0.5), both[1]]):
         out = summary(mixed, [3, 4])
-        assert set(out["test"]) == {"real_only", "loop"} and "gain_over_copies" not in out
-        assert out["seeds_without"] == {"copy_paste": [4 if mixed[0] is both[0] else 3]}
+        first = mixed[0] is both[0]
+        assert set(out["test"]) == {"real_only", "loop"}
+        assert out["seeds_without"] == {"copy_paste": [4 if first else 3]}
+        found = out["gain_over_copies"]
+        assert found["seeds"] == [3 if first else 4]
+        assert found["pixel_ap"]["per_seed"] == pytest.approx([0.05 if first else -0.1])
+    assert "gain_over_copies" not in summary([_finished(0.5, 0.5)], [3])
 
 
 def test_one_seed_has_no_spread():
