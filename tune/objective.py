@@ -130,7 +130,7 @@ class Trial:
     def __init__(self, bench: Bench, dataset: Dataset, point: Point) -> None:
         self.bench, self.point = bench, point
         self.config = at_point(bench.config, point, bench.rungs[-1].pairs)
-        self._key = bench.key(point)
+        self._key, self._dataset = bench.key(point), dataset
         self._fits = Downstream(bench.run, bench.config, dataset)
         self._plan: list[Assignment] = []
         self._attempts: list[Attempt] = []
@@ -141,7 +141,7 @@ class Trial:
         Args:
             to_the_end: go on with a trial that was stopped.
 
-        Keys: gain, error (its standard error over targets), kept, valid_share, kid, coverage, pairs, steps, seconds, fit_seconds (of these).
+        Keys: gain, error (its standard error over source objects; None for one), kept, valid_share, kid, coverage, pairs, steps, seconds, fit_seconds (of these).
         """
         storage = self.bench.run.storage
         for number, rung in enumerate(self.bench.rungs, 1):
@@ -181,8 +181,8 @@ class Trial:
         scored = self._fits.evaluate(fitted.revision, list(bench.photos), 0.5)
         control, mine = bench.control[number - 1], soft_dice(scored)
         gains = [mine[target] - control[target] for target in sorted(control)]
-        error = float(np.std(gains, ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else None
-        told: dict[str, float | None] = {"gain": float(np.mean(gains)), "error": error}
+        groups = [self._dataset.target(target).group for target in sorted(control)]
+        told: dict[str, float | None] = {"gain": float(np.mean(gains)), "error": _error(gains, groups)}
         told |= {"kept": len(pairs), "valid_share": valid, "pairs": rung.pairs, "steps": rung.steps}
         told["fit_seconds"] = round(fit_seconds, 2)
         return told | self._fidelity(pairs)
@@ -219,6 +219,15 @@ class Trial:
         asked = extractor.fidelity.remote(self.bench.revisions.generator, list(self.bench.targets), made)
         found: Any = ray.get(asked)
         return {name: found[name] for name in ("kid", "coverage")}
+
+
+def _error(gains: Sequence[float], groups: Sequence[str]) -> float | None:
+    """Standard error of a gain over source objects, each the mean of its targets: photos of one object say the same. None for one object."""
+    by_object: dict[str, list[float]] = {}
+    for gain, group in zip(gains, groups, strict=True):
+        by_object.setdefault(group, []).append(gain)
+    means = [np.mean(own) for own in by_object.values()]
+    return float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None
 
 
 def _moving(asked: list[Any], config: Config) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -54,10 +55,17 @@ def point() -> dict:
     return {"sampling.safe_strength": 3.0}
 
 
+def _of_objects(**objects: str) -> Any:
+    """A data set of which only the source object of each photo is asked; an only target's id is PHOTO#0."""
+    return SimpleNamespace(
+        target=lambda target_id: SimpleNamespace(group=objects[target_id.removesuffix("#0")])
+    )
+
+
 def test_a_gain_is_the_mean_of_paired_differences_to_the_control_of_its_rung(
     bench, point, photos, monkeypatch
 ) -> None:
-    trial = Trial(bench, photos, point)
+    trial = Trial(bench, _of_objects(a="a", b="b"), point)
     asked = []
     rows = [SimpleNamespace(target_id=t, type="pit", soft_dice=d) for t, d in (("a#0", 0.6), ("b#0", 0.4))]
     normal = SimpleNamespace(target_id="n", type="", soft_dice=1.0)
@@ -74,6 +82,28 @@ def test_a_gain_is_the_mean_of_paired_differences_to_the_control_of_its_rung(
     assert first["gain"] == pytest.approx((0.2 - 0.1) / 2) and second["gain"] == pytest.approx(0.0)
     assert first["error"] == pytest.approx(0.15) and first["valid_share"] == 0.75
     assert [(r.steps, r.start, r.mix) for r in asked] == [(10, "base", 1.0), (20, "base", 1.0)]
+
+
+@pytest.mark.parametrize("photos_each", [1, 2, 5])
+@pytest.mark.parametrize("objects", ["ab", "a"])
+def test_the_error_of_a_gain_counts_source_objects_not_their_photos(
+    bench, point, monkeypatch, photos_each, objects
+) -> None:
+    """A tile that was photographed six times is one piece of evidence."""
+    owners = {f"{name}{number}": name for name in objects for number in range(photos_each)}
+    control = {f"{photo}#0": 0.5 for photo in owners}
+    trial = Trial(
+        dataclasses.replace(bench, rungs=bench.rungs[:1], control=(control,)), _of_objects(**owners), point
+    )
+    dice = {"a": 0.7, "b": 0.4}  # changes of +0.2 and -0.1, equal within an object
+    rows = [SimpleNamespace(target_id=f"{p}#0", type="pit", soft_dice=dice[owners[p]]) for p in owners]
+    monkeypatch.setattr(trial._fits, "fit", lambda request: SimpleNamespace(revision="r", seconds=3.0))
+    monkeypatch.setattr(trial._fits, "evaluate", lambda *_: SimpleNamespace(outcomes=rows))
+    monkeypatch.setattr(trial, "_pairs", lambda rung: ([], 0.75))
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "n"))
+    (found,) = trial.measure()
+    assert found["error"] == (pytest.approx(0.15) if len(objects) > 1 else None)
+    assert stored(bench.run)[0]["rungs"] == [found], "one object has no error, and that is stored"
 
 
 def test_shards_that_come_one_by_one_are_waited_for_and_silence_ends(monkeypatch) -> None:
