@@ -2,8 +2,8 @@
 
 One generator is trained on all categories but the unseen ones. Then, without training anything:
 
-    seen       one object of every type was held out: its targets, on their own photo and pasted elsewhere, described by SAFE and
-               by plain pooling of the same encoder (cdiff.evaluation.scenes)
+    seen       two objects of every type were held out, one where there are but three: their targets, on their own photo and pasted
+               elsewhere, described by SAFE and by plain pooling of the same encoder (cdiff.evaluation.scenes)
     unseen     the same for the targets of each unseen category, and pairs made with their tokens on that category's photos:
                share that the gate finds valid, and how well each mask agrees with the one read from its image
 """
@@ -43,7 +43,7 @@ from cdiff.wasm.quality import validity_reasons
 
 log = logging.getLogger(__name__)
 
-ENOUGH = 3  # objects of a type from which one is held out
+ENOUGH = 3  # objects of a type from which one is held out; two of more: types are told apart between objects
 
 
 def run(arguments: Sequence[str], unseen: Sequence[str], pairs: int) -> tuple[dict[str, Any], str]:
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _divided(dataset: Dataset, unseen: Sequence[str]) -> tuple[list[Target], list[Target]]:
-    """Targets that train, and those of one held-out object of every type with enough objects."""
+    """Targets that train, and those of the held-out objects of every type with enough objects."""
     objects: dict[tuple[str, ...], list[str]] = {}
     # by object, not by photo: one may stand in several categories
     away = {s.group for s in dataset.samples if s.category in unseen}
@@ -129,7 +129,12 @@ def _divided(dataset: Dataset, unseen: Sequence[str]) -> tuple[list[Target], lis
         own = objects.setdefault((sample.category, *sample.types), [])
         if sample.group not in own:
             own.append(sample.group)
-    out = {own[-1] for own in objects.values() if len(own) >= ENOUGH}
+    out = {
+        group
+        for own in objects.values()
+        if len(own) >= ENOUGH
+        for group in own[-2 if len(own) > ENOUGH else -1 :]
+    }
     held = [s.sample_id for s in shown if s.group in out]
     rest = [s.sample_id for s in shown if s.group not in out]
     return dataset.all_targets(rest), dataset.all_targets(held)

@@ -47,22 +47,26 @@ def coverage(real: Features, made: Features, neighbours: int = NEIGHBOURS) -> fl
     return float((_distances(x, y).min(axis=1) <= among).mean())
 
 
-def retrieval_at_1(here: Features, elsewhere: Features, kinds: list[str]) -> float | None:
-    """Share of rows whose nearest neighbour in the other scene, other targets alone, is of the same kind; by cosine.
+def retrieval_at_1(
+    here: Features, elsewhere: Features, kinds: Sequence[str], groups: Sequence[str]
+) -> float | None:
+    """Share of rows whose nearest neighbour in the other scene, targets of other objects alone, is of the same kind; by cosine.
 
     Args:
-        here, elsewhere: the same targets in two scenes, in one order. kinds: of each target.
+        here, elsewhere: the same targets in two scenes, in one order. kinds, groups: type and source object of each target.
     Returns:
-        Mean over kinds of at least two targets; None without any.
+        Mean over kinds of at least two objects; None without any.
     """
     x, y = (_unit(rows) for rows in (here, elsewhere))
-    likeness = x @ y.T
-    np.fill_diagonal(likeness, -np.inf)
+    # targets of one photo are alike by their photo, which tells nothing of their kind
+    owner = np.array(groups)
+    likeness = np.where(owner[:, None] == owner, -np.inf, x @ y.T)
     nearest = likeness.argmax(axis=1)
+    objects = set(zip(kinds, groups, strict=True))
     shares = [
         np.mean([kinds[nearest[i]] == kind for i, own in enumerate(kinds) if own == kind])
         for kind in sorted(set(kinds))
-        if kinds.count(kind) > 1
+        if sum(own == kind for own, _ in objects) > 1
     ]
     return float(np.mean(shares)) if shares else None
 

@@ -1,7 +1,7 @@
 """Is SAFE scene agnostic? The same targets on their own photo and pasted elsewhere, described by SAFE and by plain pooling.
 
 likeness    cosine of a target's features in the two scenes, less that of unlike targets
-retrieval   share of targets on their own photo whose nearest other target, pasted, is of the same type
+retrieval   share of targets on their own photo whose nearest target of another object, pasted, is of the same type
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ class Scenes:
     """Features [N, F] of the same targets in two scenes, under both descriptions."""
 
     kinds: list[str]  # "category/type"
+    groups: list[str]  # source objects
     safe: tuple[np.ndarray, np.ndarray]  # here, elsewhere
     plain: tuple[np.ndarray, np.ndarray]
 
     def summary(self) -> dict[str, dict[str, float | None]]:
-        """Likeness and retrieval at 1, by description."""
+        """Likeness and retrieval at 1, by description; retrieval is None where no type has two objects."""
         return {
             name: {
                 "likeness": same_target_likeness(here, elsewhere),
-                "retrieval_at_1": retrieval_at_1(here, elsewhere, self.kinds),
+                "retrieval_at_1": retrieval_at_1(here, elsewhere, self.kinds, self.groups),
             }
             for name, (here, elsewhere) in (("safe", self.safe), ("plain", self.plain))
         }
@@ -67,9 +68,9 @@ def describe_scenes(
             rows[f"safe{mark}"].append(generator.safe.describe(tokens)[0])
             rows[f"plain{mark}"].append(generator.pooled(scene, mask))
     stacked = {name: torch.stack(found).numpy() for name, found in rows.items()}
-    names = [f"{target.category}/{target.type}" for target in targets]
+    about = [f"{target.category}/{target.type}" for target in targets], [target.group for target in targets]
     pairs = {name: standardised(stacked[name], stacked[f"{name}'"]) for name in ("safe", "plain")}
-    return Scenes(names, (pairs["safe"][0], pairs["safe"][1]), (pairs["plain"][0], pairs["plain"][1]))
+    return Scenes(*about, (pairs["safe"][0], pairs["safe"][1]), (pairs["plain"][0], pairs["plain"][1]))
 
 
 def _empty_crop(

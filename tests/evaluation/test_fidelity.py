@@ -41,12 +41,23 @@ def test_coverage_counts_the_real_rows_that_are_met():
 
 
 def test_retrieval_asks_for_another_target_of_the_kind_and_counts_kinds_evenly():
-    kinds = ["a"] * 6 + ["b"] * 2
+    kinds, groups = ["a"] * 6 + ["b"] * 2, list("stuvwxyz")
     here = np.array([[1.0, 0.1 * n] for n in range(6)] + [[0.1, 1.0], [0.0, 1.0]])
-    assert retrieval_at_1(here, here, kinds) == 1
+    assert retrieval_at_1(here, here, kinds, groups) == 1
     scene = np.tile([[5.0, 0.0]], (8, 1))  # all look alike there
-    assert retrieval_at_1(here, scene, kinds) == pytest.approx(0.5)
-    assert retrieval_at_1(here[:2], here[:2], ["a", "b"]) is None
+    assert retrieval_at_1(here, scene, kinds, groups) == pytest.approx(0.5)
+    assert retrieval_at_1(here[:2], here[:2], ["a", "b"], ["s", "t"]) is None
+
+
+def test_retrieval_looks_for_a_target_of_another_object():
+    """Targets of one photo are alike whatever their type is: they say nothing of types."""
+    kinds, one_each = ["a", "a", "b", "b"], ["s", "s", "t", "t"]
+    rows = np.array([[1.0, 0.0], [1.0, 0.0], [0.1, 1.0], [0.1, 1.0]])
+    assert retrieval_at_1(rows, rows, kinds, one_each) is None
+    # a second object of a, which looks like the b, and no second one of b: a alone is counted, and missed
+    rows, kinds = np.concatenate([rows, [[0.0, 1.0]]]), [*kinds, "a"]
+    assert retrieval_at_1(rows, rows, kinds, [*one_each, "u"]) == 0
+    assert retrieval_at_1(rows, rows, ["a"] * 5, [*one_each, "u"]) == 1
 
 
 def test_features_of_one_target_in_two_scenes_are_alike_beyond_those_of_others():

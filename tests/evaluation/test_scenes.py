@@ -20,6 +20,7 @@ def test_both_descriptions_are_of_the_same_targets_in_two_scenes(photos, tiny_ge
     assert told["plain"]["likeness"] > 0.2
     assert told["plain"]["retrieval_at_1"] == 1
     assert 0 <= told["safe"]["retrieval_at_1"] <= 1
+    assert scenes.groups == [target.group for target in targets]
 
 
 def test_too_few_targets_or_backgrounds_are_named(photos, tiny_generator):
