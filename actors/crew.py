@@ -154,7 +154,8 @@ class Crew(Staff):
         return self.downstream.call("decide", *revisions, list(self.validation), gain, seed)
 
     def ahead(self, model: str, rival: str, sample_ids: Sequence[str], gain: float) -> Decision:
-        """How far a segmenter is ahead of another on some photos: pixel AP, with an interval over their source objects."""
+        """How far a segmenter is ahead of another on some photos: pixel AP, with an interval over their source objects, if more than
+        one shows targets."""
         return self.downstream.call("decide", model, rival, rival, list(sample_ids), gain, self.config.seed)
 
     def outcomes(self, ledger: Ledger, pairs: Sequence[Pair]) -> list[Outcome]:

@@ -301,8 +301,8 @@ class Decision:
     accepted: bool
     reason: str
     gain: float  # validation pixel AP minus that of the best model so far
-    low: float
-    high: float
+    low: float | None  # ends of its 95 % interval; None where one source object shows all targets
+    high: float | None
     # Of being better than the best so far and than real-only, the smaller: a share of the bootstrap.
     chance: float
 

@@ -29,7 +29,7 @@ from cdiff.wasm.pool import types_of, undirected_quotas
 from cdiff.wasm.quality import INVALID, STOPPED, Thresholds
 from jobs.grids import grids
 from jobs.quality_pool import Pools, Wanted, copying
-from jobs.telling import log_missed
+from jobs.telling import bracketed, log_missed
 
 if TYPE_CHECKING:
     from jobs.session import Session
@@ -138,7 +138,8 @@ def _tested(
         "copies_stand": rivals["copy_paste"].revision != rivals["real_only"].revision
         if "copy_paste" in rivals
         else None,
-        "ahead": ahead,  # the kept model's pixel AP less each rival's, 95 % over the test split's source objects
+        # the kept model's pixel AP less each rival's, 95 % over the test split's source objects; one alone has no interval
+        "ahead": ahead,
         "dice": found["loop"].dice,
     }
 
@@ -183,7 +184,7 @@ def _tell(session: Session, finished: dict[str, Any], path: Any, real_only_stand
             print(f"  {name:20s}" + "".join(f"  {value:{width + 1}.4f}" for value, width in values))
     for arm, told in finished.get("ahead", {}).items():
         label = f"over {columns[arm].removeprefix('with ')}"
-        print(f"  pixel_ap {label}: {told['gain']:+.4f} [{told['low']:+.4f}, {told['high']:+.4f}]")
+        print(f"  pixel_ap {label}: {told['gain']:+.4f} {bracketed(told['low'], told['high'])}")
     if not _copies_stand(finished):
         print("copies not kept on validation: real photos alone stand in")
     if real_only_stands:

@@ -33,8 +33,8 @@ def log_start(tracker: Tracker, ledger: Ledger, real_only: Assessed) -> None:
         tracker.metrics({"generator/loss": loss}, step=number)
     tracker.metrics({"validation": real_only.scores, "seconds/fit": real_only.seconds}, step=0)
     print(
-        "rounds     gain: validation pixel AP less that of the best model so far, with 95 % of a bootstrap; "
-        "chance: share of it in which the round is better",
+        "rounds     gain: validation pixel AP less that of the best model so far, with its 95 % interval over validation objects; "
+        "chance: share of the bootstrap in which the round is better",
         flush=True,
     )
 
@@ -83,12 +83,17 @@ def _tell(session: Session, result: RoundResult, judged: int) -> None:
     by_people = f"by_people={human} " if human else ""
     print(
         f"round={result.round} kept={result.kept} {by_people}turned_away={judged - result.kept} ({told or 'none'}) "
-        f"gain={decision.gain:+.4f} [{decision.low:+.4f}, {decision.high:+.4f}] chance={decision.chance:.3f} "
+        f"gain={decision.gain:+.4f} {bracketed(decision.low, decision.high)} chance={decision.chance:.3f} "
         f"{_verdict(decision)}",
         flush=True,
     )
     for line in stopped_slices(result.counts):
         print(f"note       {line}", flush=True)
+
+
+def bracketed(low: float | None, high: float | None) -> str:
+    """An interval for a person; a dash where one object alone has none."""
+    return "[–]" if low is None or high is None else f"[{low:+.4f}, {high:+.4f}]"
 
 
 def stopped_slices(counts: Sequence[tuple[str, str, int]]) -> list[str]:
@@ -129,7 +134,8 @@ def _track(
     judged = {**_reasons(result), "human": _by_people(session.ledger, result.round)}
     with tracker.round(result.round) as run:
         run.metrics({"validation": fitted.scores, "pairs": judged, "seconds": dict(result.seconds)})
-        run.metrics({"decision": {name: float(getattr(result.decision, name)) for name in _DECISION}})
+        decided = {name: getattr(result.decision, name) for name in _DECISION}
+        run.metrics({"decision": {name: float(v) for name, v in decided.items() if v is not None}})
         run.metrics({"fit": {"loss": fitted.losses[-1]}})
         run.table("weakness", _weakness_table(result))
         run.table("gains", pd.DataFrame([asdict(gain) for gain in result.gains]))

@@ -72,25 +72,24 @@ def rounds(baseline: float | None, points: Sequence[tuple[int, float, bool]], la
     return _svg(axis.height, parts, label)
 
 
-def intervals(points: Sequence[tuple[int, float, float, float, bool]], label: str) -> str:
-    """Differences by round with their intervals (round, mean, low, high, kept), against a line at zero."""
-    axis = _Axis(
-        [0.0, *(value for point in points for value in point[1:4])], [number for number, *_ in points]
-    )
+def intervals(points: Sequence[tuple[int, float, float | None, float | None, bool]], label: str) -> str:
+    """Differences by round with their intervals (round, mean, low, high, kept), against a line at zero; one without ends is a dot."""
+    values = [value for point in points for value in point[1:4] if value is not None]
+    axis = _Axis([0.0, *values], [number for number, *_ in points])
     parts = axis.frame()
     zero = axis.y(0)
     parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{zero:.1f}" y2="{zero:.1f}" class="base"/>')
     for number, mean, low, high, kept in points:
         x, kind = axis.x(number), "after" if kept else "hollow"
-        parts.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{axis.y(low):.1f}" y2="{axis.y(high):.1f}" class="whisker"/>'
-        )
-        for end in (low, high):
-            y = axis.y(end)
-            parts.append(
-                f'<line x1="{x - 5:.1f}" x2="{x + 5:.1f}" y1="{y:.1f}" y2="{y:.1f}" class="whisker"/>'
-            )
-        title = f"round {number}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        title = f"round {number}: {mean:+.3f}"
+        if low is not None and high is not None:
+            ends = [axis.y(low), axis.y(high)]
+            drawn = [(x, x, *ends), *((x - 5, x + 5, y, y) for y in ends)]
+            parts += [
+                f'<line x1="{a:.1f}" x2="{b:.1f}" y1="{y:.1f}" y2="{z:.1f}" class="whisker"/>'
+                for a, b, y, z in drawn
+            ]
+            title += f" [{low:+.3f}, {high:+.3f}]"
         parts.append(
             f'<circle cx="{x:.1f}" cy="{axis.y(mean):.1f}" r="4.5" class="{kind}"><title>{title}</title></circle>'
             f'<text x="{x + 9:.1f}" y="{axis.y(mean) + 4:.1f}">{mean:+.3f}</text>'

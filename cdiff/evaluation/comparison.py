@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from cdiff.evaluation.tally import Tally
 
@@ -72,7 +72,7 @@ class Resampled:
         even = values.sum(axis=0)[told] / whole[told]
         uneven = (self.seeds.T * values).sum(axis=0)[told] / some[told]
         objects = self.objects[metric]
-        low, high = _interval(even, uneven, objects, int((~np.isnan(exact)).sum()))
+        low, high = interval(even, uneven, objects, int((~np.isnan(exact)).sum()))
         return Comparison(
             metric,
             arm,
@@ -121,7 +121,7 @@ def resample(
         {arm: {name: v[:, 0] for name, v in found.items()} for arm, found in exact.items()},
         values,
         seeds,
-        _objects(next(iter(arms.values()), ())),
+        showing(next(iter(arms.values()), ())),
     )
 
 
@@ -151,7 +151,7 @@ def paired_targets(
     by_seed = weights @ values.T / weights.sum(axis=1, keepdims=True)  # [R, seeds]
     seeds = rng.multinomial(count, np.full(count, 1 / count), size=len(weights)) / count
     even, uneven = by_seed.mean(axis=1), (by_seed * seeds).sum(axis=1)
-    low, high = _interval(even, uneven, len({objects[target] for target in targets}), count)
+    low, high = interval(even, uneven, len({objects[target] for target in targets}), count)
     return float(values.mean()), low, high
 
 
@@ -167,7 +167,8 @@ def smallest_detectable(differences: Sequence[float], seeds: int) -> float | Non
     if count < 2 or seeds < 2:
         return None
     spread = math.sqrt(sum(value**2 for value in differences) / count)  # their mean is known to be zero
-    return float((stats.t.ppf(0.975, seeds - 1) + stats.t.ppf(POWER, seeds - 1)) * spread / math.sqrt(seeds))
+    tails = special.stdtrit(seeds - 1, 0.975) + special.stdtrit(seeds - 1, POWER)
+    return float(tails * spread / math.sqrt(seeds))
 
 
 def _drawn(objects: set[str], replicates: int, rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:
@@ -177,10 +178,10 @@ def _drawn(objects: set[str], replicates: int, rng: np.random.Generator) -> dict
     return dict(zip(names, drawn.T.astype(np.float32), strict=True))
 
 
-def _interval(
+def interval(
     even: NDArray[np.float64], uneven: NDArray[np.float64], objects: int, seeds: int
 ) -> tuple[float, float]:
-    """The ends, from the replicates [R] with all seeds and with the drawn ones."""
+    """The ends, from the replicates [R] with all seeds and with the drawn ones; of a single seed these are the same."""
     middle = even.mean()
     drawn = middle + _widening(objects) * (even - middle) + _widening(seeds) * (uneven - even)
     low, high = np.percentile(drawn, [2.5, 97.5])
@@ -191,10 +192,11 @@ def _widening(count: int) -> float:
     """What a percentile interval over few seeds or objects lacks; 0 for one alone, of whose kind nothing is known."""
     if count < 2:
         return 0.0
-    return float(stats.t.ppf(0.975, count - 1) / stats.norm.ppf(0.975) * math.sqrt(count / (count - 1)))
+    # scipy.special has the same quantiles to the last bit; the driver imports this, and scipy.stats takes over a second
+    return float(special.stdtrit(count - 1, 0.975) / special.ndtri(0.975) * math.sqrt(count / (count - 1)))
 
 
-def _objects(tallies: Sequence[Tally]) -> dict[str, int]:
+def showing(tallies: Sequence[Tally]) -> dict[str, int]:
     """How many source objects show targets, by metric; of all splits together."""
     shown: dict[str, set[str]] = {}
     for counted in tallies:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from cdiff.evaluation.comparison import interval, showing
 from cdiff.evaluation.tally import Tally
 from cdiff.types import Decision
 
@@ -15,8 +16,10 @@ def decide(candidate: Tally, best: Tally, real_only: Tally, gain: float, seed: i
     """Accept a candidate that is not significantly worse on validation than the best so far AND than real-only.
 
     It then becomes the best model itself, unless that is improbable (`Decision.stands`).
-    The interval holds percentiles over draws of source objects, the same draws for all models. With one or two objects of a
-    type, a draw often misses the type: such intervals are wide, and hardly anything is refused.
+    The interval is over draws of source objects, the same draws for all models, and as wide as the number of objects with targets
+    asks for (`cdiff.evaluation.comparison`): as they are, percentiles over three refuse one in eight of candidates that are no worse.
+    Where one object shows all targets, there is no interval, and nothing is refused. The chance is the plain share of the draws: for
+    so few objects it is next to all or nothing, and of one alone 0 or 1 but for what the normals move.
 
     Args:
         candidate, best, real_only: tallies of the same validation photos.
@@ -31,20 +34,22 @@ def decide(candidate: Tally, best: Tally, real_only: Tally, gain: float, seed: i
     count = len(candidate.objects)
     drawer = np.random.default_rng([seed, 7])
     draws = drawer.multinomial(count, np.full(count, 1 / count), size=REPLICATES).astype(np.float32)
-    drawn = candidate.pixel_ap(draws)
-    found = _spread(drawn - best.pixel_ap(draws))
-    low, high, chance = found
-    _, beaten, over_real = found if real_only is best else _spread(drawn - real_only.pixel_ap(draws))
-    worse = ["the best model so far"] * (high < 0) + ["the model of real photos alone"] * (beaten < 0)
-    reason = (
-        "significantly worse than " + " and ".join(worse)
-        if worse
-        else "not significantly worse than the best model so far and the model of real photos alone"
-    )
+    drawn, shown = candidate.pixel_ap(draws), showing([candidate])["pixel_ap"]
+    ends, chance = found = _spread(drawn - best.pixel_ap(draws), shown)
+    beaten, over_real = found if real_only is best else _spread(drawn - real_only.pixel_ap(draws), shown)
+    rivals = (("the best model so far", ends), ("the model of real photos alone", beaten))
+    worse = [name for name, about in rivals if about is not None and about[1] < 0]
+    if worse:
+        reason = "significantly worse than " + " and ".join(worse)
+    elif ends is None:
+        reason = "one source object shows all targets: nothing is significant"
+    else:
+        reason = "not significantly worse than the best model so far and the model of real photos alone"
+    low, high = ends or (None, None)
     return Decision(not worse, reason, gain, low, high, min(chance, over_real))
 
 
-def _spread(differences: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Of the draws that show a target: the bounds of their middle 95 %, and the share above zero."""
-    low, high = np.nanpercentile(differences, [2.5, 97.5])
-    return float(low), float(high), float(np.mean(differences[~np.isnan(differences)] > 0))
+def _spread(differences: NDArray[np.float64], objects: int) -> tuple[tuple[float, float] | None, float]:
+    """Of the draws that show a target: the interval, None for one object, and the share above zero."""
+    told = differences[~np.isnan(differences)]
+    return interval(told, told, objects, 1) if objects > 1 else None, float(np.mean(told > 0))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cdiff.data.storage import write_durably
 from cdiff.evaluation import charts, page
-from cdiff.evaluation.report_metrics import METRICS, cards, metrics, number
+from cdiff.evaluation.report_metrics import METRICS, between, cards, metrics, number
 from cdiff.types import LEAST_CHANCE, QUARANTINED, Decision, RoundResult
 
 SHOWN_SLICES = 8  # bars per round; the table below has all
@@ -43,7 +43,8 @@ class ReportContent:
         before, after: `protocol.evaluate` on the test split, of the model of real photos alone and of the one kept last; {} until it is read.
         rival: of the model of as many pasted copies of real targets, or of real photos alone where validation did not keep that; {} where
             there is none.
-        ahead: by rival ("real_only", "copy_paste"), the kept model's pixel AP less its own: {"gain", "low", "high"}.
+        ahead: by rival ("real_only", "copy_paste"), the kept model's pixel AP less its own: {"gain", "low", "high"}, the latter
+            None where one source object shows all targets.
         pairs, copies: how many pairs the kept model has, and how many copies its rival. copies_stand: whether validation kept that.
         asked: rounds that the run is to have.
         real_only: validation metrics of the model of real photos alone: round 0 of the chart.
@@ -57,7 +58,7 @@ class ReportContent:
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
     rival: Mapping[str, Any] = field(default_factory=dict)
-    ahead: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    ahead: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     pairs: int = 0
     copies: int = 0
     copies_stand: bool = True
@@ -169,7 +170,7 @@ def _rounds(content: ReportContent) -> str:
     second = page.chart(
         "Gain that decided",
         drawn,
-        "Change of validation pixel AP against the best model before, 95 % interval over source objects. "
+        "Change of validation pixel AP against the best model before, 95 % interval over source objects (one alone has none). "
         "Chance: share of the bootstrap in which it is better than that model, or than real photos alone if that share is "
         f"smaller; a model below {LEAST_CHANCE} is not kept.",
     )
@@ -179,7 +180,7 @@ def _rounds(content: ReportContent) -> str:
             r.kept,
             number(v.get(name)) if name else "–",
             page.signed(d.gain),
-            f"{d.low:+.3f} to {d.high:+.3f}",
+            between(d.low, d.high),
             f"{d.chance:.3f}",
             _badge(d),
             d.reason,

@@ -37,12 +37,15 @@ def cards(before: Scores, after: Scores) -> str:
     return f'<div class="cards">{"".join(drawn)}</div>'
 
 
-def metrics(before: Scores, after: Scores, rival: Scores, ahead: Mapping[str, Mapping[str, float]]) -> str:
+def metrics(
+    before: Scores, after: Scores, rival: Scores, ahead: Mapping[str, Mapping[str, float | None]]
+) -> str:
     """The section of all metrics.
 
     Args:
         rival: scores of the model of as many pasted copies; {} where there is none.
-        ahead: by rival ("real_only", "copy_paste"), the kept model's pixel AP less its own: {"gain", "low", "high"}.
+        ahead: by rival ("real_only", "copy_paste"), the kept model's pixel AP less its own: {"gain", "low", "high"}, the latter
+            None where one source object shows all targets.
     """
     rows = []
     for name, (label, meaning) in METRICS.items():
@@ -69,18 +72,18 @@ def metrics(before: Scores, after: Scores, rival: Scores, ahead: Mapping[str, Ma
     )
 
 
-def _ahead(ahead: Mapping[str, Mapping[str, float]]) -> str:
+def _ahead(ahead: Mapping[str, Mapping[str, float | None]]) -> str:
     """How far the kept model is ahead of its rivals."""
     labels = {"real_only": "real photos alone", "copy_paste": "pasted copies of real targets"}
     rows = [
-        (labels[name], page.signed(told["gain"]), f"{told['low']:+.3f} to {told['high']:+.3f}")
+        (labels[name], page.signed(told["gain"]), between(told["low"], told["high"]))
         for name, told in ahead.items()
     ]
     if not rows:
         return ""
     explained = page.paragraph(
-        "The interval is over source objects of the test split, and an interval that includes zero says that chance alone may be behind it. Other "
-        "seeds would move these numbers as well.",
+        "The interval is over source objects of the test split, and an interval that includes zero says that chance alone may be behind it; "
+        "one object alone has none. Other seeds would move these numbers as well.",
         True,
     )
     header = ("the kept model, less", "pixel AP", "95 % interval")
@@ -121,6 +124,11 @@ def _undefined(before: Scores, after: Scores) -> list[str]:
 def number(value: float | None) -> str:
     """A metric to three digits; a dash where it is undefined."""
     return "–" if value is None else f"{value:.3f}"
+
+
+def between(low: float | None, high: float | None) -> str:
+    """An interval to three digits; a dash where there is none."""
+    return "–" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
 
 
 def _change(before: float | None, after: float | None) -> float | None:

@@ -86,6 +86,17 @@ def test_the_best_round_is_the_last_that_gained_and_pairs_may_be_counted_up_to_i
     assert len(ledger.kept_pairs()) == 4
 
 
+def test_a_decision_without_an_interval_is_read_as_it_was_written(run):
+    """Of one validation object; ledgers from before have numbers there always."""
+    ledger = Ledger(run)
+    bare = dataclasses.replace(result(1).decision, low=None, high=None)
+    ledger.commit_round(dataclasses.replace(result(1), decision=bare), [])
+    ledger.commit_round(result(2), [])
+    first, second = (done.decision for done in Ledger(run).rounds())
+    assert first == bare and (second.low, second.high) == (-0.1, 0.3)
+    assert '"low": null' in (run.path / "ledger.jsonl").read_text()
+
+
 def test_what_people_turn_away_is_trained_on_no_more_and_may_come_back(run):
     ledger = Ledger(run)
     first, _, third = commit(run, ledger, 1, True)

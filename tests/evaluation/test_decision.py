@@ -9,7 +9,7 @@ from cdiff.config import DataConfig
 from cdiff.data.dataset import Dataset
 from cdiff.evaluation.decision import decide
 from cdiff.evaluation.protocol import evaluate
-from cdiff.evaluation.tally import tally
+from cdiff.evaluation.tally import Pool, Tally, tally
 
 
 def decided(candidate, best, real_only, seed=0):
@@ -75,6 +75,51 @@ def test_the_chance_counts_against_real_photos_alone_too(tally_of):
     beside = decided(candidate, low, real_only)
     assert beside.chance < alone.chance
     assert beside.chance == decided(candidate, real_only, real_only).chance
+
+
+@pytest.mark.parametrize("objects", [1, 2])
+def test_one_or_two_objects_that_show_targets_refuse_nothing_that_is_slightly_worse(
+    dataset, tally_of, objects
+):
+    """On each of them it is worse: chance alone does that to every second or fourth candidate."""
+    dents = [sample.sample_id for sample in dataset.samples if "dent" in sample.types]
+    normals = [sample.sample_id for sample in dataset.samples if sample.is_normal]
+    best, candidate = (tally_of(skill, only_ids=dents[:objects] + normals) for skill in (2.0, 1.9))
+    alone = np.array(
+        [[name == of for name in best.objects] for of in best.objects if best.dice[best.objects.index(of), 1]]
+    )
+    assert (candidate.pixel_ap(alone) < best.pixel_ap(alone)).all() and len(alone) == objects
+    found = decided(candidate, best, best)
+    assert found.accepted and not found.stands
+    if objects == 1:
+        assert (found.low, found.high, found.chance) == (None, None, 0)
+        assert "one source object" in found.reason
+    else:
+        assert found.low < found.gain < 0 < found.high
+
+
+def _made_up(rng, skills):
+    """Counts of objects of one type, whose targets stand out from the rest by their skill; few bins, for speed."""
+    edges = np.linspace(-4, 8, 25)[1:-1]
+
+    def counted(level, pixels):
+        return np.bincount(np.digitize(rng.normal(level, 1, pixels), edges), minlength=24)
+
+    names = tuple(f"object{number}" for number in range(len(skills)))
+    pixels = [[counted(skill, 60) for skill in skills], [counted(0, 600) for _ in skills]]
+    shown = Pool(np.arange(len(skills)), *np.array(pixels, np.float32))
+    return Tally(names, names, {"metal/dent": shown}, {}, np.ones((len(skills), 2)))
+
+
+@pytest.mark.parametrize("objects", [1, 2, 3, 5])
+def test_a_candidate_that_is_no_worse_is_refused_as_rarely_as_promised_however_few_objects_there_are(objects):
+    """Percentiles as they are refused half of them with one object, a quarter with two, an eighth with three; meant is 2.5 %."""
+    rng, refused = np.random.default_rng(objects), 0
+    for number in range(400):
+        level = rng.normal(2, 0.5, objects)
+        one, other = (_made_up(rng, level + rng.normal(0, 0.3, objects)) for _ in range(2))
+        refused += not decided(one, other, other, number).accepted
+    assert refused <= (0 if objects == 1 else 0.05 * 400)
 
 
 def test_photos_of_one_object_do_not_count_as_independent_evidence(dataset, ids, maps_of):

@@ -193,6 +193,20 @@ def test_rounds_show_decision_interval_and_reason(content):
         assert text in words
 
 
+def test_what_one_object_decides_has_no_interval(content):
+    """Neither on the test split nor in a round; a chart of such rounds alone shows no whiskers."""
+    bare = tuple(
+        dataclasses.replace(r, decision=dataclasses.replace(r.decision, low=None, high=None))
+        for r in content.rounds
+    )
+    ahead: dict = {"real_only": {"gain": 0.25, "low": None, "high": None}}
+    html = render(dataclasses.replace(content, ahead=ahead, rounds=bare))
+    words = Page(html).words
+    assert "real photos alone+0.250–" in words and "+0.012–0.600" in words
+    assert "None" not in words and "whisker" not in html.partition("</style>")[2]
+    assert "whisker" in render(dataclasses.replace(content, rounds=(*bare, result(3, True))))
+
+
 def test_counts_are_summed_over_rounds_by_slice_and_reason(content):
     rows = re.findall(r"<tr[^>]*>(.*?)</tr>", render(content))
     cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]

@@ -1,8 +1,10 @@
 """What a round leaves in MLflow, and what the report shows of a finished run."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actors.crew import Assessed
@@ -10,7 +12,9 @@ from actors.downstream import Evaluation
 from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
 from cdiff.errors import TrackingError
+from cdiff.evaluation.decision import decide
 from cdiff.evaluation.report import ReportContent
+from cdiff.evaluation.tally import Pool, Tally
 from cdiff.tracking import Tracker
 from cdiff.types import LEAST_CHANCE, Decision, RoundResult
 from jobs import closing
@@ -112,6 +116,18 @@ def test_a_round_that_is_logged_again_reads_as_before(session, uri) -> None:
 
     parent = MlflowClient(uri).get_run(tracker.run_id)
     assert parent.data.metrics["validation/pixel_ap"] == 0.6, "the last round's stays the latest"
+
+
+def test_a_round_without_an_interval_is_told_and_logged_without_one(session, uri, capsys) -> None:
+    (result,) = session.ledger.rounds()
+    bare = replace(result, decision=replace(result.decision, low=None, high=None))
+    tracker = Tracker(session.run, session.config, uri)
+    log_round(session, tracker, bare, session.ledger.pairs(1), _assessed("rev"))
+    (child,), _, _ = _logged(tracker)
+    assert {name for name in child.data.metrics if name.startswith("decision/")} == {
+        f"decision/{name}" for name in ("gain", "chance", "accepted", "stands")
+    }
+    assert "gain=+0.1000 [–] chance=0.900" in capsys.readouterr().out
 
 
 def test_another_mlflow_run_gets_the_rounds_of_before(session, uri) -> None:
@@ -275,3 +291,27 @@ def test_copies_that_validation_did_not_keep_are_told(session, capsys, told, kep
     assert ("copies not kept on validation: real photos alone stand in" in capsys.readouterr().out) != kept
     content = closing._closed(ReportContent("one"), finished, (), ())
     assert content.copies_stand == kept
+
+
+def test_one_test_object_gives_no_interval(session, capsys) -> None:
+    def counted(*positives: int) -> Tally:
+        """Of one object: its pixels, from the lowest score to the highest."""
+        pixels = np.array([positives, (90, 9, 1)], np.float32)[:, None]
+        pool = Pool(np.arange(1), *pixels)
+        return Tally(("photo",), ("object",), {"metal/pit": pool}, {}, np.ones((1, 2)))
+
+    def evaluated(revision: str, photos: list[str], threshold: float) -> Evaluation:
+        scores = dict.fromkeys(("pixel_ap", "f1_max", "iou", "mdice"), {"real": 0.3, "loop": 0.5}[revision])
+        return Evaluation(scores, {"photo": 0.5}, threshold, ())
+
+    def ahead(model: str, rival: str, photos: list[str], gain: float) -> Decision:
+        one, other = counted(1, 3, 6), counted(2, 4, 4)
+        return decide(one, other, other, gain, 0)
+
+    session.manifest, session.demo = SimpleNamespace(ids=lambda split: ["photo"]), False
+    crew: Any = SimpleNamespace(evaluate=evaluated, ahead=ahead)
+    rivals = {"real_only": _assessed("real")}
+    finished = closing._tested(session, crew, session.ledger, rivals, _assessed("loop"))
+    assert finished["ahead"] == {"real_only": {"gain": pytest.approx(0.2), "low": None, "high": None}}
+    closing._tell(session, finished, "report.html", real_only_stands=False)
+    assert "pixel_ap over real photos alone: +0.2000 [–]" in capsys.readouterr().out

@@ -1,6 +1,10 @@
 """What a person is told of a round."""
 
-from jobs.telling import stopped_slices
+from jobs.telling import bracketed, stopped_slices
+
+
+def test_an_interval_that_is_not_there_is_a_dash() -> None:
+    assert (bracketed(-0.01, 0.02), bracketed(None, None)) == ("[-0.0100, +0.0200]", "[–]")
 
 
 def test_a_slice_that_stopped_is_told_with_its_reasons_and_what_was_lost() -> None:
