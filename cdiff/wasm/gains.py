@@ -3,7 +3,7 @@
     gain       of a slice: change of soft Dice on validation targets per 100 pairs, mean over source objects, and its standard error
     prior      N(m, spread^2), m in proportion to score^3 (1 - score): neither solved nor hopeless slices pay
     shrinkage  a category's slices share an offset from their priors, so that what is seen on one moves its neighbours
-    posterior  normal, precision weighted
+    posterior  normal, precision weighted; what was measured at a start strength that is not offered counts for the nearest one, less surely
     Thompson   each pair goes to the slice and start strength whose gain, drawn from its posterior, is highest; how a slice's pairs
                start in a round is one such draw among its own
 
@@ -13,6 +13,7 @@ Source: Thompson (1933); normal shrinkage as in Gelman et al., Bayesian Data Ana
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,9 +114,7 @@ def beliefs(
     Args:
         strengths: start strengths that the budget may choose from.
     """
-    measured: dict[Option, list[Gain]] = {}
-    for gain in gains:
-        measured.setdefault((gain.slice, gain.start_strength), []).append(gain)
+    found = _found(gains, strengths, config.gain_spread)
     out: dict[Option, Belief] = {}
     for category in sorted({weakness.slice.category for weakness in slices}):
         own = [weakness for weakness in slices if weakness.slice.category == category]
@@ -124,10 +123,9 @@ def beliefs(
             for weakness in own
             for strength in strengths
         }
-        seen = {option: measured[option] for option in means if option in measured}
-        offset = _offset(means, seen, config.gain_spread)
+        offset = _offset(means, found, config.gain_spread)
         for option, mean in means.items():
-            out[option] = _updated(mean + offset, config.gain_spread, seen.get(option, []))
+            out[option] = _updated(mean + offset, config.gain_spread, found.get(option))
     return out
 
 
@@ -141,33 +139,47 @@ def thompson(believed: Mapping[Option, Belief], pairs: int, rng: np.random.Gener
     return {options[place]: number for place, number in sorted(won.items())}
 
 
-def _offset(means: Mapping[Option, float], seen: Mapping[Option, list[Gain]], spread: float) -> float:
+def _found(gains: Iterable[Gain], strengths: Sequence[float], spread: float) -> dict[Option, Belief]:
+    """What was measured of every option. Measured at a start strength that is not offered (a sweep between rounds may change it), a gain
+    speaks for the slice's nearest option that is, with an error as much larger as one option may lie off another."""
+    measured: dict[Option, list[Belief]] = {}
+    for gain in gains:
+        told = Belief(gain.gain, max(gain.error, 1e-6))
+        measured.setdefault((gain.slice, gain.start_strength), []).append(told)
+    found: dict[Option, list[Belief]] = {}
+    for (name, strength), own in measured.items():
+        nearest = min(strengths, key=lambda offered: abs(offered - strength))
+        told = _combined(own)  # they share how far the two lie apart: not so many draws of it
+        off = spread if nearest != strength else 0.0
+        found.setdefault((name, nearest), []).append(Belief(told.mean, math.hypot(told.spread, off)))
+    return {option: _combined(own) for option, own in found.items()}
+
+
+def _offset(means: Mapping[Option, float], found: Mapping[Option, Belief], spread: float) -> float:
     """How far a category's slices lie from their priors together, shrunk to 0."""
     precision = 1 / spread**2
     total = 0.0
-    for option, gains in seen.items():
-        found = _combined(gains)  # they share what the option itself lies off: not so many draws of it
-        weight = 1 / (found.spread**2 + spread**2)
-        total += weight * (found.mean - means[option])
-        precision += weight
+    for option, mean in means.items():
+        if option in found:
+            weight = 1 / (found[option].spread ** 2 + spread**2)
+            total += weight * (found[option].mean - mean)
+            precision += weight
     return total / precision
 
 
-def _updated(mean: float, spread: float, gains: Sequence[Gain]) -> Belief:
+def _updated(mean: float, spread: float, found: Belief | None) -> Belief:
     """Given the offset: its own error moves all options of a category alike, and decides nothing among them."""
-    if not gains:
+    if found is None:
         return Belief(mean, spread)
-    found = _combined(gains)
     precision = 1 / spread**2 + 1 / found.spread**2
     return Belief((mean / spread**2 + found.mean / found.spread**2) / precision, precision**-0.5)
 
 
-def _combined(gains: Sequence[Gain]) -> Belief:
-    """What an option's own measurements say together, precision weighted."""
-    weights = np.array([1 / max(gain.error, 1e-6) ** 2 for gain in gains])
-    return Belief(
-        float(np.average([gain.gain for gain in gains], weights=weights)), float(weights.sum() ** -0.5)
-    )
+def _combined(measured: Sequence[Belief]) -> Belief:
+    """What several measurements of one thing say together, precision weighted."""
+    weights = np.array([one.spread**-2 for one in measured])
+    mean = np.average([one.mean for one in measured], weights=weights)
+    return Belief(float(mean), float(weights.sum() ** -0.5))
 
 
 def _slice_of(leaf: Slice, slices: Sequence[Weakness]) -> str | None:

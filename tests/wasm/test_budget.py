@@ -239,6 +239,16 @@ def test_a_slice_that_has_paid_gets_the_weak_share_and_shares_stay_exact() -> No
     assert quotas(config("wasm.pairs=100", "wasm.budget=prior"), WEAKNESSES, paid, 1) == before
 
 
+def test_a_start_strength_that_a_sweep_has_moved_leaves_the_weak_share_where_it_paid() -> None:
+    paid = [Gain("tile/chip", 0.4, 40, 12, 0.2, 0.01), Gain("tile/crack", 0.4, 40, 12, -0.1, 0.01)]
+    shares = []
+    for number in range(20):
+        settings = config("wasm.pairs=100", "sampling.start_strength=0.1869", f"seed={number}")
+        shares.append(quotas(settings, WEAKNESSES, paid, 1))
+    weak = {t: np.mean([share.get((f"tile/{t}", "weak"), 0) for share in shares]) for t in SIZES}
+    assert weak["chip"] > 45 and weak["crack"] < 2
+
+
 def parts(wanted, name):
     return wanted.get((name, "uniform"), 0), wanted.get((name, "easy"), 0), wanted.get((name, "weak"), 0)
 

@@ -151,6 +151,31 @@ def test_one_slice_measured_often_says_no_more_of_its_neighbours_than_measured_w
         assert unseen.mean == pytest.approx(before + (0.3 - before) / 2, rel=0.01)
 
 
+def test_what_was_measured_at_another_start_strength_still_counts_though_for_less() -> None:
+    """As after a sweep between rounds, which moves the start strength of all that comes."""
+    slices = [weak("crack", 0.75), weak("stain", 0.2)]
+    sure = [Gain("tile/crack", 0.3, 50, 40, -0.1, 0.005), Gain("tile/stain", 0.3, 50, 40, 0.1, 0.005)]
+    there, moved = (beliefs(slices, sure, [strength], CONFIG) for strength in (0.3, 0.1869))
+    crack, stain = moved["tile/crack", 0.1869], moved["tile/stain", 0.1869]
+    assert stain.mean > crack.mean + 0.05
+    assert CONFIG.gain_spread > stain.spread > 3 * there["tile/stain", 0.3].spread
+    spent = thompson(moved, 240, np.random.default_rng(0))
+    assert spent["tile/stain", 0.1869] > 200
+    # it is the nearest option's alone, of those that are offered
+    both = beliefs(slices, sure, [0.6, 0.1869], CONFIG)
+    assert both["tile/stain", 0.1869].spread < both["tile/stain", 0.6].spread == CONFIG.gain_spread
+    assert beliefs(slices, sure, [0.3, 0.2], CONFIG)["tile/stain", 0.3].spread < 0.01
+
+
+def test_measured_often_at_another_start_strength_a_gain_is_no_surer_than_the_two_are_alike() -> None:
+    slices = [weak("crack", 0.6)]
+    gain = Gain("tile/crack", 0.3, 50, 40, 0.3, 0.002)
+    once, often = (beliefs(slices, [gain] * n, [0.2], CONFIG)["tile/crack", 0.2] for n in (1, 50))
+    assert once.spread == pytest.approx(CONFIG.gain_spread / 2**0.5, rel=0.01)
+    assert often.spread == pytest.approx(once.spread, rel=0.01)
+    assert often.mean == pytest.approx(once.mean, rel=0.01)
+
+
 def test_thompson_sampling_finds_what_pays_and_goes_on_trying() -> None:
     """Three slices with true gains; after some rounds most pairs go to the best one."""
     truth = {"tile/a": 0.02, "tile/b": 0.12, "tile/c": 0.05}
