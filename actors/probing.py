@@ -3,7 +3,8 @@
     control  base -> `wasm.probe_steps` on real photos alone                    -> validation, target by target
     probe    base -> as many, the same real batches, pairs of all slices beside -> the same targets
 
-Both differ in the pairs alone, so that their difference by slice is what `cdiff.wasm.gains` learns from, as after a round.
+Both differ in the pairs alone, so that their difference by slice is what `cdiff.wasm.gains` learns from, as after a round. The gains stay
+in the ledger: later rounds know them beside those of the rounds, and take them for as sure, though short fits may mislead (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ def probed(
     """What is known, before the first round with short-probe gains, where `wasm.probe_steps` asks for them and a budget learns from any.
 
     The probe's pairs are spread over the slices by their targets, each slice at one of the start strengths; the round's own are
-    made afterwards. A restart reads its fits from the ledger.
+    made afterwards. A restart reads its fits from the ledger, or its gains, which `known` has then.
     """
     steps, wasm = crew.config.wasm.probe_steps, crew.config.wasm
     learns = wasm.budget == "thompson" or len(wasm.start_strengths) > 1
-    if not steps or not learns or ledger.rounds():
+    if not steps or not learns or ledger.rounds() or ledger.milestone("probed"):
         return known
     config = overridden(crew.config, _EVEN)
     revisions = replace(generator, segmenter=segmenter)
@@ -51,5 +52,5 @@ def probed(
     asked = {f"{of}:scores": (fit.revision, list(crew.validation), None) for of, fit in fits.items()}
     found = crew.each(ledger, "evaluate", asked, Evaluation, "scoring probes")
     before, after = (found[f"{of}:scores"].outcomes for of in work)
-    gains = measured_gains(before, after, outcomes, known.weaknesses, pairs)
-    return replace(known, gains=gains)
+    ledger.record("probed", gains=measured_gains(before, after, outcomes, known.weaknesses, pairs))
+    return replace(known, gains=tuple(ledger.gains()))

@@ -139,8 +139,10 @@ class Ledger:
             ) from None
 
     def gains(self) -> list[Gain]:
-        """What every committed round brought, by slice."""
-        return [gain for result in self.rounds() for gain in result.gains]
+        """What the probe before the first round and every committed round brought, by slice."""
+        probed = self.milestone("probed")  # ledgers of earlier versions have none
+        first = from_json(list[Gain], probed["gains"]) if probed else []
+        return [*first, *(gain for result in self.rounds() for gain in result.gains)]
 
     def remaining(self, rounds: int) -> list[int]:
         """Numbers of the rounds that are still to do; the first round is 1."""

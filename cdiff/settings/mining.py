@@ -96,8 +96,8 @@ class WasmConfig(Settings):
     probe_steps: int = Field(
         0,
         ge=0,
-        description="Steps of a short fit with pairs of every slice and of one without, from which the first budget learns gains "
-        "before it is spent; 0: none.",
+        description="Steps of a short fit with pairs of every slice and of one without, from which the budgets of all rounds learn "
+        "gains before the first is spent; 0: none.",
     )
     start_strengths: Annotated[tuple[float, ...], AfterValidator(_unlike_shares)] = Field(
         (),

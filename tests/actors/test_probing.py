@@ -1,6 +1,6 @@
-"""The first budget learns from a probe, where it can learn at all."""
+"""Budgets learn from a probe before the first round, where they can learn at all."""
 
-from types import SimpleNamespace
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,8 +9,10 @@ from actors import probing
 from actors.downstream import Evaluation, Fit
 from actors.probing import probed
 from cdiff.config import Config
-from cdiff.config_file import load_config
-from cdiff.types import Gain, Knowledge, Outcome, Revisions, Slice, Weakness
+from cdiff.config_file import dump_config, load_config
+from cdiff.data.ledger import Ledger
+from cdiff.data.store import Run, create_run
+from cdiff.types import Decision, Gain, Knowledge, Outcome, Revisions, RoundResult, Slice, Weakness
 
 KNOWN = Knowledge((Weakness(Slice("metal", "pit"), ("a#0",), 0.5, 0.5, 0.5, 0.5),))
 GAIN = Gain("metal/pit", 0.3, 4, 2, 0.1, 0.02)
@@ -50,18 +52,34 @@ def learned(monkeypatch, judged_run) -> list[Any]:
     return found
 
 
-def _probed(crew: Any, rounds: int = 0) -> Knowledge:
-    ledger: Any = SimpleNamespace(rounds=lambda: [None] * rounds)
-    outcomes: list[Outcome] = []
-    return probed(crew, ledger, KNOWN, outcomes, Revisions("generator", "bank"), "best")
+@dataclasses.dataclass
+class Splits:
+    hash: str = "abc"
+    photos: str = "def"
 
 
-def test_what_a_probe_gains_over_its_matched_control_is_known_to_the_first_plan(learned, judged_run) -> None:
-    from cdiff.data.ledger import Ledger
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return create_run(tmp_path, "one", dump_config(Config()), Splits())
 
+
+def _probed(crew: Any, ledger: Ledger) -> Knowledge:
+    """As in the loop: what is known was ranked with the ledger's gains."""
+    known, outcomes = dataclasses.replace(KNOWN, gains=tuple(ledger.gains())), list[Outcome]()
+    return probed(crew, ledger, known, outcomes, Revisions("generator", "bank"), "best")
+
+
+def _result(number: int, *gains: Gain) -> RoundResult:
+    decision = Decision(True, "", 0.1, 0.0, 0.2, 0.9)
+    return RoundResult(number, (), (), 0, (), "rev", (), decision, (), gains)
+
+
+def test_what_a_probe_gains_over_its_matched_control_is_known_to_the_first_plan(
+    learned, judged_run, run
+) -> None:
     pairs = [pair for pair in Ledger(judged_run).pairs(1) if pair.kept]
     crew = Crew(load_config(None, ["wasm.probe_steps=9", "wasm.arm=B3+B2"]), pairs)
-    assert _probed(crew).gains == (GAIN,)
+    assert _probed(crew, Ledger(run)).gains == (GAIN,)
     ((before,), (after,), count), *_ = learned
     assert before == "probe:control:scores" and after != before and count == len(pairs) > 0
     made, (_, fits), _ = crew.asked
@@ -79,6 +97,22 @@ def test_what_a_probe_gains_over_its_matched_control_is_known_to_the_first_plan(
         (["wasm.probe_steps=9", "wasm.budget=prior"], 0),
     ],
 )
-def test_nothing_is_spent_where_no_budget_would_learn_from_it(learned, settings, rounds) -> None:
-    crew = Crew(load_config(None, settings), [])
-    assert _probed(crew, rounds) is KNOWN and not crew.asked
+def test_nothing_is_spent_where_no_budget_would_learn_from_it(learned, run, settings, rounds) -> None:
+    crew, ledger = Crew(load_config(None, settings), []), Ledger(run)
+    for number in range(rounds):
+        ledger.commit_round(_result(number + 1), [])
+    assert _probed(crew, ledger) == KNOWN and not crew.asked
+    assert ledger.milestone("probed") is None
+
+
+def test_later_rounds_know_what_the_probe_gained_and_a_restart_does_not_probe_again(learned, run) -> None:
+    settings = load_config(None, ["wasm.probe_steps=9"])
+    ledger = Ledger(run)
+    first = _probed(Crew(settings, []), ledger)
+    ledger.close()
+    ledger, again = Ledger(run), Crew(settings, [])  # killed in the first round
+    assert _probed(again, ledger) == first and not again.asked
+    own = dataclasses.replace(GAIN, gain=-0.3)
+    ledger.commit_round(_result(1, own), [])
+    assert ledger.gains() == [GAIN, own]
+    assert _probed(again, ledger).gains == (GAIN, own) and not again.asked

@@ -96,6 +96,10 @@ def test_the_first_budget_learns_from_a_probe_and_its_matched_control(done, home
     control, probe = sorted(probes, key=lambda name: name != "probe:control")
     fits = [(ledger.milestone(name) or {})["result"]["revision"] for name in (control, probe)]
     assert fits[0] != fits[1], "the pairs make the difference"
+    told = (ledger.milestone("probed") or {})["gains"]
+    assert names.count("probed") == 1 and len(ledger.gains()) == len(told) + sum(
+        len(result.gains) for result in ledger.rounds()
+    )
 
 
 def test_checkpoints_that_nothing_names_are_gone(done, home) -> None:
