@@ -56,6 +56,9 @@ def measured_gains(
     once. Where people's pairs of the same type came along, nothing is measured:
     nobody can tell whose gain it is.
 
+    The error is that of the mean over objects. How far chance in a fit moves all objects of a slice alike does not show in their spread, and is
+    left out: only a second fit would tell.
+
     Args:
         before, after: outcomes of the same validation targets without and with the pairs.
         training: outcomes of the training targets; they say where the bins of size and contrast lie.
@@ -89,16 +92,14 @@ def measured_gains(
     everywhere = [value for values in of_objects.values() for value in values]
     if len({group for groups in changes.values() for group in groups}) < 2:
         return ()  # a lone object tells nothing of its own error, and would be believed outright
-    typical = float(np.std(everywhere))
+    typical = float(np.std(everywhere, ddof=1))
     out = []
     for (name, strength), number in sorted(spent.items()):
         if name in changes:
             values, all_of_slice = of_objects[name], sum(n for (s, _), n in spent.items() if s == name)
             targets = sum(len(of_object) for of_object in changes[name].values())
-            # A slice's own spread is uncertain with few objects: that of all slices counts as one more of each.
-            noise = float(
-                np.sqrt((np.var(values) * len(values) + typical**2) / (len(values) + 1) / len(values))
-            )
+            # A slice's own spread is uncertain with few objects: that of all slices stands for the one square that is lost to their mean.
+            noise = float(np.sqrt((np.var(values) * len(values) + typical**2) / len(values) / len(values)))
             per_100 = 100 / all_of_slice
             out.append(
                 Gain(name, strength, number, targets, float(np.mean(values)) * per_100, noise * per_100)
