@@ -139,10 +139,20 @@ class Ledger:
             ) from None
 
     def gains(self) -> list[Gain]:
-        """What the probe before the first round and every committed round brought, by slice."""
-        probed = self.milestone("probed")  # ledgers of earlier versions have none
-        first = from_json(list[Gain], probed["gains"]) if probed else []
-        return [*first, *(gain for result in self.rounds() for gain in result.gains)]
+        """What the probe before the first round and every committed round brought, by slice.
+
+        The pairs of an accepted round whose model does not stand are measured once more together with the next round's. That
+        measurement then takes the place of the first, by slice and start strength: both would count as two of the same pairs. Where that next
+        round was rejected, its own stays beside what comes later, though both are in part of the same pairs.
+        """
+        probed, rounds = self.milestone("probed"), self.rounds()  # ledgers of earlier versions have no probed
+        out: list[Gain] = from_json(list[Gain], probed["gains"]) if probed else []
+        for place, result in enumerate(rounds):
+            unseen = result.decision.accepted and not result.decision.stands  # by the best model
+            later = rounds[place + 1 : place + 2] if unseen else []
+            again = {(g.slice, g.start_strength) for found in later for g in found.gains}
+            out += [g for g in result.gains if (g.slice, g.start_strength) not in again]
+        return out
 
     def remaining(self, rounds: int) -> list[int]:
         """Numbers of the rounds that are still to do; the first round is 1."""

@@ -17,6 +17,7 @@ from cdiff.types import (
     Assignment,
     Attempt,
     Decision,
+    Gain,
     GenerationTask,
     Pair,
     Pose,
@@ -84,6 +85,30 @@ def test_the_best_round_is_the_last_that_gained_and_pairs_may_be_counted_up_to_i
     assert ledger.best_round() == 1
     assert [len(ledger.kept_pairs(until=number)) for number in (0, 1, 2, 3)] == [0, 2, 4, 4]
     assert len(ledger.kept_pairs()) == 4
+
+
+@pytest.mark.parametrize(
+    ("accepted", "gain", "told"),
+    [(True, 0.1, [1, 2, 3, 4, 5]), (False, -0.1, [1, 2, 3, 4, 5]), (True, -0.1, [2, 3, 4, 5])],
+    ids=["stands", "rejected", "accepted, but does not stand"],
+)
+def test_pairs_that_the_next_round_measures_again_count_once(run, accepted, gain, told):
+    """Those of a round that was accepted and does not stand: the best model has not seen them yet."""
+    ledger = Ledger(run)
+    commit(run, ledger, 1, True, 0.1)
+    measured = {
+        2: (Gain("c/t", 0.3, 9, 5, 1.0, 0.1), Gain("c/u", 0.3, 9, 5, 2.0, 0.1)),
+        3: (Gain("c/t", 0.3, 18, 5, 3.0, 0.1), Gain("c/t", 0.6, 9, 5, 4.0, 0.1)),
+        4: (Gain("c/t", 0.3, 9, 5, 5.0, 0.1),),
+    }
+    for number, gains in measured.items():
+        found = result(number, *((accepted, gain) if number == 2 else (True, 0.1)))
+        again = len(ledger.kept_pairs(since=ledger.best_round()))
+        assert again == (2 if number == 3 and accepted and gain < 0 else 0), "of what the best has not seen"
+        pairs = attempts(range(10 * number, 10 * number + 2))
+        store(run, pairs)
+        ledger.commit_round(dataclasses.replace(found, gains=gains), [Pair(attempt, "") for attempt in pairs])
+    assert [found.gain for found in ledger.gains()] == told, "what was not measured again stays"
 
 
 def test_a_decision_without_an_interval_is_read_as_it_was_written(run):
