@@ -167,9 +167,13 @@ class Generating:
 
     async def segment(self, model: str, request: SegmentRequest) -> tuple[np.ndarray, float, float]:
         studio = await self._studio(model)
-        if not await self._on_thread(lambda: studio.has_segmenter):
-            raise NotYet("this model has no segmenter: its loop fitted none yet")
-        return await self._on_thread(lambda: studio.segment(request))
+
+        def segmented() -> tuple[np.ndarray, float, float]:
+            if not studio.has_segmenter:
+                raise NotYet("this model has no segmenter: its loop fitted none yet")
+            return studio.segment(request)
+
+        return await self._on_thread(segmented)  # in one go: each turn waits for a batch of pairs
 
     async def ready(self) -> None:
         """Nothing is loaded for this."""

@@ -50,15 +50,18 @@ MOST_SCALE = 8.0  # of a target, to fill a region
 _OWN = "own"  # category and type of a reference that the run does not know
 
 
-def standing(run: Run, settings: Sequence[str] = ()) -> tuple[Config, Revisions, Thresholds]:
+def standing(
+    run: Run, settings: Sequence[str] = (), ledger: Ledger | None = None
+) -> tuple[Config, Revisions, Thresholds]:
     """Settings, generator and token bank, and the gate's thresholds of a run.
 
     Args:
         settings: "resources.key=value", instead of the run's.
+        ledger: of the run, where it was read already.
     Raises:
         RunError: the run has no generator yet.
     """
-    ledger = Ledger(run)
+    ledger = ledger or Ledger(run)
     trained, extracted = ledger.milestone("generator"), ledger.milestone("extractor")
     if trained is None or extracted is None:
         raise RunError(
@@ -90,7 +93,8 @@ class Studio:
 
     def __init__(self, run: Run, dataset: Dataset, settings: Sequence[str] = ()) -> None:
         self.run, self.dataset = run, dataset
-        self.config, self.revisions, self._thresholds = standing(run, settings)
+        self._ledger = Ledger(run)  # kept: on S3 each event that is read is a request
+        self.config, self.revisions, self._thresholds = standing(run, settings, self._ledger)
         self._limits = limits_of(self.config)
         self.manifest: Manifest = read_manifest(run.local("splits.parquet", anew=True))
         self._models = Models(run, self.config)
@@ -116,8 +120,10 @@ class Studio:
 
     @property
     def has_segmenter(self) -> bool:
-        """Whether the run has fitted a segmenter yet."""
-        return Ledger(self.run).milestone("real_only") is not None
+        """Whether the run has fitted a segmenter yet; one that has will always have."""
+        if self._ledger.milestone("real_only") is None:
+            self._ledger.refresh()
+        return self._ledger.milestone("real_only") is not None
 
     def tickets(self, request: PairRequest) -> list[Ticket]:
         """What a request comes to, pair by pair.
@@ -305,7 +311,8 @@ class Studio:
         Raises:
             RequestError: the photo cannot be used. RunError: nothing was fitted yet.
         """
-        revision, chosen = Ledger(self.run).best_segmenter()  # a loop may be going on
+        self._ledger.refresh()  # a loop may be going on
+        revision, chosen = self._ledger.best_segmenter()
         if self._segmenter[0] != revision:
             folder = self.run.checkpoint(revision)
             network = load_segmenter(folder).to(self.generator.safe.idle.device)

@@ -1,6 +1,7 @@
 """What a request comes to: pairs whose bytes depend on the request alone, where it wants them, or an error that names the offender."""
 
 import base64
+import contextlib
 import io
 import shutil
 
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from cdiff.config_file import load_config
 from cdiff.data.images import Limits, decode_mask_png, decode_png
+from cdiff.data.journal import Event, Lines
 from cdiff.data.ledger import Ledger
 from cdiff.downstream.segmenter import build_segmenter, save_segmenter
 from cdiff.errors import RequestError
@@ -198,3 +200,32 @@ def test_the_segmenter_that_stands_is_the_one_that_answers(judged_run, photos, s
     after, threshold, _ = studio.segment(request)
     assert threshold == 0.4 and not np.array_equal(before, after)
     ledger.close()
+
+
+def test_a_photo_is_segmented_without_reading_the_ledger_from_its_start(
+    judged_run, photos, sent, monkeypatch
+) -> None:
+    """On S3 each event is a request, and the thread that would ask makes the pairs."""
+    read: list[int] = []
+    load = Lines.load
+
+    def counted(journal: Lines, known: int = 0) -> list[Event]:
+        read.append(known)
+        return load(journal, known)
+
+    monkeypatch.setattr(Lines, "load", counted)
+    studio, config = Studio(judged_run, photos), load_config(judged_run.path / "config.yaml").downstream
+    assert read == [0], "once for all that stands"
+    revision = save_segmenter(build_segmenter(config, 0), judged_run.checkpoints, config)
+    with contextlib.closing(Ledger(judged_run)) as ledger:
+        ledger.record("real_only", assessed={"revision": revision, "threshold": 0.3})
+        ledger.record("round-1", assessed={"revision": revision, "threshold": 0.3})
+        events = len(ledger.events())
+    request = SegmentRequest.model_validate({"image": sent["photo"]})
+    assert studio.has_segmenter, "of a loop that went on meanwhile"
+    studio.segment(request)
+    read.clear()
+    for _ in range(2):
+        assert studio.has_segmenter
+        studio.segment(request)
+    assert read == [events, events], "what is new, once a request"
