@@ -222,6 +222,20 @@ class Tracker(Log):
             self._client.set_terminated(run_id, status)
 
 
+@contextmanager
+def may_be_away(what: str, remedy: str = "the same command, run again, logs that") -> Iterator[None]:
+    """Where MLflow fails within, the run goes on: all that counts is in its folder, and hours must not end for a server.
+
+    Args:
+        what: is told to be missing in MLflow.
+        remedy: how it gets there all the same.
+    """
+    try:
+        yield
+    except TrackingError as error:
+        log.warning("not in MLflow yet: %s (%s); %s", what, str(error).partition("\n")[0], remedy)
+
+
 _NUMBERS = (int, float, np.integer, np.floating, np.bool_)
 
 

@@ -26,13 +26,12 @@ from cdiff.data.origin import brought
 from cdiff.data.run import FREE, NAME, run_of
 from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder, home_of
-from cdiff.errors import CdiffError, ConfigError, DataError, RunError, shown_uri
+from cdiff.errors import ConfigError, DataError, RunError, shown_uri
 from cdiff.evaluation.protocol import scoring_bytes
-from cdiff.tracking import Tracker
+from cdiff.tracking import Tracker, may_be_away
 from cdiff.types import Knowledge, Outcome, Revisions, Sample, content_hash
 from jobs.stopping import heed_sigterm, meanwhile
 
-log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
 
@@ -105,12 +104,12 @@ class Session:
         try:
             yield tracker
         except BaseException as end:
-            try:
+            # a full disk ends both: the first reason is the one to tell
+            with may_be_away("the end of this run"):
                 tracker.finish("KILLED" if isinstance(end, KeyboardInterrupt) else "FAILED")
-            except CdiffError as error:  # a full disk ends both: the first reason is the one to tell
-                log.warning("MLflow does not know of the end: %s", str(error).splitlines()[0])
             raise
-        tracker.finish("FINISHED")
+        with may_be_away("the end of this run"):
+            tracker.finish("FINISHED")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,8 +12,7 @@ import pandas as pd
 from actors.crew import Assessed
 from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
-from cdiff.errors import TrackingError
-from cdiff.tracking import Tracker
+from cdiff.tracking import Tracker, may_be_away
 from cdiff.types import Decision, Pair, RoundResult
 from cdiff.wasm.quality import INVALID, STOPPED
 from jobs.grids import grids
@@ -23,15 +21,15 @@ if TYPE_CHECKING:
     from jobs.session import Session
 
 _DECISION = ("gain", "low", "high", "chance", "accepted", "stands")  # as metrics
-log = logging.getLogger(__name__)
 
 
 def log_start(tracker: Tracker, ledger: Ledger, real_only: Assessed) -> None:
-    """What stands before the first round, as step 0."""
+    """What stands before the first round, as step 0; at every start, since MLflow may have been away at the last."""
     generator = ledger.milestone("generator") or {}
-    for number, loss in enumerate(generator.get("losses", [])):
-        tracker.metrics({"generator/loss": loss}, step=number)
-    tracker.metrics({"validation": real_only.scores, "seconds/fit": real_only.seconds}, step=0)
+    with may_be_away("what stands before the first round"):
+        for number, loss in enumerate(generator.get("losses", [])):
+            tracker.metrics({"generator/loss": loss}, step=number)
+        tracker.metrics({"validation": real_only.scores, "seconds/fit": real_only.seconds}, step=0)
     print(
         "rounds     gain: validation pixel AP less that of the best model so far, with its 95 % interval over validation objects; "
         "chance: share of the bootstrap in which the round is better",
@@ -119,13 +117,12 @@ def _tracked(
     session: Session, tracker: Tracker, result: RoundResult, pairs: Sequence[Pair], fitted: Assessed
 ) -> bool:
     """Whether MLflow has the round now. It is committed: where MLflow is away, the loop goes on."""
-    try:
+    later = "it is logged at the end, or by the same command, run again"
+    with may_be_away(f"round {result.round}", later):
         _track(session, tracker, result, pairs, fitted)
-    except TrackingError as error:
-        log.warning("round %d is not in MLflow yet: %s", result.round, str(error).partition("\n")[0])
-        return False
-    session.ledger.record(f"logged-{result.round}", run_id=tracker.run_id)
-    return True
+        session.ledger.record(f"logged-{result.round}", run_id=tracker.run_id)
+        return True
+    return False
 
 
 def _track(

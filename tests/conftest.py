@@ -5,7 +5,8 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -379,6 +380,32 @@ class Direct:
 
         self._check(None)
         return [ModelAnswer(model="one", revisions={}, resolution=32, mode="joint", strengths={})]
+
+
+@pytest.fixture
+def mlflow_away(monkeypatch) -> Callable[[], AbstractContextManager[None]]:
+    """Within what it gives, MLflow's store answers nobody."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def silent(*_: Any, **__: Any) -> None:
+        raise MlflowException("no answer")
+
+    @contextmanager
+    def away() -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            for name in (
+                "log_batch",
+                "log_artifact",
+                "log_text",
+                "log_image",
+                "search_runs",
+                "set_terminated",
+            ):
+                patch.setattr(MlflowClient, name, silent)
+            yield
+
+    return away
 
 
 @pytest.fixture

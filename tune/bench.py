@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,15 +15,13 @@ from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
 from cdiff.data.manifest import Manifest
-from cdiff.errors import ConfigError, TrackingError
-from cdiff.tracking import Tracker
+from cdiff.errors import ConfigError
+from cdiff.tracking import Tracker, may_be_away
 from cdiff.types import Knowledge, Revisions
 from tune.objective import Bench, Rung, halves, rungs, soft_dice
 from tune.outcome import MEASURED, Swept
 from tune.space import Dimension, Point
 from tune.trials import Search, run_trials
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +92,11 @@ def search_points(
             bar.n = len(begun) - 1
             bar.set_postfix_str(f"trial {number}, rung {rung}: {measured['gain']:+.4f}")
             shown = {name: measured.get(name) for name in MEASURED}
-            try:
-                with tracker.trial(f"{label}trial {number}", key, point) as run:
-                    run.metrics(shown, step=bench.rungs[rung - 1].steps)
-            except TrackingError as error:  # what was measured lies in the run's folder
-                log.warning("trial %d is not in MLflow: %s", number, error)
+            with (
+                may_be_away(f"trial {number}", "what was measured lies in the run's folder"),
+                tracker.trial(f"{label}trial {number}", key, point) as run,
+            ):
+                run.metrics(shown, step=bench.rungs[rung - 1].steps)
 
         found = run_trials(bench, crew.shared, dimensions, first, search, told)
         bar.n = len(found)

@@ -20,8 +20,8 @@ from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
 from cdiff.data.manifest import Manifest
-from cdiff.errors import ConfigError, TrackingError
-from cdiff.tracking import Tracker
+from cdiff.errors import ConfigError
+from cdiff.tracking import Tracker, may_be_away
 from cdiff.types import Knowledge, Revisions
 from jobs.session import Situation
 from tune.bench import Budget, bench_of, demand_tunable, search_points
@@ -100,10 +100,8 @@ def _tell(ledger: Ledger, tracker: Tracker, due: int, every: int) -> None:
     ]
     told = " ".join(f"{name.split('.', 1)[1]}={value}" for name, value in rows[-1].items() if "." in name)
     log.info("retuned    from round %d on: %s", due, told)
-    try:
+    with may_be_away(f"the sweep before round {due}", "the ledger has it, and the next sweep logs it, too"):
         tracker.table("retuned", pd.DataFrame(rows))  # all rows: a later sweep brings what this one could not
-    except TrackingError as error:
-        log.warning("the sweep is not in MLflow: %s", error)
 
 
 def _earlier(ledger: Ledger, dimensions: tuple[Dimension, ...], due: int, every: int) -> list[Point]:

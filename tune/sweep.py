@@ -21,7 +21,7 @@ from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
 from cdiff.data.storage import write_durably
 from cdiff.errors import ConfigError
-from cdiff.tracking import Tracker
+from cdiff.tracking import Tracker, may_be_away
 from cdiff.types import Revisions
 from jobs.measured import how_measured
 from jobs.session import Session, open_session
@@ -138,10 +138,11 @@ def run(arguments: list[str], args: argparse.Namespace, about: dict[str, Any]) -
                 swept = replace(swept, tested=tested, test_reads=reads)
             path = write_page(session, swept)
             session.run.publish("report")
-            track(tracker, swept, path)
             print("\n".join([*lines(swept, best, seeds), f"report     {path}"]), flush=True)
             if args.out:
                 write_json(args.out, name, split, swept, about)
+            with may_be_away("the sweep's report and its best point"):  # after all that a user asked for
+                track(tracker, swept, path)
 
 
 def entry_name(arguments: list[str], run: str) -> str:

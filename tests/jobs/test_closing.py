@@ -1,5 +1,6 @@
 """What a round leaves in MLflow, and what the report shows of a finished run."""
 
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,16 +12,16 @@ from actors.crew import Assessed
 from actors.downstream import Evaluation
 from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
-from cdiff.errors import TrackingError
 from cdiff.evaluation.decision import decide
 from cdiff.evaluation.report import ReportContent
 from cdiff.evaluation.tally import Pool, Tally
 from cdiff.tracking import Tracker
 from cdiff.types import LEAST_CHANCE, Decision, RoundResult
 from jobs import closing
-from jobs.closing import PAGE, best_and_worst, rival, show
+from jobs.closing import PAGE, best_and_worst, close, rival, show
 from jobs.quality_pool import Choice
-from jobs.telling import log_missed, log_round
+from jobs.session import Session
+from jobs.telling import log_missed, log_round, log_start
 
 
 @pytest.mark.parametrize(
@@ -32,12 +33,12 @@ def test_no_photo_is_both_among_the_best_and_the_worst(photos, best, worst):
 
 
 @pytest.fixture
-def session(judged_run, photos, tiny_config) -> Any:
+def session(judged_run, photos, tiny_config, uri) -> Any:
     """A run whose first round is committed, and no more."""
     ledger = Ledger(judged_run)
     scores = {"pixel_ap": 0.4, "per_type": {"metal/pit": {"pixel_ap": 0.3}}}
     ledger.record("round-1", assessed=Assessed("rev", scores, 0.5, (0.9, 0.7), 1.5, ()))
-    yield SimpleNamespace(run=judged_run, ledger=ledger, config=tiny_config, dataset=photos)
+    yield SimpleNamespace(run=judged_run, ledger=ledger, config=tiny_config, dataset=photos, tracking_uri=uri)
     ledger.close()
 
 
@@ -86,19 +87,69 @@ def test_a_round_that_was_cut_off_between_commit_and_log_is_logged_by_the_next_s
     assert _logged(tracker)[2] == history and not capsys.readouterr().out, "logged once"
 
 
-def test_a_store_that_is_away_for_a_while_costs_no_round(session, uri, caplog, monkeypatch) -> None:
+def test_a_store_that_is_away_for_a_while_costs_no_round(session, uri, caplog, mlflow_away) -> None:
     tracker, (result,) = Tracker(session.run, session.config, uri), session.ledger.rounds()
     found = from_json(Assessed, (session.ledger.milestone("round-1") or {})["assessed"])
-
-    def away(*_: Any, **__: Any) -> None:
-        raise TrackingError("MLflow: no answer")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tracker, "_child_run", away)
+    with mlflow_away():
         log_round(session, tracker, result, session.ledger.pairs(1), found)
-    assert "round 1 is not in MLflow yet" in caplog.text and not _logged(tracker)[0]
+    assert "not in MLflow yet: round 1" in caplog.text and not _logged(tracker)[0]
     log_missed(session, tracker)
     assert [child.info.run_name for child in _logged(tracker)[0]] == ["round 1"]
+
+
+def test_a_store_that_is_away_after_hours_of_training_does_not_end_the_loop(
+    session, uri, caplog, capsys, mlflow_away
+) -> None:
+    tracker, ledger = Tracker(session.run, session.config, uri), session.ledger
+    ledger.record("generator", revision="generator", losses=[0.9, 0.6])
+    with mlflow_away():
+        log_start(tracker, ledger, _assessed("real"))
+    assert "not in MLflow yet: what stands before the first round (MLflow: no answer)" in caplog.text
+    assert "the same command, run again, logs that" in caplog.text and "gain:" in capsys.readouterr().out
+    assert not _logged(tracker)[2]
+    again = Tracker(session.run, session.config, uri, resume=tracker.run_id)
+    log_start(again, ledger, _assessed("real"))  # as every start does
+    assert _logged(again)[2] == [(0, 0.4)]
+
+
+def test_a_store_that_is_away_at_the_end_costs_a_warning_and_the_next_start_logs_it(
+    session, uri, caplog, capsys, mlflow_away
+) -> None:
+    from mlflow import MlflowClient
+
+    _complete(session)
+    told = {"pixel_ap": 0.5, "f1_max": 0.5, "iou": 0.5, "mdice": 0.5}
+    test = {"real_only": told, "loop": told}
+    session.ledger.append("finished", test=test, dice={}, seconds={}, ahead={}, pairs=3)
+    crew: Any = SimpleNamespace(score=lambda revision, photos: {})
+    models = _assessed("real"), _assessed("rev")
+    with Session.tracker(session) as tracker, mlflow_away():
+        close(session, crew, session.ledger, tracker, *models)
+    assert "Before and after" in (session.run.report_dir / PAGE).read_text()
+    assert "test split, read once" in capsys.readouterr().out
+    assert "not in MLflow yet: the scores on the test split and the report" in caplog.text
+    assert "test/loop/pixel_ap" not in MlflowClient(uri).get_run(tracker.run_id).data.metrics
+    with Session.tracker(session) as again:
+        close(session, crew, session.ledger, again, *models)
+    logged = MlflowClient(uri).get_run(again.run_id)
+    assert again.run_id == tracker.run_id and logged.data.metrics["test/loop/pixel_ap"] == 0.5
+    assert [file.path for file in MlflowClient(uri).list_artifacts(again.run_id, "report")] == [
+        f"report/{PAGE}"
+    ]
+    assert [child.info.run_name for child in _logged(again)[0]] == ["round 1"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_store_that_does_not_hear_of_the_end_hides_no_success_and_no_error(
+    session, caplog, mlflow_away, fails
+) -> None:
+    _complete(session)
+    expected: Any = pytest.raises(ZeroDivisionError) if fails else nullcontext()
+    with ExitStack() as away, expected, Session.tracker(session):
+        away.enter_context(mlflow_away())
+        if fails:
+            raise ZeroDivisionError
+    assert "not in MLflow yet: the end of this run" in caplog.text
 
 
 def test_a_round_that_is_logged_again_reads_as_before(session, uri) -> None:
@@ -138,13 +189,19 @@ def test_another_mlflow_run_gets_the_rounds_of_before(session, uri) -> None:
     assert _logged(other)[2] == [(1, 0.4)]
 
 
+def _complete(session: Any) -> None:
+    """What the report and the tracker ask of a session besides."""
+    split = {"count": lambda split: f"{split}: some", "ids": lambda split: [f"{split}-photo"]}
+    session.manifest = SimpleNamespace(**split, hash="hash", notes=())
+    session.command, session.demo = "python jobs/loop.py", False
+
+
 def _assessed(revision: str) -> Assessed:
     return Assessed(revision, {"pixel_ap": 0.4}, 0.5, (0.7,), 1.5, ())
 
 
 def test_after_a_round_the_report_is_there_as_far_as_it_goes(session) -> None:
-    manifest = SimpleNamespace(count=lambda split: f"{split}: some", hash="hash", notes=())
-    session.manifest, session.command = manifest, "python jobs/loop.py"
+    _complete(session)
     session.config = session.config.model_copy(update={"rounds": 3})
     show(session, session.ledger, _assessed("real"))
     page = session.run.report_dir / PAGE

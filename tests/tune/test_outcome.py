@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from actors.resources import Cluster
+from cdiff.config_file import dump_config
+from cdiff.data.ledger import Ledger
+from cdiff.data.store import create_run
 from cdiff.errors import ConfigError
+from jobs.session import Session
 from tune import sweep
 from tune.objective import Bench, Rung
 from tune.outcome import Swept, demand_place, write_json
@@ -19,10 +24,10 @@ from tune.sweep import entry_name
 NONE: Any = None  # of what trials share, but nothing here reads
 
 
-def _swept(trials: int) -> Swept:
+def _swept(trials: int, config: Any = NONE) -> Swept:
     """So many trials of one rung."""
-    bench = Bench(NONE, NONE, NONE, NONE, "", 0, (), (), (), (Rung(8, 20),), ({},))
-    rung = {"gain": 0.1, "seconds": 2.0, "fit_seconds": 1.0}
+    bench = Bench(NONE, config, NONE, NONE, "", 0, (), (), (), (Rung(8, 20),), ({},))
+    rung = {"gain": 0.1, "kept": 8, "seconds": 2.0, "fit_seconds": 1.0}
     return Swept(bench, (), tuple({"point": {}, "rungs": [rung], "spans": [(0, 2)]} for _ in range(trials)))
 
 
@@ -93,3 +98,43 @@ def test_a_sweep_that_would_replace_anothers_entry_is_refused_before_its_trials(
     args = sweep.parser().parse_args(["--out", str(path)])
     with pytest.raises(ConfigError, match="another split"):
         sweep.run(["--config", str(Path("configs") / "mvtec.yaml")], args, {})
+
+
+def test_a_sweep_whose_mlflow_goes_away_writes_what_was_asked_for_and_logs_it_when_run_again(
+    tmp_path, monkeypatch, tiny_config, mlflow_away, caplog, capsys
+) -> None:
+    from mlflow import MlflowClient
+
+    splits: Any = SimpleNamespace(hash="abc", photos="def", ids=lambda split: ["photo"])
+    run = create_run(tmp_path, "sweep-tile", dump_config(tiny_config), splits)
+    uri, ledger = f"sqlite:///{tmp_path}/mlflow.db", Ledger(run)
+    cluster, command = Cluster(True, 1, 1, 0), "python tune/sweep.py"
+    session = Session(tiny_config, run, tmp_path, NONE, splits, ledger, cluster, uri, command, False)
+
+    @contextmanager
+    def opened(*_: Any, **__: Any):
+        yield session
+
+    monkeypatch.setattr(sweep, "open_session", opened)
+    monkeypatch.setattr(Session, "crew", lambda _: nullcontext())
+    monkeypatch.setattr(sweep, "demand_tunable", lambda *_: None)
+    monkeypatch.setattr(sweep, "prepare", lambda *_: None)
+    out = tmp_path / "tune.json"
+    args = sweep.parser().parse_args(["--out", str(out), "--confirm", "0", "--random"])
+    with ExitStack() as away:
+
+        def searched(*_: Any) -> Swept:
+            away.enter_context(mlflow_away())
+            return _swept(1, tiny_config)
+
+        monkeypatch.setattr(sweep, "search_points", searched)
+        sweep.run(["--run", "tile"], args, {})
+    assert _found(out) == {"tile": ("abc", 1)} and "report     " in capsys.readouterr().out
+    assert "not in MLflow yet: the sweep's report and its best point" in caplog.text
+    monkeypatch.setattr(sweep, "search_points", lambda *_: _swept(1, tiny_config))
+    sweep.run(["--run", "tile"], args, {})
+    run_id = (ledger.milestone("tracking") or {})["run_id"]
+    assert MlflowClient(uri).get_run(run_id).data.metrics["best/gain"] == 0.1
+    (page,) = MlflowClient(uri).list_artifacts(run_id, "report")
+    assert page.path == "report/sweep.html"
+    ledger.close()
