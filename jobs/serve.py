@@ -3,7 +3,9 @@
     export CDIFF_TOKEN=$(openssl rand -hex 32)
     python jobs/serve.py --run NAME --data /photos/screw                # http://127.0.0.1:8000, its API at /docs
 
-Starts a Ray of its own, or joins the cluster that RAY_ADDRESS names. SIGTERM and Ctrl-C let requests that have begun end.
+Starts a Ray of its own, or joins the cluster that RAY_ADDRESS names: one at a time there, as Serve is one per cluster. SIGTERM and Ctrl-C let requests that
+have begun end. Killed before that is done, as by `ray job stop` after 3 seconds, it leaves Serve behind; the next start ends what was left and begins anew.
+Whether the one before still lives is told by an actor that ends with it (actors/claim.py).
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayError
 
+from actors.claim import claimed
 from actors.places import preflight
 from actors.resources import Cluster, connect, needs
 from cdiff.errors import CdiffError, ConfigError, ResourceError
@@ -27,7 +31,7 @@ from jobs.stopping import exit_code, heed_sigterm
 if TYPE_CHECKING:
     from actors.endpoint import Served
 
-_NAME = "cdiff"
+_NAME = "cdiff-job"  # not that of deploy/serve.yaml: what is left under this one is taken over
 _GATEWAY = 1  # CPU, as Serve reserves where nothing is said
 LOOPBACK = "127.0.0.1"
 _DRAIN = 60.0  # seconds for which requests that have begun may go on after SIGTERM
@@ -70,7 +74,7 @@ def serving(wanted: Mapping[str, Any], host: str, port: int) -> Iterator[None]:
         wanted: fields of `actors.endpoint.Served`.
     Raises:
         ConfigError: no token, --insecure-loopback at another address, or another field that cannot be. ResourceError: the address is
-            taken, or there is no room for the replicas.
+            taken, or there is no room for the replicas; the cluster's Serve has other applications, or another jobs/serve.py.
     """
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -87,10 +91,13 @@ def serving(wanted: Mapping[str, Any], host: str, port: int) -> Iterator[None]:
     print(f"cluster    {cluster}", flush=True)
     heed_sigterm()  # Ray took the signal for itself
     try:
-        if serve.status().proxies:
+        alive = claimed(_NAME)  # kept to the end: it tells the next start that this one lives
+        if alive is None:
             raise ResourceError(
-                "this cluster serves already, at an address of its own: deploy beside it with `serve deploy deploy/serve.yaml`."
+                "another jobs/serve.py serves on this cluster, or is just ending (which takes up to a minute). Stop it, or serve its runs and "
+                "these by one service: --run and --data repeat."
             )
+        _take_over()
         _demand_room(served, cluster)  # Serve itself would wait for ever
     except CdiffError:
         ray.shutdown()
@@ -106,10 +113,58 @@ def serving(wanted: Mapping[str, Any], host: str, port: int) -> Iterator[None]:
         print(f"serving    http://{host}:{port}/   API at /docs", flush=True)
         yield
     finally:
-        with suppress(Exception):  # it may never have been there
-            serve.delete(_NAME)  # while the proxies live: what has begun is answered
-        serve.shutdown()
+        _end()
         ray.shutdown()
+
+
+def _take_over() -> None:
+    """End what a jobs/serve.py left that was killed: it holds the address and the places of its replicas. Only for whoever has the claim.
+
+    A Serve without any application is taken, too: so it looks when its proxies alone were left.
+
+    Raises:
+        ResourceError: others have applications there, or it does not answer, or not end.
+    """
+    from ray import serve
+
+    if not _serves():
+        return
+    try:
+        found = serve.status().applications
+    except RayError as error:
+        raise ResourceError(
+            f"this cluster has a Serve that does not answer, as where it just ends: start this again in a minute. ({error})"
+        ) from None
+    if others := sorted(set(found) - {_NAME}):
+        raise ResourceError(
+            f"this cluster's Serve has other applications, at an address of its own: {', '.join(others)}. Deploy beside them: add the application of "
+            "deploy/serve.yaml to their config file, with a route_prefix of its own, and give that file to `serve deploy`. Or, where nobody "
+            "needs them, end them with `serve shutdown -y` on that cluster, and start this again."
+        )
+    print(
+        "note       Serve is here already, with nothing but what a killed service left: it is ended first",
+        flush=True,
+    )
+    with suppress(RayError):  # it may end by itself meanwhile
+        _end()
+    if _serves():
+        raise ResourceError(
+            "what a killed service left on this cluster does not end. Run `serve shutdown -y` there, and start this again in a minute."
+        )
+
+
+def _serves() -> bool:
+    """Whether anything of Serve is alive on the cluster: its own status tells nothing of one that is just ending."""
+    return any(actor["namespace"] == "serve" for actor in ray.util.list_named_actors(all_namespaces=True))
+
+
+def _end() -> None:
+    """End Serve, after what its own application has begun."""
+    from ray import serve
+
+    with suppress(Exception):  # it may never have been there
+        serve.delete(_NAME)  # while the proxies live: what has begun is answered
+    serve.shutdown()
 
 
 def _demand_room(served: Served, cluster: Cluster) -> None:

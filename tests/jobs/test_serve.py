@@ -1,12 +1,24 @@
-"""Where the service may listen without a token."""
+"""Where the service may listen without a token, what it needs room for, and what it does with a Serve that is there already."""
 
+import logging
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2 as httpx
 import pytest
 import ray
 
+from actors.claim import claimed
 from actors.endpoint import checked
-from actors.resources import connect
+from actors.resources import ROOT, connect
 from cdiff.errors import ConfigError, ResourceError, RunError
-from jobs.serve import _demand_room, serving
+from jobs.serve import _NAME, _demand_room, _serves, _take_over, serving
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
@@ -58,3 +70,142 @@ def test_replicas_without_room_are_told_and_not_waited_for(served_run, more, err
         _demand_room(checked({"run": str(served_run.path), "data": "x"}), cluster)  # one replica has room
     finally:
         ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_a_killed_service_left_is_ended_and_what_others_deployed_is_left_alone(capsys) -> None:
+    from ray import serve
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0})
+    class Left:
+        pass
+
+    left: Any = Left  # a deployment, which Ray's stubs do not know
+    connect()
+    try:
+        _take_over()
+        assert not capsys.readouterr().out, "without a Serve there is nothing to end"
+        serve.start(http_options={"host": "127.0.0.1", "port": _free_port()})
+        serve.run(left.bind(), name=_NAME, route_prefix="/")
+        serve.run(left.bind(), name="shop", route_prefix="/shop")
+        with pytest.raises(
+            ResourceError, match=r"other applications.*: shop.*`serve deploy`.*`serve shutdown -y`"
+        ):
+            _take_over()
+        assert set(serve.status().applications) == {_NAME, "shop"}
+        serve.delete("shop")
+        _take_over()
+        assert "a killed service left" in capsys.readouterr().out
+        assert not _serves()
+        serve.start(http_options={"host": "127.0.0.1", "port": _free_port()})
+        _take_over()  # as where all but the proxies was ended
+        assert not _serves()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.fixture
+def head(monkeypatch) -> Iterator[str]:
+    """Address of a cluster that outlives its drivers."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield cluster.address
+    ray.shutdown()
+    cluster.shutdown()
+
+
+_SERVICE = """
+import pickle, sys, threading
+from actors import endpoint
+from jobs.serve import serving
+
+photos = pickle.load(open(sys.argv[1], "rb"))
+endpoint.photos_of = lambda *_: [photos]
+with serving({"run": sys.argv[2], "data": "x", "insecure_loopback": True}, "127.0.0.1", int(sys.argv[3])):
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_service_is_taken_over_once_its_driver_was_killed_and_not_before(
+    head, served_run, photos, tmp_path
+) -> None:
+    (tmp_path / "photos").write_bytes(pickle.dumps(photos))
+    port = _free_port()
+    command = [sys.executable, "-c", _SERVICE, str(tmp_path / "photos"), str(served_run.path), str(port)]
+
+    def start() -> subprocess.Popen[str]:
+        pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT
+        )
+
+    def told(service: subprocess.Popen[str]) -> list[str]:
+        """What it says until it serves, or ends."""
+        lines: list[str] = []
+        for line in service.stdout or ():
+            lines.append(line)
+            if line.startswith("serving "):
+                break
+        return lines
+
+    def answers() -> bool:
+        return httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=10).status_code == 200
+
+    services = [start()]
+    try:
+        assert told(services[0])[-1].startswith("serving "), "the first"
+        services.append(start())
+        assert "another jobs/serve.py serves on this cluster" in "".join(told(services[1]))
+        assert services[1].wait(60) != 0 and answers(), "the first was left alone"
+        services[0].kill()
+        services[0].wait()
+        assert answers(), "what is detached outlives its driver"
+        services.append(start())
+        lines = told(services[2])
+        assert lines[-1].startswith("serving "), lines
+        assert any("a killed service left" in line for line in lines) and answers()
+        services[2].terminate()  # as `ray job stop` does it
+        time.sleep(3)
+        services[2].kill()
+        services[2].wait()
+        services.append(start())
+        lines = told(services[3])
+        assert lines[-1].startswith("serving ") and answers(), lines
+    finally:
+        for service in services:
+            service.kill()
+            service.wait()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_name_is_free_again_when_the_driver_that_claimed_it_is_killed(head) -> None:
+    code = "import ray, sys; from actors.claim import claimed; ray.init(); held = claimed('one'); print(held is not None, flush=True); sys.stdin.read()"
+    pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True, env=environment
+    )
+    assert other.stdout is not None and other.stdout.readline() == "True\n"
+    ray.init(logging_level=logging.WARNING)
+    assert claimed("one") is None
+    other.kill()
+    other.wait()
+    end, mine = time.monotonic() + 30, None
+    while mine is None and time.monotonic() < end:
+        time.sleep(0.2)
+        mine = claimed("one")
+    assert mine is not None and claimed("one") is None
