@@ -60,9 +60,11 @@ def close(
     session.run.publish("report")
     _tell(session, finished, path, real_only_stands=best.revision == real_only.revision)
     log_missed(session, tracker, told=True)
-    with may_be_away("the scores on the test split and the report"):
+    with may_be_away("the scores on the test split, the report and the model that stands"):
         tracker.metrics({"test": finished["test"], "best": best.scores})
         tracker.artifact(path, "report")
+        for file in sorted(session.run.checkpoint(best.revision).iterdir()):
+            tracker.artifact(file, "model")
 
 
 def show(session: Session, ledger: Ledger, real_only: Assessed) -> None:

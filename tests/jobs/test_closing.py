@@ -123,19 +123,21 @@ def test_a_store_that_is_away_at_the_end_costs_a_warning_and_the_next_start_logs
     session.ledger.append("finished", test=test, dice={}, seconds={}, ahead={}, pairs=3)
     crew: Any = SimpleNamespace(score=lambda revision, photos: {})
     models = _assessed("real"), _assessed("rev")
+    (session.run.checkpoints / "rev").mkdir(parents=True)
+    (session.run.checkpoints / "rev" / "model.safetensors").write_bytes(b"weights")
     with Session.tracker(session) as tracker, mlflow_away():
         close(session, crew, session.ledger, tracker, *models)
     assert "Before and after" in (session.run.report_dir / PAGE).read_text()
     assert "test split, read once" in capsys.readouterr().out
-    assert "not in MLflow yet: the scores on the test split and the report" in caplog.text
+    assert "not in MLflow yet: the scores on the test split, the report and the model" in caplog.text
     assert "test/loop/pixel_ap" not in MlflowClient(uri).get_run(tracker.run_id).data.metrics
     with Session.tracker(session) as again:
         close(session, crew, session.ledger, again, *models)
     logged = MlflowClient(uri).get_run(again.run_id)
     assert again.run_id == tracker.run_id and logged.data.metrics["test/loop/pixel_ap"] == 0.5
-    assert [file.path for file in MlflowClient(uri).list_artifacts(again.run_id, "report")] == [
-        f"report/{PAGE}"
-    ]
+    for folder, file in (("report", PAGE), ("model", "model.safetensors")):
+        (there,) = MlflowClient(uri).list_artifacts(again.run_id, folder)
+        assert there.path == f"{folder}/{file}"
     assert [child.info.run_name for child in _logged(again)[0]] == ["round 1"]
 
 
