@@ -4,6 +4,8 @@ import base64
 import hashlib
 import io
 import json
+import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +24,8 @@ from cdiff.data.run import Run
 from cdiff.generator.model import Generator
 from cdiff.generator.training import train_generator
 from cdiff.types import MaskFile, Sample
+
+ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)  # as in the actors; more threads wait for each other as soon as something else runs
 
@@ -96,6 +100,26 @@ def write_photos(folder: Path, count: int = 6) -> list[Sample]:
             )
         )
     return samples
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """Ray with four CPUs and no GPU, whatever the machine has: for a file, since starting it takes seconds, and left running it would slow the files after it."""
+    import ray  # here: most tests do without it
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=4,
+        num_gpus=0,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
