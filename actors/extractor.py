@@ -20,7 +20,7 @@ from cdiff.wasm.features import pair_features, real_features
 from cdiff.wasm.quality import Thresholds
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"status": 1})  # type: ignore[call-overload]  # missing in Ray's stubs
 class ExtractorActor:
     """Holds the data set; a thin shell over cdiff.safe and cdiff.generator.placement."""
 
@@ -67,3 +67,8 @@ class ExtractorActor:
         real, made = standardised(real_features(generator, self.dataset, targets), made)
         kinds = [f"{t.category}/{t.type}" for t in targets], [f"{a.category}/{a.type}" for a in attempts]
         return {"kid": by_kind(kid, real, made, kinds), "coverage": by_kind(coverage, real, made, kinds)}
+
+    @ray.method(concurrency_group="status")
+    def progress(self) -> tuple[int, int]:
+        """No steps to tell, but that it lives."""
+        return 0, 0

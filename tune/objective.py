@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.borrowing import answers
 from actors.downstream import Downstream, Evaluation, FitRequest
 from cdiff.config import Config
 from cdiff.config_file import overridden
 from cdiff.data.dataset import Dataset
 from cdiff.data.manifest import Manifest
 from cdiff.data.run import FREE, Run
-from cdiff.errors import ConfigError, LoopStalled
+from cdiff.errors import ConfigError
 from cdiff.types import Assignment, Attempt, Knowledge, Pair, Revisions, content_hash
 from cdiff.wasm.quality import INVALID, STOPPED
 from tune.space import Point, applied
@@ -190,23 +191,21 @@ class Trial:
     def _pairs(self, rung: Rung) -> tuple[list[Pair], float]:
         """The pairs of a rung, the first of the plan of the last one, and the valid share of what was tried."""
         bench, whole = self.bench, self.bench.rungs[-1].pairs
-        coordinator = ray.get_actor(bench.coordinator)
         if not self._plan:
-            self._plan = ray.get(coordinator.plan.remote(bench.known, _ROUND, bench.revisions, self.config))
+            about = (bench.known, _ROUND, bench.revisions, self.config)
+            (self._plan,) = answers([bench.coordinator], "plan", [about], bench.config)
         wanted = math.ceil(len(self._plan) * rung.pairs / whole)
         size = self.config.wasm.shard
         shards = [self._plan[i : i + size] for i in range(len(self._attempts), wanted, size)]
-        offset = int(self._key, 16)  # trials begin with different generators
-        makers = [ray.get_actor(name) for name in bench.generators]
-        asked: list[Any] = [
-            makers[(offset + i) % len(makers)].generate.remote(s) for i, s in enumerate(shards)
-        ]
-        self._attempts += [attempt for made in _moving(asked, bench.config) for attempt in made]
+        first = int(self._key, 16) % max(1, len(bench.generators))  # trials begin with different generators
+        makers = bench.generators[first:] + bench.generators[:first]
+        made = answers(makers, "generate", [(shard,) for shard in shards], bench.config)
+        self._attempts += [attempt for attempts in made for attempt in attempts]
         tried = self._plan[: len(self._attempts)]
         # the rung's own quotas: the difficulty band selects at every budget
         about = (bench.known, _ROUND, bench.revisions, at_point(bench.config, self.point, rung.pairs))
-        answer: Any = ray.get(coordinator.judge.remote(*about, tried, self._attempts, True))
-        judged: list[Pair] = answer[0]
+        asked = [(*about, tried, self._attempts, True)]
+        ((judged, _),) = answers([bench.coordinator], "judge", asked, bench.config)
         tested = [pair for pair in judged if pair.reason != STOPPED]  # of a stopped slice nobody knows
         valid = sum(pair.reason not in INVALID for pair in tested)
         return [pair for pair in judged if pair.kept], valid / max(1, len(tested))
@@ -214,10 +213,9 @@ class Trial:
     def _fidelity(self, pairs: Sequence[Pair]) -> dict[str, float | None]:
         if not pairs:
             return {"kid": None, "coverage": None}
-        extractor: Any = ray.get_actor(self.bench.extractor)
-        made = [pair.attempt for pair in pairs]
-        asked = extractor.fidelity.remote(self.bench.revisions.generator, list(self.bench.targets), made)
-        found: Any = ray.get(asked)
+        bench, made = self.bench, [pair.attempt for pair in pairs]
+        asked = [(bench.revisions.generator, list(bench.targets), made)]
+        (found,) = answers([bench.extractor], "fidelity", asked, bench.config)
         return {name: found[name] for name in ("kid", "coverage")}
 
 
@@ -228,19 +226,6 @@ def _error(gains: Sequence[float], groups: Sequence[str]) -> float | None:
         by_object.setdefault(group, []).append(gain)
     means = [np.mean(own) for own in by_object.values()]
     return float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None
-
-
-def _moving(asked: list[Any], config: Config) -> list[Any]:
-    """Results in order, as long as one comes now and then; LoopStalled otherwise."""
-    waiting, seconds = list(asked), config.resources.stall_timeout_s
-    while waiting:
-        done, waiting = ray.wait(waiting, num_returns=1, timeout=seconds)
-        ray.get(done)  # raises what made one fail
-        if not done:
-            raise LoopStalled(
-                f"{len(waiting)} of {len(asked)} shards of a trial wait, and none came in {seconds:.0f} s."
-            )
-    return ray.get(asked)  # type: ignore[no-any-return]  # as they were asked
 
 
 def stored(run: Run) -> list[dict[str, Any]]:

@@ -1,18 +1,19 @@
 """Budgets, halves of validation, and that what was measured is read, not measured again."""
 
 import dataclasses
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.manifest import Row, make_manifest
 from cdiff.data.run import Run
-from cdiff.errors import ConfigError, LoopStalled
+from cdiff.errors import ActorError, ConfigError
 from cdiff.types import Knowledge, Revisions
-from tune import objective
 from tune.objective import Bench, Rung, Trial, end, halves, rungs, stored
 
 
@@ -106,16 +107,55 @@ def test_the_error_of_a_gain_counts_source_objects_not_their_photos(
     assert stored(bench.run)[0]["rungs"] == [found], "one object has no error, and that is stored"
 
 
-def test_shards_that_come_one_by_one_are_waited_for_and_silence_ends(monkeypatch) -> None:
-    config = load_config(None, ["resources.stall_timeout_s=7"])
-    answers = {"a": 1, "b": 2, "c": 3}
-    monkeypatch.setattr(objective.ray, "get", lambda asked: [answers[one] for one in asked])
-    monkeypatch.setattr(objective.ray, "wait", lambda left, num_returns, timeout: (left[-1:], left[:-1]))
-    assert objective._moving(["a", "b", "c"], config) == [1, 2, 3]
-    slow = iter([(["c"], ["a", "b"]), ([], ["a", "b"])])
-    monkeypatch.setattr(objective.ray, "wait", lambda left, num_returns, timeout: next(slow))
-    with pytest.raises(LoopStalled, match="2 of 3 shards of a trial wait, and none came in 7 s"):
-        objective._moving(["a", "b", "c"], config)
+@ray.remote(max_restarts=-1, max_task_retries=1, concurrency_groups={"status": 1})  # type: ignore[call-overload]
+class Lent:
+    """In the place of coordinator, generators and extractor."""
+
+    def plan(self, *about: Any) -> list[int]:
+        return list(range(10))
+
+    def generate(self, shard: list[int]) -> list[int]:
+        return [10 * task for task in shard]
+
+    def judge(self, *about: Any) -> tuple[list[Any], list[Any]]:
+        _, tried, attempts, _ = about[-4:]
+        assert list(attempts) == [10 * task for task in tried]
+        return [SimpleNamespace(reason="", kept=True, attempt=attempt) for attempt in attempts], []
+
+    def fidelity(self, *about: Any) -> dict[str, float]:
+        return {"kid": 0.0, "coverage": 1.0}
+
+    @ray.method(concurrency_group="status")
+    def progress(self) -> tuple[int, int]:
+        return 0, 0
+
+
+@pytest.fixture
+def lost(local_ray, bench) -> Iterator[Bench]:
+    """A bench with a coordinator and two generators; one of these and the extractor were lost with a node, and find no other place."""
+    sizes = {"coordinator": 0, "living": 0, "lost": 99, "extractor": 99}
+    handles = [Lent.options(name=name, num_cpus=n).remote() for name, n in sizes.items()]  # type: ignore[attr-defined]
+    config = load_config(None, ["resources.stall_timeout_s=20", "wasm.shard=2"])
+    named = {"generators": ("lost", "living"), "coordinator": "coordinator", "extractor": "extractor"}
+    yield dataclasses.replace(bench, config=config, **named)  # type: ignore[arg-type]
+    for handle in handles:
+        ray.kill(handle, no_restart=True)
+
+
+@pytest.mark.ray
+def test_a_trial_has_its_pairs_from_the_generators_that_are_left(lost, point, photos) -> None:
+    trial = Trial(lost, photos, point)
+    for rung, count in ((Rung(4, 10), 6), (Rung(8, 20), 10)):  # whole shards of two
+        pairs, valid = trial._pairs(rung)
+        assert [pair.attempt for pair in pairs] == [10 * task for task in range(count)] and valid == 1
+
+
+@pytest.mark.ray
+def test_a_trial_does_not_wait_for_ever_for_an_extractor_without_a_place(lost, point, photos) -> None:
+    short = load_config(None, ["resources.wait_seconds=2"])
+    pair: Any = SimpleNamespace(attempt=0)
+    with pytest.raises(ActorError, match="no lent actor that could do fidelity shows life"):
+        Trial(dataclasses.replace(lost, config=short), photos, point)._fidelity([pair])
 
 
 def test_what_was_measured_is_read_and_an_ended_trial_ends_where_it_did(
