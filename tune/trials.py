@@ -12,16 +12,19 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from ray import tune
+from ray import cloudpickle, tune
+from ray.exceptions import RayTaskError
 from ray.tune import Callback
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from actors.lending import STARTS, make_room
 from actors.resources import needs, own_code, refuse_other_code
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
@@ -136,6 +139,7 @@ def _tune(
         ),
         place(bench.config),
     )
+    recorder = _Recorder(bench, dimensions, told)
     with tempfile.TemporaryDirectory(prefix="cdiff-tune-") as folder:  # what Tune writes there, nobody reads
         tuner = tune.Tuner(
             trainable,
@@ -152,11 +156,12 @@ def _tune(
                 name="sweep",
                 storage_path=folder,
                 verbose=0,
-                callbacks=[_Recorder(bench, dimensions, told), JsonLoggerCallback()],
+                callbacks=[recorder, JsonLoggerCallback()],
                 failure_config=tune.FailureConfig(max_failures=resources.retries),
             ),
         )
         found = tuner.fit()
+    recorder.demand_movement()  # Tune ends by itself with its last trial
     reasons = [str(error).strip().splitlines()[-1] for error in found.errors]
     for reason in reasons:
         log.warning("a trial failed and is left out: %s", reason)
@@ -241,14 +246,25 @@ class _Recorder(Callback):
     def __init__(self, bench: Bench, dimensions: Sequence[Dimension], told: Told) -> None:
         self._bench, self._dimensions, self._told = bench, tuple(dimensions), told
         self._moved, self._warned = time.monotonic(), False
+        self._room = self._moved  # when it was made
+        self._generators: Sequence[str] = bench.generators
+        self._stalled = ""  # what a trial said that waited in vain
+
+    def demand_movement(self) -> None:
+        """LoopStalled where a trial waited in vain for the actors that all of them share: tried again, it would wait as long again, and so would the others."""
+        if self._stalled:
+            raise LoopStalled(self._stalled)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune itself would wait for ever for a place that another job has."""
+        self.demand_movement()  # here, since Tune makes an error of its own of what its other callbacks raise
+        # a trial that runs counts as movement, however long its fit takes: none of its own waits is without an end (`actors.borrowing`)
+        now = time.monotonic()
         if any(trial.status == "RUNNING" for trial in trials):
-            self._moved, self._warned = time.monotonic(), False
+            self._moved, self._room, self._warned = now, now, False
         resources = self._bench.config.resources
         patience = max(resources.stall_timeout_s, resources.wait_seconds)
-        waited = time.monotonic() - self._moved
+        waited = now - self._moved
         if waited > _SILENT and not self._warned:
             self._warned = True
             log.warning(
@@ -259,12 +275,26 @@ class _Recorder(Callback):
                 f"no trial found its place ({place(self._bench.config)}) in {patience:.0f} s: others have it. What was measured is kept; the "
                 "same command goes on."
             )
+        if now - self._room > resources.wait_seconds + STARTS and len(self._generators) > 1:
+            # those that were lost with a node come back wherever there is room, and leave none for trials
+            self._room, self._generators = now, make_room(self._generators)
+            log.warning("no trial has its place: %d generators go on, to make room", len(self._generators))
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         point = whole(self._dimensions, trial.config)
         self._told(self._bench.key(point), point, int(result["training_iteration"]), result)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Before Tune repeats a trial that failed."""
+        path = trial.pickled_error_file  # get_pickled_error() looks where Tune copies it later
+        error = cloudpickle.loads(Path(path).read_bytes()) if path else None
+        if isinstance(error, RayTaskError) and isinstance(error.cause, LoopStalled):
+            self._stalled = str(error.cause)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.on_trial_recover(iteration, trials, trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         end(self._bench.run, self._bench.key(whole(self._dimensions, trial.config)))

@@ -203,6 +203,33 @@ def test_a_sweep_uses_both_nodes_of_a_cluster(home, settings, monkeypatch) -> No
     assert 0 < entry["asha"]["cost_ratio"] < 2, "early rungs have fits of their own"
 
 
+@pytest.mark.long
+def test_a_sweep_that_loses_a_node_goes_on_with_what_is_left(tmp_path, settings, monkeypatch) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        where = {"RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled"}
+        # four places on each node; those of one are enough for what a run cannot do without
+        places = ["resources.cpus=0.25", "resources.generators=4", "resources.least_generators=1"]
+        places += ["resources.wait_seconds=15"]  # until generators make room for trials
+        wanted = ["--trials", "6", "--confirm", "0", "--random", "--to-the-end", *SIZE]
+        sweep = _start(tmp_path, *wanted, *settings, *places, **where)
+        end = time.monotonic() + 400
+        while not _measured(tmp_path) and sweep.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
+        assert sweep.poll() is None, "trials have to be under way"
+        cluster.remove_node(node, allow_graceful=False)
+        _done(sweep)
+    finally:
+        cluster.shutdown()
+    (run,) = tmp_path.glob("runs/sweep-*")
+    trials = stored(open_run(run))
+    assert len(trials) == 6 and all(trial["ended"] and len(trial["rungs"]) == 2 for trial in trials)
+
+
 @pytest.mark.parametrize(
     ("wanted", "told"),
     [

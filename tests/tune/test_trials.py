@@ -55,9 +55,10 @@ def test_a_trial_reserves_the_place_of_a_downstream_actor() -> None:
 
 def test_a_sweep_whose_place_others_have_says_so_and_ends(monkeypatch, caplog) -> None:
     config = load_config(None, ["resources.stall_timeout_s=60", "resources.wait_seconds=100"])
-    clock = iter([0.0, 10.0, 10.0, 100.0, 500.0])
+    clock = iter([0.0, 10.0, 100.0, 500.0])
     monkeypatch.setattr(trials, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    recorder = _Recorder(cast(Any, SimpleNamespace(config=config)), FREE, lambda *_: None)
+    bench = cast(Any, SimpleNamespace(config=config, generators=("one",)))
+    recorder = _Recorder(bench, FREE, lambda *_: None)
     waiting, running = SimpleNamespace(status="PENDING"), SimpleNamespace(status="RUNNING")
     recorder.on_step_begin(1, [waiting, running])
     assert not caplog.messages
@@ -65,6 +66,47 @@ def test_a_sweep_whose_place_others_have_says_so_and_ends(monkeypatch, caplog) -
     assert caplog.messages == ["no trial has its place ({'cpu': 0.4, 'gpu': 0}): waiting at most 100 s"]
     with pytest.raises(LoopStalled, match="no trial found its place"):
         recorder.on_step_begin(3, [waiting])
+
+
+def test_generators_make_room_where_no_trial_has_its_place(monkeypatch, caplog) -> None:
+    """As after the loss of a node: they came back first."""
+    config = load_config(None, ["resources.wait_seconds=100"])
+    clock = iter([0.0, 170.0, 300.0, 340.0, 600.0, 761.0, 1000.0])
+    monkeypatch.setattr(trials, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    asked: list[Any] = []
+
+    def made(names: Any) -> list[str]:
+        asked.append(names)
+        return list(names[:-1])
+
+    monkeypatch.setattr(trials, "make_room", made)
+    bench = cast(Any, SimpleNamespace(config=config, generators=("one", "two", "three")))
+    recorder = _Recorder(bench, FREE, lambda *_: None)
+    waiting, running = SimpleNamespace(status="PENDING"), SimpleNamespace(status="RUNNING")
+    for number, status in enumerate([waiting, waiting, waiting, running, waiting, waiting]):
+        recorder.on_step_begin(number, [status])
+    assert asked == [("one", "two", "three"), ["one", "two"]], "one by one, and one stays"
+    assert "no trial has its place: 1 generators go on, to make room" in caplog.messages
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_trial_that_waited_in_vain_ends_the_sweep(local_ray, monkeypatch, tmp_path, retries) -> None:
+    """All trials wait for the same actors: each would wait as long, as often as Tune repeats it."""
+    begun = tmp_path / "begun"
+
+    def trial(config, bench, dataset, dimensions, search, code) -> None:
+        with begun.open("a") as file:
+            file.write("x")
+        raise LoopStalled("1 of 1 calls of fidelity wait")
+
+    monkeypatch.setattr(trials, "_trial", trial)
+    config = load_config(None, ["wasm.arm=B0", "resources.downstreams=1", f"resources.retries={retries}"])
+    bench = cast(Any, SimpleNamespace(config=config, rungs=(1, 2), generators=()))
+    with pytest.raises(LoopStalled, match=r"^1 of 1 calls of fidelity wait$"):
+        trials._tune(bench, None, FREE, [], Search(1, model=False), lambda *_: None)
+    assert begun.read_text() == "x"
 
 
 @pytest.fixture
