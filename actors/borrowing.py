@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from actors.failures import what
+from actors.failures import broken, lost_with_node, what
 from cdiff.config import Config, ResourceConfig
 from cdiff.errors import ActorError, LoopStalled
 
@@ -82,8 +82,13 @@ class _Round:
         actor, number = self._asked.pop(reference)
         try:
             answer = ray.get(reference)
-        except RayTaskError:  # its own error, that another would raise, too
-            raise
+        except RayTaskError as error:
+            if not broken(error):  # another actor would raise it, too
+                raise
+            ray.kill(actor, no_restart=False)  # made anew, for other trials as well
+            time.sleep(_PAUSE)  # it would still say that it is there
+            self._failed(actor, number, error)
+            return False
         except RayError as error:
             self._failed(actor, number, error)
             return False
@@ -100,7 +105,7 @@ class _Round:
     def _failed(self, actor: Any, number: int | None, error: RayError) -> None:
         """Give a call that failed to another, and ask whether the actor is there again."""
         if number is not None:
-            self._failures[number] += 1
+            self._failures[number] += not lost_with_node(error)  # a node takes all its actors along
             if self._failures[number] > self._resources.retries:
                 raise ActorError(
                     f"{self._method} by a trial failed with {self._failures[number]} lent actors; the last: {what(error)}"

@@ -38,6 +38,13 @@ class Maker:
             os._exit(1)
         return Path(marker).stat().st_size
 
+    def compute_once(self, marker: str) -> str:
+        if not Path(marker).exists():
+            Path(marker).write_text(str(os.getpid()))
+        if Path(marker).read_text() == str(os.getpid()):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return "computed"
+
     def refuse(self) -> None:
         raise DataError("no photo at a.png")
 
@@ -104,6 +111,10 @@ def test_what_kills_its_actors_is_tried_again_and_fails_in_the_end(makers, tmp_p
     with pytest.raises(ActorError, match="die by a trial failed with 2 lent actors"):
         answers(names, "die", [(str(tmp_path / "ever"), 9)], CONFIG)
     assert len((tmp_path / "ever").read_text()) == 2
+
+
+def test_an_actor_whose_gpu_is_broken_is_made_anew(makers, tmp_path) -> None:
+    assert answers([makers("ill")], "compute_once", [(str(tmp_path / "who"),)], CONFIG) == ["computed"]
 
 
 def test_an_error_of_the_method_itself_is_told_at_once(makers) -> None:
