@@ -29,6 +29,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not [path for path in paths if not (page.parent / path).exists()]
 
 
+def test_the_readme_tells_the_versions_of_the_lock() -> None:
+    lock = dict(re.findall(r"^(\w+)==(\d+\.\d+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    told = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"pins PyTorch {lock['torch']}, Ray {lock['ray']} and MLflow {lock['mlflow']}." in told
+
+
 def test_settings_are_taken() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.name != "decisions.md")
     told = set(re.findall(r"(?<![\w./-])((?:[a-z_]+\.[a-z_]+|rounds)=[^\s`,;)]+)(?=[\s`,;.)])", text))

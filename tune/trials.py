@@ -288,7 +288,8 @@ class _Recorder(Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Before Tune repeats a trial that failed."""
-        path = trial.pickled_error_file  # get_pickled_error() looks where Tune copies it later
+        # get_pickled_error() looks where Tune copies it later; the file is Tune's own, in this process's folder
+        path = trial.pickled_error_file
         error = cloudpickle.loads(Path(path).read_bytes()) if path else None
         if isinstance(error, RayTaskError) and isinstance(error.cause, LoopStalled):
             self._stalled = str(error.cause)

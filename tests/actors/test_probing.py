@@ -9,10 +9,11 @@ from actors import probing
 from actors.downstream import Evaluation, Fit
 from actors.probing import probed
 from cdiff.config import Config
-from cdiff.config_file import dump_config, load_config
+from cdiff.config_file import load_config
 from cdiff.data.ledger import Ledger
-from cdiff.data.store import Run, create_run
+from cdiff.data.store import Run
 from cdiff.types import Decision, Gain, Knowledge, Outcome, Revisions, RoundResult, Slice, Weakness
+from tests.bare_run import bare_run
 
 KNOWN = Knowledge((Weakness(Slice("metal", "pit"), ("a#0",), 0.5, 0.5, 0.5, 0.5),))
 GAIN = Gain("metal/pit", 0.3, 4, 2, 0.1, 0.02)
@@ -52,15 +53,9 @@ def learned(monkeypatch, judged_run) -> list[Any]:
     return found
 
 
-@dataclasses.dataclass
-class Splits:
-    hash: str = "abc"
-    photos: str = "def"
-
-
 @pytest.fixture
 def run(tmp_path) -> Run:
-    return create_run(tmp_path, "one", dump_config(Config()), Splits())
+    return bare_run(tmp_path)
 
 
 def _probed(crew: Any, ledger: Ledger) -> Knowledge:

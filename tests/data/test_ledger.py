@@ -7,10 +7,8 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from cdiff.config import Config
-from cdiff.config_file import dump_config
 from cdiff.data.ledger import Ledger
-from cdiff.data.store import Run, ShardRow, create_run, shard_name, write_shard
+from cdiff.data.store import Run, ShardRow, shard_name, write_shard
 from cdiff.data.verdicts import Verdict, write_verdict
 from cdiff.errors import DataError, RunError
 from cdiff.types import (
@@ -28,17 +26,12 @@ from cdiff.types import (
     Strengths,
     Weakness,
 )
-
-
-@dataclasses.dataclass
-class Splits:
-    hash: str = "abc"
-    photos: str = "def"
+from tests.bare_run import bare_run
 
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    return create_run(tmp_path, "one", dump_config(Config()), Splits())
+    return bare_run(tmp_path)
 
 
 def task(seed: int) -> GenerationTask:

@@ -1,6 +1,5 @@
 """Run folders and shards: what is committed is there, whole; what is not does not exist."""
 
-import dataclasses
 import json
 import pickle
 
@@ -27,17 +26,12 @@ from cdiff.data.store import (
 )
 from cdiff.errors import RunError
 from cdiff.types import Assignment, Attempt, GenerationTask, Pose, Recipe, Revisions, Strengths
-
-
-@dataclasses.dataclass
-class Splits:
-    hash: str = "abc"
-    photos: str = "def"
+from tests.bare_run import Splits, bare_run
 
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    return create_run(tmp_path / "home", "one", dump_config(Config()), Splits())
+    return bare_run(tmp_path / "home")
 
 
 def assignment(number: int) -> Assignment:

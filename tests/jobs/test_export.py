@@ -1,7 +1,6 @@
 """jobs/export.py: kept pairs become a tree or a file that readers take, byte for byte, and nothing else does."""
 
 import csv
-import dataclasses
 import io
 from pathlib import Path
 
@@ -33,12 +32,7 @@ from cdiff.types import (
     Strengths,
 )
 from jobs.export import main
-
-
-@dataclasses.dataclass
-class Splits:
-    hash: str = "abc"
-    photos: str = "def"
+from tests.bare_run import Splits
 
 
 def made(

@@ -25,7 +25,8 @@ from cdiff.data.trees import CocoTree, MvtecTree
 from cdiff.errors import RunError
 from cdiff.types import Decision, Pair, RoundResult
 from jobs.export import export, main
-from tests.jobs.test_export import Splits, files, made
+from tests.bare_run import Splits
+from tests.jobs.test_export import files, made
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from cdiff.errors import DataError, RunError
 from cdiff.types import Decision, RoundResult
 from jobs.export import main as export
 from jobs.predict import main, predict
-from tests.jobs.test_export import Splits, files
+from tests.bare_run import Splits
+from tests.jobs.test_export import files
 
 
 def test_the_best_model_predicts_and_not_the_last_accepted_one(tmp_path):
