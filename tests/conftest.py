@@ -27,6 +27,9 @@ from cdiff.types import MaskFile, Sample
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Ray notes once per process whether clusters ask for tokens: clusters of tests in one process must not differ in it.
+# Processes that tests start as a user would, without this variable, have tokens as Ray gives them.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 torch.set_num_threads(1)  # as in the actors; more threads wait for each other as soon as something else runs
 
 TINY = [

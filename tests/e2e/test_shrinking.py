@@ -23,9 +23,7 @@ def _losses(home: Path, run: str) -> list[float]:
     return (ledger.milestone("generator") or {})["losses"]
 
 
-def test_a_training_that_loses_a_node_goes_on_with_the_workers_that_are_left(
-    tmp_path, tiny_loop, monkeypatch
-) -> None:
+def test_a_training_that_loses_a_node_goes_on_with_the_workers_that_are_left(tmp_path, tiny_loop) -> None:
     from ray.cluster_utils import Cluster
 
     settings = [
@@ -41,7 +39,6 @@ def test_a_training_that_loses_a_node_goes_on_with_the_workers_that_are_left(
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "CDIFF_"))}
     environment |= {"CDIFF_HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
     loop = [sys.executable, str(ROOT / "jobs" / "loop.py")]
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     log = tmp_path / "log"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:

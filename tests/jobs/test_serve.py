@@ -117,7 +117,6 @@ def head(monkeypatch) -> Iterator[str]:
     """Address of a cluster that outlives its drivers."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     yield cluster.address

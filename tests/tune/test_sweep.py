@@ -181,10 +181,9 @@ def test_the_loop_sweeps_between_its_rounds(home, settings) -> None:
 
 
 @pytest.mark.long
-def test_a_sweep_uses_both_nodes_of_a_cluster(home, settings, monkeypatch) -> None:
+def test_a_sweep_uses_both_nodes_of_a_cluster(home, settings) -> None:
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         cluster.add_node(num_cpus=1)
@@ -204,10 +203,9 @@ def test_a_sweep_uses_both_nodes_of_a_cluster(home, settings, monkeypatch) -> No
 
 
 @pytest.mark.long
-def test_a_sweep_that_loses_a_node_goes_on_with_what_is_left(tmp_path, settings, monkeypatch) -> None:
+def test_a_sweep_that_loses_a_node_goes_on_with_what_is_left(tmp_path, settings) -> None:
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         node = cluster.add_node(num_cpus=1)
