@@ -119,6 +119,11 @@ def doubts(result: Mapping[str, Any]) -> list[str]:
         told.append(
             f"splits differ by more than seeds do in {', '.join(split)}; intervals take the splits as given."
         )
+    if any(c["metric"] == "pixel_ap" and c["objects"] == 1 for c in result["comparisons"]):
+        told.append(
+            "all targets are of one source object: intervals are over seeds alone, and say nothing of other objects. "
+            "Give photos of more objects, or name what the photos are of (--groups)."
+        )
     return told
 
 

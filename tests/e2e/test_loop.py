@@ -216,6 +216,7 @@ def test_kept_pairs_made_again_from_their_rows_have_the_same_bytes(done, home, t
     assert count and f"made again, {count} of {count} are equal" in told.stdout
 
 
+@pytest.mark.long
 def test_a_pair_made_by_hand_is_trained_on_in_the_next_round(done, home, tiny_loop, tmp_path, sent) -> None:
     run = open_run(home / "runs" / "tiny")
     data = [str(path) for path in sorted((home / "data").glob("demo-*/*")) if path.is_dir()]

@@ -71,6 +71,14 @@ def test_the_verdict_names_whom_the_aimed_pairs_beat_and_from_whom_they_cannot_b
     assert "worse than real only" in verdict(result)
 
 
+def test_targets_of_one_source_object_are_doubted_though_an_interval_excludes_zero(result):
+    assert doubts(result) == [], "a rare type alone is no doubt about the mean"
+    for found in result["comparisons"]:
+        found["objects"] = 1
+    (told,) = doubts(result)
+    assert "one source object" in told and "--groups" in told
+
+
 def test_the_page_shows_arms_differences_and_what_can_be_told(result):
     html = render("quality-x", result, [Picture(np.zeros((4, 4, 3), np.uint8), "pairs of one arm")])
     for text in (

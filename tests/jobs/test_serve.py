@@ -79,7 +79,7 @@ def _free_port() -> int:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_a_killed_service_left_is_ended_and_what_others_deployed_is_left_alone(capsys) -> None:
     from ray import serve
 
