@@ -239,6 +239,7 @@ def _content(session: Session, ledger: Ledger, real_only: Assessed) -> ReportCon
     return ReportContent(
         title=session.run.name,
         real_only=dict(real_only.headline()),
+        probed=tuple(ledger.probed()),
         rounds=tuple(rounds),
         asked=session.config.rounds,
         kept=() if kept is None else (Picture(kept, f"Kept pairs: {legend}"),),

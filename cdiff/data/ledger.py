@@ -138,6 +138,11 @@ class Ledger:
                 "Read it with that version, or start a new run."
             ) from None
 
+    def probed(self) -> list[Gain]:
+        """What the probe before the first round found pairs to bring; ledgers of earlier versions do not have it."""
+        told = self.milestone("probed")
+        return from_json(list[Gain], told["gains"]) if told else []
+
     def gains(self) -> list[Gain]:
         """What the probe before the first round and every committed round brought, by slice.
 
@@ -145,8 +150,7 @@ class Ledger:
         measurement then takes the place of the first, by slice and start strength: both would count as two of the same pairs. Where that next
         round was rejected, its own stays beside what comes later, though both are in part of the same pairs.
         """
-        probed, rounds = self.milestone("probed"), self.rounds()  # ledgers of earlier versions have no probed
-        out: list[Gain] = from_json(list[Gain], probed["gains"]) if probed else []
+        out, rounds = self.probed(), self.rounds()
         for place, result in enumerate(rounds):
             unseen = result.decision.accepted and not result.decision.stands  # by the best model
             later = rounds[place + 1 : place + 2] if unseen else []

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cdiff.data.storage import write_durably
 from cdiff.evaluation import charts, page
 from cdiff.evaluation.report_metrics import METRICS, between, cards, metrics, number
-from cdiff.types import LEAST_CHANCE, QUARANTINED, Decision, RoundResult
+from cdiff.types import LEAST_CHANCE, QUARANTINED, Decision, Gain, RoundResult
 
 SHOWN_SLICES = 8  # bars per round; the table below has all
 
@@ -48,7 +48,8 @@ class ReportContent:
         pairs, copies: how many pairs the kept model has, and how many copies its rival. copies_stand: whether validation kept that.
         asked: rounds that the run is to have.
         real_only: validation metrics of the model of real photos alone: round 0 of the chart.
-        rounds: as in the ledger: weaknesses, counts, decisions and seconds are read from them.
+        probed: what the probe before the first round found pairs to bring.
+        rounds: as in the ledger: weaknesses, counts, decisions, gains and seconds are read from them.
         seconds: phase, seconds, for the whole run.
         reproduce: command lines.
         notes: what the reader must know to judge: unscored types, dropped photos, refused slices.
@@ -64,6 +65,7 @@ class ReportContent:
     copies_stand: bool = True
     asked: int = 0
     real_only: Mapping[str, float] = field(default_factory=dict)
+    probed: tuple[Gain, ...] = ()
     rounds: tuple[RoundResult, ...] = ()
     best: tuple[Picture, ...] = ()
     worst: tuple[Picture, ...] = ()
@@ -102,7 +104,7 @@ def render(content: ReportContent) -> str:
             _gallery("Turned away", content.turned_away),
             _counts(content.rounds),
         ),
-        _weaknesses(content.rounds),
+        _weaknesses(content),
         _run(content),
     ]
     return page.document(content.title, body)
@@ -231,9 +233,9 @@ def _counts(rounds: Sequence[RoundResult]) -> str:
     return f"<h3>Counted by slice and reason</h3>{drawn}" if drawn else ""
 
 
-def _weaknesses(rounds: Sequence[RoundResult]) -> str:
+def _weaknesses(content: ReportContent) -> str:
     parts, tables = [], []
-    for result in rounds:
+    for result in content.rounds:
         ranked = sorted(result.weaknesses, key=lambda weakness: -weakness.score)
         rows = [
             (w.slice.name, w.score, f"{w.score:.2f} · {len(w.targets)} targets")
@@ -271,18 +273,20 @@ def _weaknesses(rounds: Sequence[RoundResult]) -> str:
             explained,
             page.columns(*parts),
             page.details("All slices", *tables),
-            _gains(rounds),
+            _gains(content),
         )
         if parts
         else ""
     )
 
 
-def _gains(rounds: Sequence[RoundResult]) -> str:
+def _gains(content: ReportContent) -> str:
+    found = [("probe", g) for g in content.probed] + [
+        (str(r.round), g) for r in content.rounds for g in r.gains
+    ]
     rows = [
-        (r.round, g.slice, f"{g.start_strength:g}", g.pairs, g.targets, page.signed(g.gain), f"{g.error:.3f}")
-        for r in rounds
-        for g in r.gains
+        (name, g.slice, f"{g.start_strength:g}", g.pairs, g.targets, page.signed(g.gain), f"{g.error:.3f}")
+        for name, g in found
     ]
     header = (
         "round",
@@ -294,9 +298,7 @@ def _gains(rounds: Sequence[RoundResult]) -> str:
         "± error",
     )
     drawn = page.table(header, rows)
-    told = (
-        "Change of mean soft Dice on validation targets, by slice: the next round's budget learned from it."
-    )
+    told = "Change of mean soft Dice on validation targets, by slice: the next budget learned from it."
     return page.details("What pairs brought", page.paragraph(told, True), drawn) if drawn else ""
 
 

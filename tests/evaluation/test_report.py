@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cdiff.evaluation.report import Picture, ReportContent, render, write_report
-from cdiff.types import Decision, RoundResult, Slice, Weakness
+from cdiff.types import Decision, Gain, RoundResult, Slice, Weakness
 
 EVIL = "<script>alert('x')</script>\" onload=\"x"
 
@@ -115,6 +115,19 @@ def test_every_text_is_escaped_and_still_readable(content):
     assert "<script" not in html
     assert html.count("&lt;script&gt;") >= 8  # title, type, slice, captions, data, command
     assert EVIL in Page(html).words
+
+
+def test_gains_name_the_probe_or_the_round_that_measured_them(content):
+    first, second = (
+        dataclasses.replace(content.rounds[0], gains=(Gain("pit", 0.7, 40, 5, 0.02, 0.01),)),
+        content.rounds[1],
+    )
+    probed = (Gain("pit", 0.5, 24, 5, -0.03, 0.02),)
+    html = render(dataclasses.replace(content, probed=probed, rounds=(first, second)))
+    table = html[html.index("What pairs brought") :]
+    assert re.search(r"<td[^>]*>probe</td>.*<td[^>]*>1</td>", table, re.S), "in their order"
+    assert "-0.030" in table.replace("\u2212", "-") and "+0.020" in table
+    assert "What pairs brought" not in render(content), "nothing measured"
 
 
 def test_pictures_are_inside_the_page_with_their_captions(content):
