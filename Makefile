@@ -34,7 +34,7 @@ test: $(STAMP)  ## Run the tests
 long: $(STAMP)  ## Run the tests that take minutes each: a whole benchmark, the service under load
 	$(BIN)/python -m pytest -q -m long
 
-chaos: $(STAMP)  ## Run the tests that kill, fill and cut things, and write their table (20 minutes)
+chaos: $(STAMP)  ## Run the tests that kill, fill and cut things, and write their table (25 minutes)
 	$(BIN)/python -m pytest -q -m chaos tests/chaos --table docs/reliability.md
 
 check: $(STAMP)  ## Lint, format check and type check
