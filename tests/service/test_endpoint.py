@@ -61,7 +61,7 @@ def url(runs, photos, tiny_config) -> Iterator[str]:
     generators = serve.deployment(Generating).options(  # type: ignore[attr-defined]
         max_ongoing_requests=6, max_queued_requests=4, ray_actor_options={"num_cpus": 0.4}
     )
-    behind = generators.bind(runs, dict.fromkeys(runs, photos), tiny_config, 1)
+    behind = generators.bind(runs, dict.fromkeys(runs, photos), tiny_config, 1, ())
     door = Door(token=TOKEN, max_bytes=2_000_000)
     gateway: Any = Gateway
     service = gateway.bind(behind, runs, Limits.of(tiny_config.data), door)
