@@ -57,6 +57,7 @@ def arguments(home, tiny_loop) -> list[str]:
         str(home / "quality-tiny.json"),
         *tiny_loop,
         "wasm.pool=8",
+        "wasm.probe_steps=0",  # it aims by validation photos, which are looked at first
     ]
 
 
