@@ -175,7 +175,7 @@ def judge_gpus(reports: Mapping[Node, NodeReport], device: str) -> Finding:
     odd = []
     for node, its in reports.items():
         seen = its.gpus or 0
-        if its.gpu_fault:
+        if its.gpu_fault and (node.gpus or its.gpus):
             odd.append(f"{node.host}: {its.gpu_fault}")
         elif its.gpus is not None and seen < node.gpus:
             odd.append(f"{node.host}: Ray hands out {node.gpus:g} GPUs, PyTorch sees {seen}")
@@ -193,7 +193,10 @@ def judge_gpus(reports: Mapping[Node, NodeReport], device: str) -> Finding:
     if device == "cpu" and total:
         text = f"{total:g} GPUs lie idle: resources.device=cpu"
         return Finding(
-            "gpus", "warning", text, "set resources.device=cuda resources.gpus=0.5, or leave them to others"
+            "gpus",
+            "warning",
+            text,
+            "set resources.device=cuda resources.gpus=0.2 (five actors on one card; docs/gpus.md has more), or leave them to others",
         )
     return Finding(
         "gpus",
@@ -320,6 +323,8 @@ def _gpus() -> tuple[int, str]:
         import torch  # here: nodes without GPUs are spared its seconds
     except ImportError as error:
         return 0, f"PyTorch cannot be imported: {error}"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return 0, f"PyTorch {torch.__version__} is built for CPUs: install its build for the cards"
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
         for number in range(count):

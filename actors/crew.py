@@ -97,6 +97,7 @@ class Crew(Staff):
         held_out = [target.target_id for target in self.dataset.all_targets(sorted(calibration))]
         trained = ledger.milestone("generator")
         if trained is None:
+            self.downstream.call("demand_segmenter")
             normals = [i for i in learned if self.dataset.sample(i).is_normal] or learned
             trained = self._train(targets, normals, ledger)
         forget_file(self.run, f"checkpoints/{TRAINING_STATE}")  # of a training that is noted by now

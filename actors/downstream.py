@@ -78,6 +78,10 @@ class Downstream:
         self.tell: Callable[[int, int, float], None] | None = None  # beside the actor's own `progress`
         self.tallies: dict[tuple[str, tuple[str, ...]], Tally] = {}
 
+    def demand_segmenter(self) -> None:
+        """ConfigError where the configured segmenter cannot be made: asked before a generator is trained, which takes longer."""
+        build_segmenter(self.config.downstream, 0)
+
     def fit(self, request: FitRequest, workers: Workers = ALONE) -> Fit:
         """Fit a segmenter as requested and store it. Equal requests give equal weights: what another run fitted is taken.
 

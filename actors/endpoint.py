@@ -331,8 +331,9 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
     token = os.environ.get(TOKEN, "")
     if len(token) < _LEAST and not served.insecure_loopback:
         raise ConfigError(
-            f"set {TOKEN} to a secret of at least {_LEAST} characters, as of: openssl rand -hex 32. Without a token the service "
-            "starts with --insecure-loopback alone."
+            f"set {TOKEN} to a secret of at least {_LEAST} characters, as of: openssl rand -hex 32. It is read where the service is built, which "
+            "on a cluster is a node: it belongs into the environment of `ray start` there. Without a token the service starts with "
+            "--insecure-loopback alone."
         )
     named = _by_name([run_of_model(name, served.home) for name in _listed(served.run)])
     runs = list(named.values())

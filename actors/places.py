@@ -70,8 +70,8 @@ def reserve(config: Config, *, wait: bool = True, actors: Mapping[Role, int] | N
     without = [role for role in counts if role != "coordinator" and not needs(config, role).get("GPU")]
     if config.resources.device == "cuda" and without:
         raise ConfigError(
-            f"resources.device=cuda reserves no GPU for {' and '.join(without)}: set resources.gpus, as 0.25 for actors that share one card, or "
-            "device=cpu."
+            f"resources.device=cuda reserves no GPU for {' and '.join(without)}: set resources.gpus, as {_share(counts):g} where all share one card, "
+            "or resources.device=cpu."
         )
     placed = [
         (role, number) for role, count in counts.items() for number in range(count) if needs(config, role)
@@ -188,8 +188,13 @@ def _shortage(config: Config, counts: Mapping[Role, int], bundles: list[Resource
     lacking = [kind for kind, amount in wanted.items() if total.get(kind, 0) < amount]
     busy = [kind for kind, amount in wanted.items() if free.get(kind, 0) < amount]
     largest = {kind: max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in wanted}
-    if lacking:
-        remedy = "Lower resources.generators, resources.cpus or resources.gpus (shares such as 0.3 let actors share), or add nodes."
+    if wanted.get("GPU") and not total.get("GPU"):
+        remedy = (
+            "Ray knows of no GPU: set resources.device=cpu, or give it nodes with cards. Where a node has one, Ray finds it by NVIDIA's driver "
+            "(nvidia-smi must list it), or takes `ray start --num-gpus=N`."
+        )
+    elif lacking:
+        remedy = f"Lower resources.generators, resources.cpus or resources.gpus ({_share(counts):g} lets all actors share one card), or add nodes."
     elif busy:
         remedy = "Other jobs hold the rest: wait for them, raise resources.wait_seconds, or lower resources.generators."
     else:
@@ -203,6 +208,12 @@ def _shortage(config: Config, counts: Mapping[Role, int], bundles: list[Resource
         f"free {_words({kind: free.get(kind, 0.0) for kind in wanted})}, at most {_words(largest)} on one node"
         f"{f'; waited {waited:.0f} s' if waited else ''}.\n{remedy}"
     )
+
+
+def _share(counts: Mapping[Role, int]) -> float:
+    """GPUs per actor with which all of them fit one card."""
+    actors = sum(count for role, count in counts.items() if role != "coordinator")
+    return math.floor(100 / max(actors, 1)) / 100
 
 
 def _there(wanted: Resources) -> str:

@@ -64,6 +64,11 @@ def connect(address: str | None = None) -> Cluster:
         options |= {"address": address or "auto"}  # code and variables come with the job
     else:
         options |= {"address": address, "runtime_env": {"working_dir": str(ROOT)}}
+    if address and address.startswith(("http://", "https://")):
+        raise ResourceError(
+            f"{address} is the address of Ray's job server, which `ray job submit` takes. Set RAY_ADDRESS to HOST:6379 to join the cluster, or unset it "
+            "to run on this machine alone."
+        )
     try:
         _knock(address)
         ray.init(**options)
@@ -220,10 +225,11 @@ def demand_drivers_code() -> None:
 
 
 def needs(config: Config, role: Role) -> Resources:
-    """What one actor of a role reserves."""
+    """What one actor of a role reserves; no GPU where it would compute on the CPU."""
     settings = config.resources
     own = {"generator": settings.generator_gpus, "downstream": settings.downstream_gpus}.get(role)
-    wanted = {"CPU": settings.cpus, "GPU": settings.gpus if own is None else own}
+    share = settings.gpus if own is None else own
+    wanted = {"CPU": settings.cpus, "GPU": share if settings.device == "cuda" else 0.0}
     # the coordinator only sorts and draws numbers
     return {kind: amount for kind, amount in wanted.items() if amount and role != "coordinator"}
 

@@ -164,6 +164,13 @@ def home(found: list[Node], place: str) -> Finding:
 def photos(args: argparse.Namespace, config: Config) -> Finding:
     """Every node reads a photo and its mask."""
     if not args.data:
+        if not config.data.demo:
+            return Finding(
+                "data",
+                "FAIL",
+                "no --data, and these settings are not the demo's",
+                "give --data FOLDER; it repeats",
+            )
         return Finding("data", "ok", "no --data: the demo's photos are made when a run begins")
     try:
         sources, origins = brought(args.data)

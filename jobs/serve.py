@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "settings",
         nargs="*",
-        help="resources.key=value instead of the run's, as resources.device=cpu resources.gpus=0",
+        help="resources.key=value instead of the run's, as resources.device=cpu",
     )
     return out
 
@@ -108,8 +108,10 @@ def serving(wanted: Mapping[str, Any], host: str, port: int) -> Iterator[None]:
             http = {"host": host, "port": port, "request_timeout_s": 130}
             serve.start(http_options=http, logging_config=quiet)
             serve.run(service, name=_NAME, route_prefix="/", logging_config=quiet)
-        except RuntimeError as error:
-            raise ResourceError(f"cannot serve at {host}:{port}: {error}") from None
+        except (RuntimeError, TimeoutError) as error:
+            raise ResourceError(
+                f"cannot serve at {host}:{port}: {error}\nIf another program listens there, end it, or name another --port."
+            ) from None
         print(f"serving    http://{host}:{port}/   API at /docs", flush=True)
         yield
     finally:
@@ -177,7 +179,7 @@ def _demand_room(served: Served, cluster: Cluster) -> None:
     except (ConfigError, ResourceError) as error:
         raise type(error)(
             f"{error}\nOf generators the service takes --replicas, not resources.generators. The rest is the run's: resources.key=value at the end of "
-            "the command says otherwise, as resources.device=cpu resources.gpus=0 on a machine without a GPU."
+            "the command says otherwise, as resources.device=cpu on a machine without a GPU."
         ) from None
     taken = served.replicas * needs(config, "generator").get("CPU", 0) + _GATEWAY
     if cluster.local and taken > cluster.cpus:  # another cluster may grow for the gateway

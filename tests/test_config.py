@@ -96,6 +96,8 @@ def test_all_mistakes_are_named_at_once() -> None:
         "generator.channels=[40,80]",
         "generator.unshuffle=3",
         "safe.channels=[20,40]",
+        "data.train_share=0.9",
+        "wasm.uniform=0.95",
     ],
 )
 def test_values_out_of_range_are_refused_by_name(override: str) -> None:
@@ -120,7 +122,7 @@ def test_start_strengths_that_the_budget_cannot_choose_from_are_told_apart(value
     ],
 )
 def test_more_than_all_can_never_be_the_least(told: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"least_\w+=3 is above \w+=2"):
+    with pytest.raises(ConfigError, match=r"\w+\.least_\w+=3 is above \w+\.\w+=2"):
         load_config(None, told)
 
 

@@ -25,6 +25,7 @@ from cdiff.data import demo_shapes, demo_surfaces, demo_tissue
 from cdiff.data.demo_surfaces import DEFECTS, draw_plate, draw_surface
 from cdiff.data.demo_tissue import draw_tissue
 from cdiff.data.images import encode_png
+from cdiff.errors import StorageError
 from cdiff.types import content_hash
 
 KINDS: tuple[tuple[str, str], ...] = (*(("metal", name) for name in DEFECTS), ("tissue", "target"))
@@ -56,6 +57,8 @@ def make_demo(folder: str | Path, config: DataConfig, seed: int) -> list[str]:
         seed: equal seeds give equal bytes.
     Returns:
         The paths of the two sources, metal and tissue.
+    Raises:
+        StorageError: nothing can be written there.
     """
     folder = Path(folder)
     identity = content_hash([_code_hash(), config.demo_images, config.demo_side, seed])
@@ -63,8 +66,13 @@ def make_demo(folder: str | Path, config: DataConfig, seed: int) -> list[str]:
     sources = [str(final / "metal"), str(final / "tissue")]
     if _complete(final):
         return sources
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".demo-", dir=folder))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".demo-", dir=folder))
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {folder}: {error.strerror}. Choose another --home (or CDIFF_HOME)."
+        ) from None
     try:
         _write_metal(scratch / "metal", config, seed)
         _write_tissue(scratch / "tissue", config, seed)

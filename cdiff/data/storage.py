@@ -190,7 +190,8 @@ class LocalStorage:
             yield
         except OSError as error:
             raise StorageError(
-                f"cannot write {self._path(key)}: {error.strerror}. Free the disk, or mend its rights, and give the same command again."
+                f"cannot write {self._path(key)}: {error.strerror}. Free the disk or mend its rights, and give the same command again, "
+                "or choose another --home."
             ) from None
 
 

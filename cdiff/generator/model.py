@@ -17,7 +17,7 @@ from cdiff.data.dataset import Dataset
 from cdiff.data.run import cache_folder
 from cdiff.data.storage import rename_durably
 from cdiff.data.weights import local_weights, weights_sum
-from cdiff.errors import RunError
+from cdiff.errors import CdiffError, RunError
 from cdiff.generator.crops import cut, shift_inside, square_around, to_resolution
 from cdiff.generator.denoiser import Denoiser, PixelDenoiser
 from cdiff.safe.cache import FeatureCache
@@ -149,10 +149,16 @@ def pretrained(config: GeneratorConfig, safe: SafeConfig) -> dict[str, Path]:
     """Folders of the weights that a configuration names: "generator" and "safe", as far as it does.
 
     Raises:
-        ConfigError, RunError: as `cdiff.data.weights.local_weights`.
+        ConfigError, RunError: as `cdiff.data.weights.local_weights`, with the setting's name.
     """
     named = {"generator": config.weights if config.backbone == "latent" else "", "safe": safe.weights}
-    return {name: local_weights(source) for name, source in named.items() if source}
+    found = {}
+    for name, source in named.items():
+        try:
+            found |= {name: local_weights(source)} if source else {}
+        except CdiffError as error:
+            raise type(error)(f"{name}.weights: {error}") from None
+    return found
 
 
 def pretrained_sums(config: GeneratorConfig, safe: SafeConfig) -> dict[str, str]:

@@ -57,7 +57,7 @@ class ResourceConfig(Settings):
     def _fewer(self) -> ResourceConfig:
         if self.least_generators > self.generators:
             raise ValueError(
-                f"least_generators={self.least_generators} is above generators={self.generators}"
+                f"resources.least_generators={self.least_generators} is above resources.generators={self.generators}"
             )
         return self
 
@@ -84,7 +84,9 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _fewer(self) -> TrainConfig:
         if self.least_workers > self.workers:
-            raise ValueError(f"least_workers={self.least_workers} is above workers={self.workers}")
+            raise ValueError(
+                f"train.least_workers={self.least_workers} is above train.workers={self.workers}"
+            )
         return self
 
 

@@ -49,5 +49,7 @@ class DataConfig(Settings):
     @model_validator(mode="after")
     def _split(self) -> DataConfig:
         if self.train_share + self.validation_share >= 1:
-            raise ValueError("train_share + validation_share must be under 1: the rest tests")
+            raise ValueError(
+                f"data.train_share={self.train_share:g} + data.validation_share={self.validation_share:g} must be under 1: the rest tests"
+            )
         return self

@@ -148,7 +148,9 @@ class WasmConfig(Settings):
     @model_validator(mode="after")
     def _shares(self) -> WasmConfig:
         if self.uniform + self.easy > 1:
-            raise ValueError("uniform + easy must not exceed 1: the rest is aimed at weaknesses")
+            raise ValueError(
+                f"wasm.uniform={self.uniform:g} + wasm.easy={self.easy:g} must not exceed 1: the rest is aimed at weaknesses"
+            )
         return self
 
 

@@ -8,13 +8,13 @@ import pytest
 
 from actors import together
 from actors.crew import Crew
-from actors.downstream import Evaluation, Fit
+from actors.downstream import Downstream, Evaluation, Fit
 from cdiff.config_file import build_config, dump_config
 from cdiff.data.ledger import Ledger
 from cdiff.data.retention import needed
 from cdiff.data.splits import make_splits
 from cdiff.data.store import create_run
-from cdiff.errors import ActorError, ResourceError
+from cdiff.errors import ActorError, ConfigError, ResourceError
 from cdiff.generator.training import TRAINING_STATE, Trained
 from cdiff.types import Knowledge, Outcome, Revisions
 
@@ -50,7 +50,21 @@ def crew(tmp_path, photos, tiny_config) -> Any:
     crew.run = create_run(tmp_path, "one", dump_config(config), manifest)
     crew.config, crew.dataset, crew.manifest = config, photos, manifest
     crew.train, crew.validation = manifest.ids("train"), manifest.ids("validation")
+    crew.downstream = Actors(lambda *_: None)
     return crew
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("factory", "torchvision.models:fctory"), ("weights", "/none.safetensors")]
+)
+def test_a_segmenter_that_cannot_be_made_is_told_before_the_generator_is_trained(crew, key, value) -> None:
+    settings = crew.config.model_dump()
+    crew.config = build_config({**settings, "downstream": {**settings["downstream"], key: value}})
+    downstream = Downstream(crew.run, crew.config, crew.dataset)
+    crew.downstream = Actors(lambda method: getattr(downstream, method)())
+    crew.generators = Actors(None, lives=0)
+    with pytest.raises(ConfigError, match=rf"(?s)downstream\.{key}"):
+        crew.prepare(Ledger(crew.run))
 
 
 def test_folds_that_were_fitted_are_not_fitted_again_after_a_kill(crew) -> None:

@@ -144,9 +144,10 @@ def test_gpus_are_reserved_as_configured_and_never_by_the_coordinator() -> None:
     apart = _config(device="cuda", gpus=0.25, generator_gpus=1.0, downstream_gpus=0.5)
     shares = {role: actor_options(apart, role)["num_gpus"] for role in roles(apart)}
     assert shares == {"generator": 1.0, "extractor": 0.25, "downstream": 0.5, "coordinator": 0}
+    assert actor_options(_config(gpus=0.25, generator_gpus=1.0), "generator")["num_gpus"] == 0, "device=cpu"
     growing = _config(generators=8, least_generators=2)
     assert roles(growing)["generator"] == 2, "the others join as nodes come"
-    with pytest.raises(ConfigError, match="least_generators=3 is above generators=2"):
+    with pytest.raises(ConfigError, match=r"resources.least_generators=3 is above resources.generators=2"):
         _config(generators=2, least_generators=3)
     options = actor_options(config, "coordinator")
     assert (options["num_cpus"], options["num_gpus"]) == (0, 0)
@@ -266,7 +267,7 @@ def test_actors_for_which_there_is_no_gpu_are_refused() -> None:
     found = doctor.enough(_config(device="cuda", gpus=0.5, wait_seconds=1), ALONE)
     assert found.state == "FAIL"
     assert "GPU" in found.text
-    assert "resources.gpus" in found.remedy
+    assert "knows of no GPU" in found.remedy and "resources.device=cpu" in found.remedy
     assert doctor.enough(_config(), ALONE).state == "ok"
     together = load_config(None, ["train.workers=2", "train.gpus=0.5", "resources.wait_seconds=1"])
     shares = doctor.enough(together, ALONE)

@@ -16,6 +16,7 @@ from cdiff.data.demo_surfaces import DEFECTS
 from cdiff.data.formats import read_sources
 from cdiff.data.images import Limits, read_image, read_mask
 from cdiff.data.splits import make_splits
+from cdiff.errors import StorageError
 
 CONFIG = DataConfig(demo_images=20, demo_side=96)
 
@@ -60,6 +61,12 @@ def test_a_complete_set_is_reused_and_a_damaged_one_made_again(tmp_path: Path) -
     assert photo.read_bytes() == before
     # no scratch folder is left
     assert [path.name for path in tmp_path.iterdir()] == [Path(metal).parent.name]
+
+
+def test_where_nothing_can_be_written_the_home_is_named_and_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(StorageError, match=r"(?s)cannot write .*home/data: Not a directory.*--home"):
+        make_demo(tmp_path / "home" / "data", CONFIG, 0)
 
 
 def test_other_settings_make_another_set_beside_the_first(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_arguments_that_cannot_be_are_told_before_anything_starts(wrong, told) -
         (
             {"settings": ["resources.device=cuda"]},
             ConfigError,
-            "(?s)reserves no GPU for generator.*resources.gpus=0",
+            "(?s)reserves no GPU for generator.*resources.gpus, as 1 where.*resources.device=cpu",
         ),
     ],
 )
