@@ -16,7 +16,7 @@ from actors.shelf import fit_key, shelve_fit, taken_fit
 from cdiff.config import Config
 from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
-from cdiff.data.images import Limits, decode_mask_png, decode_png
+from cdiff.data.images import OWN, decode_mask_png, decode_png
 from cdiff.data.store import Run, read_pair
 from cdiff.downstream.scoring import outcomes, outcomes_of, score_photo, score_photos
 from cdiff.downstream.segmenter import build_segmenter, load_segmenter, save_segmenter
@@ -232,9 +232,8 @@ class Downstream:
         return local_loss(model, image, mask, new_target(attempt, mask, self.dataset), self.config)
 
     def _pixels(self, attempt: Attempt) -> tuple[np.ndarray, np.ndarray]:
-        limits = Limits.of(self.config.data)
         image, mask = read_pair(self.run, attempt)
-        return decode_png(image, limits), decode_mask_png(mask, limits)
+        return decode_png(image, OWN), decode_mask_png(mask, OWN)
 
 
 def fitted(

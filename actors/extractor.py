@@ -63,7 +63,7 @@ class ExtractorActor:
         """Distance and coverage of made targets against real ones that the generator never saw, means over types."""
         generator = Generator.load(self.run.checkpoint(revision), self.config.resources.device)
         targets = [self.dataset.target(target_id) for target_id in target_ids]
-        made = pair_features(generator, self.run, self.dataset, attempts, self.config)
+        made = pair_features(generator, self.run, self.dataset, attempts)
         real, made = standardised(real_features(generator, self.dataset, targets), made)
         kinds = [f"{t.category}/{t.type}" for t in targets], [f"{a.category}/{a.type}" for a in attempts]
         return {"kid": by_kind(kid, real, made, kinds), "coverage": by_kind(coverage, real, made, kinds)}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cdiff.data.images import Limits, decode_mask_png, decode_png
+from cdiff.data.images import OWN, decode_mask_png, decode_png
 from cdiff.data.run import Run
 from cdiff.data.store import read_crops, read_pair
 from cdiff.evaluation.pictures import (
@@ -49,18 +49,15 @@ def pair_grid(session: Session, pairs: Sequence[Pair]) -> np.ndarray | None:
 
 
 def _grid(run: Run, session: Session, pairs: Iterable[Pair]) -> np.ndarray | None:
-    limits = Limits.of(session.config.data)
     rows, captions = [], []
     for pair in pairs:
         crop, reference, region = read_crops(run, pair.attempt)
-        result = decode_png(crop, limits)
-        mask = decode_mask_png(read_pair(run, pair.attempt)[1], limits)
+        result = decode_png(crop, OWN)
+        mask = decode_mask_png(read_pair(run, pair.attempt)[1], OWN)
         box = _box(session, pair, result.shape[0])
         background = cut(session.dataset.image(pair.attempt.assignment.task.background), box)
-        inside = decode_mask_png(region, limits)
-        rows.append(
-            pair_tiles(decode_png(reference, limits), background, inside, result, cut(mask, box), _SIDE)
-        )
+        inside = decode_mask_png(region, OWN)
+        rows.append(pair_tiles(decode_png(reference, OWN), background, inside, result, cut(mask, box), _SIDE))
         loss = dict(pair.attempt.measures).get("loss")
         told = "" if loss is None else f"loss {loss:.2f}  "
         captions.append(f"{pair.attempt.category}/{pair.attempt.type}  {told}{pair.reason or 'kept'}")

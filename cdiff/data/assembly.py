@@ -213,20 +213,20 @@ def _meaning(kind: str, facts: list[MaskFacts], source: Path) -> tuple[tuple[int
     edged = sum(fact.edged for fact in several) * 2 > len(several) > 0
     if len(values) == 1:
         return ((values[0], kind or "target"),)
+    coloured = any(fact.coloured for fact in shown)
     lossy = sum(fact.lossy for fact in shown) * 2 > len(shown)
-    if lossy and all(fact.bright for fact in shown if fact.lossy):
+    if lossy and not coloured and all(fact.bright for fact in shown if fact.lossy):
         return ((-1, kind or "target"),)
     if len(values) <= MOST_IDS and not edged:
         if 255 in values and any(fact.palette for fact in shown):
             values.remove(255)
-        coloured = any(fact.coloured for fact in shown)
         names = [f"{value:06x}" if coloured else str(value) for value in values]
         return tuple(
             (value, f"{kind}-{name}" if kind else name) for value, name in zip(values, names, strict=True)
         )
     vague = float(np.median([fact.soft for fact in shown])) > 0.6
     vague = vague or sum(_shows_ids(fact) for fact in shown) * 2 > len(shown)
-    if vague or any(fact.coloured for fact in shown) or not any(fact.bright for fact in shown):
+    if vague or coloured or not any(fact.bright for fact in shown):
         raise DataError(
             f"the masks under {source} have {len(values)} or more different values, up to {values[-1]}: too many for "
             f"ids (at most {MOST_IDS}), and not black and white with grey edges.\n"
@@ -309,8 +309,8 @@ def _present(meaning: tuple[tuple[int, str], ...], look: MaskFacts) -> tuple[tup
 
 
 def _defect_meaning(type: str, look: MaskFacts) -> tuple[tuple[int, str], ...]:
-    """In an MVTec tree the folder names the type: bright pixels, or where nothing is bright any few ids."""
-    if look.bright:
+    """In an MVTec tree the folder names the type: bright pixels, or where nothing is bright, or there are colours, any few ids."""
+    if look.bright and not look.coloured:
         return ((-1, type),)
     return tuple((value, type) for value in look.values) if len(look.values) <= MOST_IDS else ()
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import struct
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from cdiff.config import DataConfig
 from cdiff.errors import DataError
@@ -46,6 +48,7 @@ _TURNS = {
 }
 # JPEG stores colour apart from brightness: channels of a grey mask may come back this far apart.
 _GREY_TOLERANCE = 24
+_BLUR = 32  # how far JPEG moves a full colour, in the median
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,9 @@ class Limits:
     @classmethod
     def of(cls, config: DataConfig) -> Limits:
         return cls(config.max_pixels, config.max_bytes)
+
+
+OWN = Limits(sys.maxsize, sys.maxsize)  # of what a run wrote itself, whose shards have checksums
 
 
 class PhotoFacts(NamedTuple):
@@ -135,7 +141,8 @@ def read_mask(path: str | Path, limits: Limits) -> NDArray[np.uint8] | NDArray[n
     """Read a mask's raw values [H, W]: uint8, or int32 for 16-bit masks and for masks with coloured classes.
 
     Palette masks give their indices (class ids as in Pascal VOC); bilevel ones 0 and 255; colour masks with equal
-    channels their one channel; other colour masks 0xRRGGBB. Alpha is ignored, EXIF orientation is applied.
+    channels their one channel; other colour masks 0xRRGGBB, each channel 0 or 255 where a JPEG has blurred such colours. Alpha is
+    ignored, EXIF orientation is applied.
 
     Raises:
         DataError: as in `probe`.
@@ -153,8 +160,33 @@ def read_mask(path: str | Path, limits: Limits) -> NDArray[np.uint8] | NDArray[n
     colours = np.array(image.convert("RGB"), dtype=np.uint8)
     if _equal_channels(colours, _GREY_TOLERANCE):
         return np.ascontiguousarray(colours[..., 1])
+    if is_jpeg(path):
+        colours = _unblurred(colours)
+    return _packed(colours)
+
+
+def _packed(colours: NDArray[np.uint8]) -> NDArray[np.int32]:
     wide = colours.astype(np.int32)
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+
+
+def _unblurred(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The full colours [H, W, 3] of a mask that was drawn in such and compressed; any other mask as it is.
+
+    Between two of them lie colours that nobody drew: they are whatever is nearest.
+    """
+    full = np.where(colours > 127, np.uint8(255), np.uint8(0))
+    shown = full.any(axis=2)
+    if not shown.any() or np.median(np.abs(colours.astype(int) - full).max(axis=2)[shown]) > _BLUR:
+        return colours
+    values = _packed(full)
+    for value in sorted(np.unique(values[shown]), key=lambda value: int((values == value).sum())):
+        its = values == value
+        others = (values != 0) & ~its
+        if others.any() and ndimage.distance_transform_edt(~others)[its].max() <= 2:
+            nearest = ndimage.distance_transform_edt(its, return_distances=False, return_indices=True)
+            full, values = full[tuple(nearest)], values[tuple(nearest)]
+    return full
 
 
 def read_thumbnail(path: str | Path, limits: Limits, side: int) -> NDArray[np.uint8]:

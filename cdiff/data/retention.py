@@ -50,6 +50,7 @@ def forget_checkpoints(run: Run, ledger: Ledger) -> list[str]:
                     run.storage.delete(key)
         for path in (run.checkpoints / name, run.checkpoints / f"{name}.safetensors"):
             doomed = path.with_name(f".{path.name}.gone")
+            shutil.rmtree(doomed, ignore_errors=True)  # of an earlier removal that was cut off
             with contextlib.suppress(FileNotFoundError):
                 path.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)

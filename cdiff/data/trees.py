@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from cdiff.data.dataset import components
-from cdiff.data.images import Limits, decode_mask_png
+from cdiff.data.images import OWN, decode_mask_png
 from cdiff.data.mvtec import GOOD, normal_place, pair_places, type_folder
 from cdiff.data.outlines import pack
 from cdiff.data.run import safe_name
@@ -25,7 +24,6 @@ from cdiff.types import Attempt
 
 ANNOTATIONS = "annotations.json"
 PAIRS = "pairs.parquet"
-_OWN = Limits(sys.maxsize, sys.maxsize)  # the run wrote these masks itself, and its shards have checksums
 _UNNAMED = "target"  # of a mask that shows targets where the pair itself has no type
 
 Mask = NDArray[np.bool_]
@@ -58,7 +56,7 @@ class MvtecTree:
 
     def add(self, attempt: Attempt, photo: bytes, mask: bytes) -> Files:
         """As in `Tree`."""
-        kind = _kind(attempt, decode_mask_png(mask, _OWN))
+        kind = _kind(attempt, decode_mask_png(mask, OWN))
         number = self._numbers[attempt.category, kind]
         self._numbers[attempt.category, kind] += 1
         if not kind:
@@ -96,7 +94,7 @@ class CocoTree:
 
     def add(self, attempt: Attempt, photo: bytes, mask: bytes) -> Files:
         """As in `Tree`."""
-        shown = decode_mask_png(mask, _OWN)
+        shown = decode_mask_png(mask, OWN)
         kind = _kind(attempt, shown)
         # no folder of the category's name: readers take words such as SEG or test in it for what it holds
         stem = f"{safe_name(attempt.category)}-{_label(kind)}"
@@ -179,7 +177,7 @@ class FolderTree:
     def add(self, attempt: Attempt, photo: bytes, mask: bytes) -> Files:
         """As in `Tree`."""
         category = safe_name(attempt.category)
-        label = _label(_kind(attempt, decode_mask_png(mask, _OWN)))
+        label = _label(_kind(attempt, decode_mask_png(mask, OWN)))
         name = f"{label}-{self._numbers[category, label]:03d}.png"
         self._numbers[category, label] += 1
         places = {"image": f"{category}/images/{name}", "mask": f"{category}/masks/{name}"}

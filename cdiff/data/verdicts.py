@@ -18,6 +18,7 @@ from cdiff.errors import DataError
 
 _TASK = re.compile(r"[0-9a-f]{16}")
 _SHARD = re.compile(r"pairs/[0-9a-f]{16}\.parquet")
+_KEY = re.compile(r"verdicts/[0-9a-f]{16}-[0-9a-f]{8}\.json")
 _REVIEWER = re.compile(r"[^\x00-\x1f]{1,100}")
 _MOST = 10_000  # bytes of a file that is read: anybody with the service's token may have written it
 
@@ -59,7 +60,7 @@ def verdicts(
     found: dict[str, Verdict] = {}
     read = {} if read is None else read
     for key in run.storage.keys("verdicts/"):
-        if key in but:
+        if key in but or not _KEY.fullmatch(key):  # a copy that a file manager made, as "... (copy).json"
             continue
         if key in read:
             found[key] = read[key]

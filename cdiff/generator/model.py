@@ -152,7 +152,7 @@ def pretrained(config: GeneratorConfig, safe: SafeConfig) -> dict[str, Path]:
         ConfigError, RunError: as `cdiff.data.weights.local_weights`, with the setting's name.
     """
     named = {"generator": config.weights if config.backbone == "latent" else "", "safe": safe.weights}
-    found = {}
+    found: dict[str, Path] = {}
     for name, source in named.items():
         try:
             found |= {name: local_weights(source)} if source else {}

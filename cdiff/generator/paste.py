@@ -42,7 +42,14 @@ class Canvas:
     mask: np.ndarray  # [S, S] float32 in [0, 1], coverage of the transformed target
     region: np.ndarray  # [S, S] bool, where the generator may paint
     reach: float  # pixels by which the region exceeds the mask
+    ends: tuple[
+        bool, bool, bool, bool
+    ]  # left, top, right, bottom: whether the photo ends where the crop does
     reference: np.ndarray  # [S', S', 3] the reference's own crop
+
+    def feather(self) -> np.ndarray:
+        """Weights float32 [S, S] of the crop's change, as `feathered`."""
+        return feathered(self.region, self.reach, self.ends)
 
 
 def lay_out(
@@ -68,14 +75,16 @@ def lay_out(
     longer = target.longer_side * pose.scale
     if not repaint:
         pose = settle(background, reference, reference_mask, target, pose, rng)
-    box = square_around(pose.x, pose.y, longer, pose.margin, min_side, max(background.shape[:2]))
-    box = shift_inside(box, background.shape[1], background.shape[0])
+    height, width = background.shape[:2]
+    x, y, extent = _laid_extent(reference_mask, target, pose)
+    box = square_around(x, y, extent, pose.margin, min_side, max(height, width))
+    box = shift_inside(box, width, height)
     base = cut(background, box).astype(np.float32)
     if repaint:
         pasted, mask = base.copy(), cut(reference_mask, box).astype(np.float32)
     else:
         patch, mask = warp(reference, reference_mask, target, pose, box, rng)
-        mask = mask * cut(np.ones(background.shape[:2], bool), box)  # a mask ends at the photo's border
+        mask = mask * cut(np.ones((height, width), bool), box)  # a mask ends at the photo's border
         pasted = blended(base, patch, mask, longer)
     reach = max(2.0, dilation * longer)
     region = ndimage.distance_transform_edt(mask <= 0.25) <= reach if (mask > 0.25).any() else mask > 0.25
@@ -86,7 +95,23 @@ def lay_out(
         reference.shape[1],
         reference.shape[0],
     )
-    return Canvas(box, base, pasted, mask, region, reach, cut(reference, own).astype(np.float32))
+    ends = box[0] <= 0, box[1] <= 0, box[2] >= width, box[3] >= height
+    return Canvas(box, base, pasted, mask, region, reach, ends, cut(reference, own).astype(np.float32))
+
+
+def _laid_extent(mask: np.ndarray, target: Target, pose: Pose) -> tuple[float, float, float]:
+    """Centre and longer side of the box that a target has once it is laid as the pose says, pixels of the background."""
+    left, top, right, bottom = target.box
+    rows, columns = np.nonzero(mask[top:bottom, left:right])
+    if not rows.size:
+        return pose.x, pose.y, target.longer_side * pose.scale
+    dx, dy = columns + 0.5 - (right - left) / 2, rows + 0.5 - (bottom - top) / 2
+    dy = -dy if pose.flip else dy
+    cos, sin = math.cos(math.radians(pose.angle)), math.sin(math.radians(pose.angle))
+    half = (abs(cos) + abs(sin)) / 2  # of a turned pixel
+    ends = [(v.min() - half, v.max() + half) for v in (dx * cos - dy * sin, dx * sin + dy * cos)]
+    x, y = (pose.scale * float(low + high) / 2 for low, high in ends)
+    return pose.x + x, pose.y + y, pose.scale * max(float(high - low) for low, high in ends)
 
 
 def settle(
@@ -216,7 +241,7 @@ def paste_back(
     # coverage is no disagreement: generated outlines are that soft, and real ones would lose their edge for it.
     agreement = np.clip(1.5 - np.abs(coverage - (canvas.mask - lost_mask)) * 2, 0, 1)
     new_mask = (coverage + detail * agreement * lost_mask > 0.5) & canvas.region
-    feather = feathered(canvas.region, canvas.reach)[..., None]
+    feather = canvas.feather()[..., None]
     free = to_side(residual, side)
     tied = _coarse(residual, side) + agreement[..., None] * lost
     change = feather * ((1 - detail) * free + detail * tied)
@@ -271,9 +296,22 @@ def _coarse(tensor: torch.Tensor, side: int) -> np.ndarray:
     return to_side(resized(tensor[None], max(1, tensor.shape[-1] // BAND))[0], side)
 
 
-def feathered(region: np.ndarray, reach: float) -> np.ndarray:
-    """Weights float32 [S, S] that rise smoothly from 0 at the region's border to 1 before the mask begins."""
-    depth = ndimage.distance_transform_edt(np.pad(region, 1, constant_values=True))[1:-1, 1:-1]
+def feathered(region: np.ndarray, reach: float, ends: tuple[bool, bool, bool, bool]) -> np.ndarray:
+    """Weights float32 [S, S] that rise smoothly from 0 at the region's border to 1 before the mask begins.
+
+    Args:
+        ends: left, top, right, bottom: no rise is needed there, since the photo ends. Elsewhere a region that is cut by the crop would
+            show a seam.
+    """
+    left, top, right, bottom = ends
+    padded = np.pad(region, 1, constant_values=True)
+    padded[:, 0] &= left
+    padded[0, :] &= top
+    padded[:, -1] &= right
+    padded[-1, :] &= bottom
+    if padded.all():  # nowhere to rise from, and distances would be to a place of SciPy's choice
+        return np.ones(region.shape, np.float32)
+    depth = ndimage.distance_transform_edt(padded)[1:-1, 1:-1]
     ramp = np.clip(depth / max(1.5, 0.8 * reach), 0, 1)
     return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
 

@@ -294,11 +294,20 @@ def _one_pose(
         x=float(min(max(x, 0.0), background.width - 1)),
         y=float(min(max(y, 0.0), background.height - 1)),
         angle=angle,
-        scale=math.exp(rng.uniform(low + math.log(shrink), high)),
+        scale=_kept_size(reference, background, config) * math.exp(rng.uniform(low + math.log(shrink), high)),
         flip=flip,
         elastic=config.elastic,
         margin=float(rng.uniform(*margin)),
     )
+
+
+def _kept_size(reference: Frame, background: Frame, config: SamplingConfig) -> float:
+    """The scale at which a target is as large on its new photo as on its own, by `sampling.size`."""
+    if config.size == "pixels":
+        return 1.0
+    if reference.oriented and background.oriented:
+        return background.length / reference.length
+    return max(background.width, background.height) / max(reference.width, reference.height)
 
 
 def _centre(box: Box) -> tuple[float, float]:

@@ -50,6 +50,10 @@ class SamplingConfig(Settings):
     scale: Annotated[Range, AfterValidator(within(0.05, 20))] = Field(
         (0.8, 1.25), description="Range of a reference's scaling."
     )
+    size: Literal["pixels", "share"] = Field(
+        "pixels",
+        description="What a reference keeps on a photo of another size, before it is scaled: its pixels, as on photos of one camera, or its share of the photo.",
+    )
     flip: bool = Field(True, description="References may be mirrored.")
     elastic: float = Field(
         0.05, ge=0, le=0.3, description="Elastic deformation, share of the target's longer side."

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from cdiff.config import Config
 from cdiff.data.dataset import Dataset
-from cdiff.data.images import Limits, decode_mask_png, decode_png
+from cdiff.data.images import OWN, decode_mask_png, decode_png
 from cdiff.data.store import Run, read_pair
 from cdiff.generator.model import Generator, crop_around, target_crop
 from cdiff.types import Attempt, Target
@@ -24,14 +23,14 @@ def real_features(generator: Generator, dataset: Dataset, targets: Iterable[Targ
 
 
 def pair_features(
-    generator: Generator, run: Run, dataset: Dataset, attempts: Sequence[Attempt], config: Config
+    generator: Generator, run: Run, dataset: Dataset, attempts: Sequence[Attempt]
 ) -> np.ndarray:
     """[N, F], the same of the new targets of stored pairs; what its photo shows beside the new one is left out."""
-    limits, margin = Limits.of(config.data), sum(generator.config.margin) / 2
+    margin = sum(generator.config.margin) / 2
     rows = []
     for attempt in attempts:
         image, every = read_pair(run, attempt)
-        photo, mask = decode_png(image, limits), decode_mask_png(every, limits)
+        photo, mask = decode_png(image, OWN), decode_mask_png(every, OWN)
         own = new_target(attempt, mask, dataset)
         rows.append(generator.pooled(*crop_around(photo, own, attempt.box, margin, generator.config)))
     return _stacked(rows)

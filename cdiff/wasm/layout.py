@@ -103,6 +103,8 @@ def composite(
     """
     if layout.grey:
         image_3RR = image_3RR.mean(dim=0, keepdim=True).expand(3, -1, -1)
+    if layout.negative:  # the look-alike's fine detail belongs where the look-alike is, which no mask tells
+        mask_1RR = to_resolution(layout.canvas.mask, image_3RR.shape[-1]) * 2 - 1
     image, mask = paste_back(
         layout.photo,
         layout.canvas,

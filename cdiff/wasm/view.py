@@ -16,7 +16,7 @@ from torch import nn
 
 from cdiff.config import Config
 from cdiff.generator.crops import cut, to_resolution
-from cdiff.generator.paste import feathered, given_back
+from cdiff.generator.paste import given_back
 from cdiff.generator.states import Condition
 from cdiff.types import Box
 from cdiff.wasm.layout import Layout, coverage, detail_share
@@ -57,7 +57,7 @@ def seen_by(job: Job, config: Config) -> View:
     target = np.zeros(layout.kept.shape, np.float32)
     feather = np.zeros(layout.kept.shape, np.float32)
     _lay(target, place, crop)
-    _lay(feather, feathered(layout.canvas.region, layout.canvas.reach) * layout.canvas.region, crop)
+    _lay(feather, layout.canvas.feather() * layout.canvas.region, crop)
     shown = next((part for part in (target > 0.5, feather > 0) if part.any()), None)
     box = crop if shown is None else around(shown, config)  # a paste may fall off its photo
     size = config.downstream.crop

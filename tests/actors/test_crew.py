@@ -46,7 +46,7 @@ def crew(tmp_path, photos, tiny_config) -> Any:
         {**tiny_config.model_dump(), "wasm": {**tiny_config.wasm.model_dump(), "arm": "B2"}}
     )
     _, manifest = make_splits(photos.samples, config.data, folds=2)
-    crew = object.__new__(Crew)  # its actors are those above
+    crew: Any = object.__new__(Crew)  # its actors are those above
     crew.run = create_run(tmp_path, "one", dump_config(config), manifest)
     crew.config, crew.dataset, crew.manifest = config, photos, manifest
     crew.train, crew.validation = manifest.ids("train"), manifest.ids("validation")

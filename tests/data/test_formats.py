@@ -183,6 +183,28 @@ def test_palette_void_is_background_and_colours_are_types(tmp_path, trees):
     assert read_source(str(tmp_path / "colour"), CONFIG)[0].types == ("00ff00", "ff0000")
 
 
+def test_coloured_classes_in_jpeg_masks_are_types_too(tmp_path, trees):
+    coloured = np.zeros((48, 64, 3), np.uint8)
+    coloured[:16], coloured[24:40, 10:50] = (255, 0, 0), (0, 255, 0)
+    for name in ("a", "b"):
+        trees.save(tmp_path / "images" / f"{name}.jpg", trees.photo(ord(name)))
+        trees.save(tmp_path / "masks" / f"{name}.jpeg", coloured)
+    assert {s.types for s in read_source(str(tmp_path), CONFIG)} == {("00ff00", "ff0000")}
+    trees.save(tmp_path / "masks" / "b.jpeg", coloured // 2)
+    with pytest.raises(DataError, match="too many for ids"):
+        read_source(str(tmp_path), CONFIG)
+
+
+def test_every_colour_of_a_defects_mask_is_the_folders_type(tmp_path, trees):
+    root = trees.mvtec(tmp_path / "nut", {"bent": 3})
+    coloured = np.zeros((48, 64, 3), np.uint8)
+    coloured[5:15, 5:15], coloured[25:35, 30:40] = (255, 0, 0), (0, 0, 255)
+    trees.save(root / "ground_truth" / "bent" / "000_mask.png", coloured)
+    dataset = Dataset(read_source(str(root), CONFIG), CONFIG)
+    (defect,) = (s for s in dataset.samples if s.sample_id.endswith("bent/000"))
+    assert defect.types == ("bent",) and dataset.mask(defect.sample_id).sum() == 200
+
+
 def test_a_mask_folder_per_type_gives_types(tmp_path, trees):
     trees.pairs(tmp_path / "images", tmp_path / "masks" / "crack", 3)
     trees.save(tmp_path / "masks" / "hole" / "p0.png", trees.blob(top=30))

@@ -172,6 +172,23 @@ def test_coloured_classes_keep_their_colours_apart(tmp_path, trees):
     assert sorted(np.unique(values)) == [0, 0x000080, 0xFF0000]
 
 
+@pytest.mark.parametrize("quality", [50, 75, 95])
+def test_full_colours_come_back_from_a_jpeg_without_what_lies_between(tmp_path, quality):
+    y, x = np.mgrid[:160, :200]
+    drawn = np.zeros((160, 200, 3), np.uint8)
+    drawn[(y - 50) ** 2 + (x - 60) ** 2 < 900] = (255, 0, 0)
+    drawn[(y - 80) ** 2 + (x - 130) ** 2 < 1600] = (0, 255, 0)  # the two touch
+    drawn[140:143, 20:90] = (0, 0, 255)  # thin, and by itself
+    Image.fromarray(drawn).save(tmp_path / "m.jpg", quality=quality)
+    values = read_mask(tmp_path / "m.jpg", LIMITS)
+    assert np.unique(values).tolist() == [0, 0x0000FF, 0x00FF00, 0xFF0000]
+    for value, colour in ((0xFF0000, (255, 0, 0)), (0x00FF00, (0, 255, 0))):
+        wanted, found = (drawn == colour).all(axis=2), values == value
+        assert (wanted & found).sum() / (wanted | found).sum() > 0.95
+    Image.fromarray(drawn // 2).save(tmp_path / "dark.jpg", quality=quality)
+    assert np.unique(read_mask(tmp_path / "dark.jpg", LIMITS)).size > 4, "half a colour may be another class"
+
+
 def test_png_round_trips_in_the_photos_own_mode(trees):
     colour, grey, mask = trees.photo(1, colour=True), trees.photo(2), trees.blob().astype(bool)
     assert (decode_png(encode_png(colour, "RGB"), LIMITS) == colour).all()

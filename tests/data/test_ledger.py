@@ -126,6 +126,7 @@ def test_what_people_turn_away_is_trained_on_no_more_and_may_come_back(run):
     assert ledger.kept_pairs(accepted_only=False) == [first, third]
     write_verdict(run, Verdict(first.task_id, True, "Grace", 6.0))
     (run.path / "verdicts" / "0123456789abcdef-00000000.json").write_text("{}")
+    (run.path / "verdicts" / "note (copy).json").write_text("{}")
     assert ledger.fold_verdicts() == 1 and ledger.kept_pairs() == [first, third]
     with pytest.raises(DataError, match="16 digits"):
         Verdict("../../etc", True, "Ada", 1.0)

@@ -38,6 +38,9 @@ def test_what_a_step_names_stays_and_the_rest_goes_whole(home) -> None:
     ledger.record("generator", revision="generator-a")
     ledger.record("extractor", bank="bank-d", thresholds={"any": [["miner-ef"]]})
     ledger.record("round-1", assessed={"revision": "fold-c"})  # a round that is not committed
+    cut_off = run.checkpoints / ".fold-b.gone"  # of an earlier removal of a folder of this name
+    cut_off.mkdir()
+    (cut_off / "model.safetensors").write_bytes(b"weights")
     assert forget_checkpoints(run, ledger) == ["fold-b", "miner-e"]
     left = {path.name for path in run.checkpoints.iterdir()}
     stay = {"generator-a", "fold-c", "bank-d.safetensors", "miner-ef.safetensors"}

@@ -211,9 +211,41 @@ def test_a_thin_crack_at_start_strength_zero_is_copy_paste_too(width: int) -> No
     )
     crop, covered = to_resolution(canvas.pasted, 64) / 127.5 - 1, to_resolution(canvas.mask, 64) * 2 - 1
     image, _ = paste_back(background, canvas, crop, covered, resolution=64, detail=1.0)
-    inner = feathered(canvas.region, canvas.reach) > 0.999
+    inner = canvas.feather() > 0.999
     difference = np.abs(cut(image, canvas.box).astype(float) - canvas.pasted)[inner]
     assert inner.sum() > 100 and difference.max() <= 1.5
+
+
+@pytest.mark.parametrize("angle", [0.0, 45.0, 80.0, 180.0])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_turned_target_lies_in_the_middle_of_its_crop_and_meets_no_border(angle: float, flip: bool) -> None:
+    background, reference = np.full((2, 512, 512, 3), 120, np.uint8)
+    mask = np.zeros((512, 512), bool)
+    for step in range(120):  # a diagonal scratch: turned by 45 degrees it is longer than its box
+        mask[200 + step : 206 + step, 200 + step : 206 + step] = True
+    target = Target("a#0", "a", "metal", "crack", "g", (200, 200, 325, 325), int(mask.sum()))
+    pose = Pose(x=256.0, y=256.0, angle=angle, scale=1.0, flip=flip, elastic=0.0, margin=1.3)
+    rng = np.random.default_rng(0)
+    canvas = lay_out(
+        background, reference, mask, target, pose, min_side=24, dilation=0.12, repaint=False, rng=rng
+    )
+    rows, columns = np.nonzero(canvas.mask > 0.5)
+    side = canvas.mask.shape[0]
+    longer = max(np.ptp(rows), np.ptp(columns)) + 1
+    assert side == pytest.approx(1.3 * longer, abs=3), "as wide around it as around real targets in training"
+    assert rows.min() + rows.max() == pytest.approx(side - 1, abs=4)
+    assert columns.min() + columns.max() == pytest.approx(side - 1, abs=4)
+    weights = canvas.feather()
+    assert max(weights[[0, -1]].max(), weights[:, [0, -1]].max()) < 0.05
+
+
+def test_no_weight_falls_where_the_photo_ends() -> None:
+    region = np.zeros((40, 40), bool)
+    region[:, :20] = True
+    ends, within = feathered(region, 8.0, (True, True, False, True)), feathered(region, 8.0, (False,) * 4)
+    assert (ends[:, :8] == 1).all() and ends[0, 0] == 1
+    assert within[0].max() < 0.15 and within[:, 0].max() < 0.15 and within[20, 10] == 1
+    assert (feathered(np.ones((40, 40), bool), 8.0, (True,) * 4) == 1).all()
 
 
 def test_the_pose_carries_the_target_to_its_place() -> None:

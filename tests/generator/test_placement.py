@@ -86,6 +86,19 @@ def test_poses_keep_to_the_object_and_near_the_real_place() -> None:
     assert abs(np.mean(along) - reference.to_object(138, 100)[0]) < 0.08
 
 
+@pytest.mark.parametrize(("size", "wanted"), [("pixels", 30), ("share", 60)])
+def test_a_target_keeps_its_pixels_or_its_share_of_a_photo_of_another_size(size: str, wanted: float) -> None:
+    texture = np.random.default_rng(0).integers(60, 200, (300, 200, 3)).astype(np.uint8)
+    target = Target("a#0", "a", "tissue", "polyp", "g", (60, 60, 90, 90), 700)
+    config, rng = SamplingConfig(size=size, scale=(1, 1)), np.random.default_rng(0)
+    reference, background = frame_of(texture[::2, ::2]), frame_of(texture)
+    pose = draw_pose(target, reference, background, (), config, (1.3, 2.2), rng)
+    assert pose.scale * 30 == pytest.approx(wanted)
+    bolts = frame_of(_bolt(0)), frame_of(np.repeat(np.repeat(_bolt(40), 2, 0), 2, 1))
+    pose = draw_pose(target, *bolts, (), config, (1.3, 2.2), rng)
+    assert pose.scale * 30 == pytest.approx(wanted, rel=0.1)
+
+
 @pytest.mark.parametrize("angle", [0, 70])
 def test_a_target_at_the_objects_end_comes_to_lie_at_the_end(angle: float) -> None:
     # half on the tip, half on the ground

@@ -4,12 +4,16 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from cdiff.config_file import load_config
 from cdiff.downstream.scoring import outcomes_of
-from cdiff.types import GenerationTask, Pose, Recipe, Revisions, Strengths
+from cdiff.generator.crops import cut, to_resolution
+from cdiff.generator.paste import lay_out
+from cdiff.types import GenerationTask, Pose, Recipe, Revisions, Strengths, Target
 from cdiff.wasm.budget import plan
 from cdiff.wasm.dealing import Stock
+from cdiff.wasm.layout import Layout, composite
 from cdiff.wasm.mining import make_pairs
 from cdiff.wasm.negatives import alarms_of, negative_quotas, slices_of, stocked
 from cdiff.wasm.pool import types_of
@@ -83,6 +87,25 @@ def test_a_negative_shows_the_place_elsewhere_and_no_target(alarms, photos, tiny
     changed = (pair.image != photos.image(background)).any(axis=2)
     left, top, right, bottom = pair.layout.box
     assert changed.any() and changed[top:bottom, left:right].sum() == changed.sum()
+
+
+def test_a_negative_keeps_the_grain_of_what_looks_like_a_target():
+    rng = np.random.default_rng(0)
+    reference = rng.integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    y, x = np.mgrid[:400, :400]
+    disc = (y - 200) ** 2 + (x - 200) ** 2 < 60**2
+    place = Target("a@1-1-1", "a", "metal", "", "g", (140, 140, 261, 261), int(disc.sum()))
+    pose = Pose(200.0, 200.0, 0.0, 1.0, False, 0.0, 1.5)
+    photo = np.full((400, 400, 3), 120, np.uint8)
+    canvas = lay_out(photo, reference, disc, place, pose, min_side=24, dilation=0.12, repaint=False, rng=rng)
+    recipe = Recipe("negative", "B0", 1, 1.0, 4, "euler", "float32", 3, 1)
+    task = GenerationTask(recipe, place.target_id, "b", pose, Strengths(2.0, 0.0), 0, Revisions("g", "b"))
+    layout = Layout(task, photo, np.zeros((400, 400), bool), False, canvas)
+    crop = to_resolution(canvas.pasted, 64) / 127.5 - 1
+    image, mask = composite(layout, crop, torch.full((1, 64, 64), -1.0))
+    inside = canvas.mask > 0.9
+    assert not mask.any()
+    assert np.abs(cut(image, canvas.box) - canvas.pasted)[inside].max() <= 1
 
 
 def test_the_gate_asks_a_negative_for_no_target(tiny_config):
