@@ -276,6 +276,7 @@ class Crew(Staff):
         def keep(result: Trained) -> None:
             """At once: what comes next may fail, and hours of training with it."""
             about = {"reused": False, "losses": list(result.losses), "trained_in": result.seconds}
+            about |= {"workers": self.config.train.workers}  # a later start may have others
             ledger.record("generator", revision=result.revision, seconds=time.perf_counter() - began, **about)
             shelve_generator(self.run, key, result.revision, result.seconds)
 

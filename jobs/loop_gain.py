@@ -37,7 +37,13 @@ METRICS = ("pixel_ap", "f1_max", "auroc", "aupro", "iou", "mdice", "miou", "imag
 
 
 def run(arguments: list[str], seeds: list[int], oracle: bool) -> tuple[dict[str, Any], str]:
-    """All seeds, as one object and one line for a person."""
+    """All seeds, as one object and one line for a person.
+
+    Raises:
+        ConfigError: a setting that --seeds would overrule. Otherwise as of `run_seed`.
+    """
+    if any(word.startswith("seed=") for word in arguments):
+        raise ConfigError("seed is this benchmark's to set: give --seeds.")
     result = summary([run_seed(arguments, seed, oracle) for seed in seeds], seeds)
     gain = result["gain"]["pixel_ap"]
     return result, f"pixel AP, loop minus real-only: {gain['mean']:+.4f} (per seed {gain['per_seed']})"

@@ -28,7 +28,7 @@ from cdiff.data.ledger import Ledger
 from cdiff.data.run import Run
 from cdiff.errors import ConfigError
 from cdiff.evaluation.tally import Tally
-from cdiff.types import Revisions
+from cdiff.types import Revisions, content_hash
 from jobs.quality_choices import LONG, MADE, choices
 from jobs.quality_pool import Choice, Key, made_of
 
@@ -69,6 +69,8 @@ class SplitResult:
     curve: dict[int, list[tuple[int, Evaluation]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     look: str = "test"
+    photos: str = ""  # hash of which photos train, validate and test: given folders are the same for any seed of the split
+    pairs: int = 0  # that each arm should have
     cycles: int = 1  # fits of the arms that ran on ...
     equal_fits: int = 1  # ... of as many as the aimed arm's time is worth
 
@@ -96,6 +98,8 @@ def measure_split(
     result = SplitResult(
         crew.run, split, crew.manifest.hash, tuple(seeds), fit.base_steps, fit.steps, look=wishes.look
     )
+    result.photos = content_hash([crew.train, crew.validation, crew.manifest.ids("test")])
+    result.pairs = config.wasm.pairs
     revisions = crew.prepare(ledger) if set(wishes.arms) & set(MADE) else None
     base = _bases(crew, ledger, seeds)
     result.choices = choices(crew, ledger, revisions, base, wishes.arms, wishes.variants)
@@ -235,7 +239,7 @@ def _seconds(ledger: Ledger, config: Config, fits: Mapping[Key, Fit]) -> dict[st
     )
     told = {
         "fit": fit,
-        "generator": float(trained.get("trained_in", 0.0)) * config.train.workers,
+        "generator": float(trained.get("trained_in", 0.0)) * trained.get("workers", config.train.workers),
         "folds": folds,
         "candidates": pool,
         "probes": (1 + max(1, len(wasm.start_strengths))) * wasm.probe_steps / downstream.steps * fit,

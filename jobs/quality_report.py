@@ -37,7 +37,7 @@ def run(
         CdiffError: of the kind that fits; what is measured stays in the runs.
     """
     splits = args.splits or SPLITS[: len(args.seeds)]
-    _check(args, splits)
+    _check(arguments, args, splits)
     results, pictures = [], []
     about |= {"variants": {f"wasm_{name}": " ".join(settings) for name, *settings in args.variant}}
     for number, split in enumerate(splits):
@@ -73,8 +73,10 @@ def _run_split(
         return result, track(session, result)
 
 
-def _check(args: argparse.Namespace, splits: Sequence[int]) -> None:
+def _check(arguments: Sequence[str], args: argparse.Namespace, splits: Sequence[int]) -> None:
     """Refuse wishes that would be lost in silence, before anything is fitted."""
+    if any(word.startswith("data.split_seed=") for word in arguments):
+        raise ConfigError("data.split_seed is this benchmark's to set: give --splits.")
     plain = [arm for arm in PLAIN if arm in args.arms]
     if len(set(args.seeds)) < len(args.seeds):
         raise ConfigError(f"--seeds {args.seeds}: each seed once.")

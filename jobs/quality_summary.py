@@ -36,6 +36,7 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
         "seeds": list(seeds),
         "splits": splits,
         "split_hashes": {str(r.split): r.split_hash for r in results},
+        "splits_of_equal_photos": _alike(results),
         "looked_at": results[0].look,
         "a_seed_redraws": "start weights, batches, fold models, and which candidates of the split's pool are chosen; "
         "split, generator and pool are the split's",
@@ -56,6 +57,7 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
             )
             for arm in arms
         },
+        "pairs_wanted": results[0].pairs,
         "pairs": {arm: [_pairs(home[s].choices[arm, s]) for s in seeds] for arm in arms},
         "verdicts": {arm: _verdicts([home[s].choices[arm, s] for s in seeds]) for arm in arms},
         "beyond_band": {arm: [home[s].choices[arm, s].beyond_band for s in seeds] for arm in arms},
@@ -160,6 +162,12 @@ def _verdicts(choices: Sequence[Choice]) -> dict[str, list[int]]:
     return {
         reason: [own.get(reason, 0) for own in told] for reason in sorted({r for own in told for r in own})
     }
+
+
+def _alike(results: Sequence[SplitResult]) -> list[int]:
+    """Splits that have photos in common with another one altogether: folders fix them."""
+    photos = Counter(result.photos for result in results)
+    return [result.split for result in results if photos[result.photos] > 1]
 
 
 def _pairs(choice: Choice) -> int:

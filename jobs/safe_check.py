@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from actors.resources import code_hash
 from cdiff.config import Config, DataConfig
 from cdiff.config_file import dump_config, load_config
 from cdiff.data.dataset import Dataset
@@ -68,7 +69,8 @@ def run(arguments: Sequence[str], unseen: Sequence[str], pairs: int) -> tuple[di
     if not learned:
         raise DataError("every category is unseen: nothing is left to train the generator on.")
     home = home_of(args.home)
-    name = f"safe-{content_hash([dump_config(config), [t.target_id for t in learned]])[:8]}"
+    made_of = dump_config(config), [t.target_id for t in learned], code_hash("actors", "cdiff", "jobs")
+    name = f"safe-{content_hash(list(made_of))[:8]}"  # other code has a generator and pairs of its own
     run_folder = create_run(home, name, dump_config(config), _Splits(dataset))
     generator = _trained(dataset, learned, config, run_folder)
     rng = np.random.default_rng([config.seed, 51])

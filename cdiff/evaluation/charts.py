@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from cdiff.evaluation.comparison import excludes_zero
+
 WIDTH = 360  # units; the page scales charts to their column
 LEFT, RIGHT = 40, 12
 
@@ -110,7 +112,7 @@ def forest(rows: Sequence[tuple[str, float, float, float]], label: str) -> str:
     parts = [f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="0" y2="{bottom}" class="base"/>']
     for number, (name, mean, least, most) in enumerate(rows):
         y = 27 + number * 38
-        sure = least > 0 or most < 0
+        sure = excludes_zero(least, most)
         kind = "hollow" if not sure else "after" if mean > 0 else "before"
         parts.append(f'<text x="4" y="{y - 12}">{escape(_short(name))}</text>')
         parts.append(

@@ -30,6 +30,11 @@ POWER = 0.8  # chance to find a difference of the smallest detectable size
 TYPE = "type:"  # prefix of metrics of one type: "type:tile/crack" is its pixel AP
 
 
+def excludes_zero(low: float, high: float) -> bool:
+    """Whether a difference is told from none. An interval without width, of one seed and one object, tells nothing."""
+    return low != high and (low > 0 or high < 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One arm minus another in one metric; per_seed in the order of the seeds, None where the metric is undefined."""
@@ -45,7 +50,7 @@ class Comparison:
 
     @property
     def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
+        return excludes_zero(self.low, self.high)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from cdiff.data.storage import write_durably
 from cdiff.evaluation import charts, page
-from cdiff.evaluation.comparison import TYPE
+from cdiff.evaluation.comparison import TYPE, excludes_zero
 from cdiff.evaluation.report import Picture
 
 WHAT = {
@@ -76,9 +76,9 @@ def verdict(result: Mapping[str, Any]) -> str:
     found = [c for c in result["comparisons"] if c["arm"] == "wasm" and c["metric"] == "pixel_ap"]
     if not found:
         return "No aimed arm was measured."
-    beaten = [_said(c["minus"]) for c in found if c["low"] > 0]
-    worse = [_said(c["minus"]) for c in found if c["high"] < 0]
-    open_ = [_said(c["minus"]) for c in found if c["low"] <= 0 <= c["high"]]
+    beaten = [_said(c["minus"]) for c in found if excludes_zero(c["low"], c["high"]) and c["low"] > 0]
+    worse = [_said(c["minus"]) for c in found if excludes_zero(c["low"], c["high"]) and c["high"] < 0]
+    open_ = [_said(c["minus"]) for c in found if not excludes_zero(c["low"], c["high"])]
     where = "test" if result["looked_at"] == "test" else "validation"
     parts = [
         f"better than {', '.join(beaten)}" if beaten else "",
@@ -97,17 +97,24 @@ def doubts(result: Mapping[str, Any]) -> list[str]:
     told = []
     if result["splits_to_come"]:
         told.append(f"not all is measured yet: split {_listed(result['splits_to_come'])} is still to come.")
+    told += _short_of_pairs(result)
+    if alike := result.get("splits_of_equal_photos"):
+        told.append(
+            f"splits {_listed(alike)} have the same photos, since split folders fix them: they count as one. Draw with data.train_images, or give "
+            "photos without split folders."
+        )
     found = (result["rise"] or {}).get("pixel_ap") or {"compared": None, "further": None}
     compared, further = found["compared"], found["further"]
-    lows = [change["low"] for change in (compared, further) if change and change["low"] is not None]
-    if compared and any(low > 0 for low in lows):
+    rising = [change for change in (compared, further) if change and _rises(change)]
+    if compared and rising:
         more = (
             f" and by {further['mean']:+.3f} over all fits after it (seeds {_listed(further['seeds'])})"
             if further
             else ""
         )
         told.append(
-            f"real photos alone still rise on validation, by {compared['mean']:+.3f} pixel AP over the fit that is compared{more}: a gain may "
+            f"real photos alone still rise on validation, by {compared['mean']:+.3f} pixel AP over the fit that is compared{more}"
+            f"{'' if any(change['low'] is not None for change in rising) else ' (one seed: it may be chance)'}: a gain may "
             "vanish with longer training. Raise downstream.base_steps, or see how far they go with --equal-compute."
         )
     split = [
@@ -125,6 +132,26 @@ def doubts(result: Mapping[str, Any]) -> list[str]:
             "Give photos of more objects, or name what the photos are of (--groups)."
         )
     return told
+
+
+def _short_of_pairs(result: Mapping[str, Any]) -> list[str]:
+    """Arms whose pairs ran out: what they lack, no method is to blame for."""
+    wanted, without = result.get("pairs_wanted", 0), ("real_only", "again")
+    aimed_or_not = [arm for arm in result["pairs"] if arm not in without and not arm.startswith("mined_")]
+    short = {arm: min(result["pairs"][arm]) for arm in aimed_or_not if min(result["pairs"][arm]) < wanted}
+    if not short:
+        return []
+    each = _listed([f"{_said(arm)} {least}" for arm, least in short.items()])
+    bare = " Without any, an arm is real photos alone." if 0 in short.values() else ""
+    return [
+        f"arms do not have equal pairs: {wanted} are wanted, and the least that a seed has is {each}, since the gate turned the others away.{bare} "
+        "Ask for fewer (wasm.pairs), or for more candidates (wasm.pool)."
+    ]
+
+
+def _rises(change: Mapping[str, Any]) -> bool:
+    """A rise beyond chance, or of one seed any at all."""
+    return bool((change["mean"] if change["low"] is None else change["low"]) > 0)
 
 
 def _arms(result: Mapping[str, Any]) -> str:

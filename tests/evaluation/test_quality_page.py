@@ -79,6 +79,38 @@ def test_targets_of_one_source_object_are_doubted_though_an_interval_excludes_ze
     assert "one source object" in told and "--groups" in told
 
 
+def test_arms_whose_pairs_ran_out_are_named(result):
+    result["pairs_wanted"] = 48
+    assert doubts(result) == []
+    result["pairs"] |= {"copy_paste": [50, 20], "mined_B0": [9, 9]}
+    result["pairs_wanted"] = 50
+    (told,) = doubts(result)
+    assert "50 are wanted" in told and "copy paste 20" in told and "wasm 48" in told
+    assert "real" not in told and "mined" not in told and "wasm.pool" in told
+    result["pairs"]["copy_paste"] = [0, 0]
+    assert "copy paste 0" in doubts(result)[0] and "is real photos alone" in doubts(result)[0]
+
+
+def test_splits_of_the_same_photos_are_one(result):
+    result["splits_of_equal_photos"] = [0, 1]
+    (told,) = doubts(result)
+    assert "splits 0, 1 have the same photos" in told and "data.train_images" in told
+
+
+def test_one_seed_and_one_object_tell_nothing_apart(result):
+    for found in result["comparisons"]:
+        found |= {"low": found["mean"], "high": found["mean"], "objects": 1}
+    assert "better" not in verdict(result) and "not told apart from real only" in verdict(result)
+    forests = render("quality-x", result).split("Differences")[1].split("By split")[0]
+    assert 'class="hollow"' in forests and 'class="after"' not in forests
+
+
+def test_a_rise_of_one_seed_is_told_as_such(result):
+    result["rise"]["pixel_ap"]["compared"] = {"mean": 0.06, "low": None}
+    (told,) = doubts(result)
+    assert "+0.060" in told and "one seed" in told
+
+
 def test_the_page_shows_arms_differences_and_what_can_be_told(result):
     html = render("quality-x", result, [Picture(np.zeros((4, 4, 3), np.uint8), "pairs of one arm")])
     for text in (

@@ -86,6 +86,7 @@ def test_a_variant_that_says_too_little_or_too_much_is_refused(tiny_config, told
         ("--seeds 0 1 --splits 0 0", "each split once"),
         ("--seeds 0 1 --equal-compute 2", "not among --seeds"),
         ("--seeds 0 1 --equal-compute 0 --most-fits 1", "at least 2"),
+        ("data.split_seed=3 --seeds 0", "give --splits"),
         (
             "--seeds 0 --arms real_only wasm --variant any wasm.band=[0,1] --arms real_only",
             "name it in --arms",

@@ -63,6 +63,13 @@ def test_pairs_and_scenes_of_an_unseen_category_are_measured(arguments):
     assert again == result
 
 
+def test_other_code_does_not_take_what_this_one_made(arguments, monkeypatch):
+    here, _ = run(arguments, ["wood"], pairs=1)
+    monkeypatch.setattr("jobs.safe_check.code_hash", lambda *folders: "changed")
+    there, _ = run(arguments, ["wood"], pairs=1)
+    assert there["run"] != here["run"]
+
+
 def test_an_unknown_category_is_named_with_those_that_are_there(arguments):
     with pytest.raises(DataError, match="no category glass in the data; there are metal, wood"):
         run(arguments, ["glass"], pairs=1)
