@@ -57,6 +57,7 @@ from cdiff.service.uploads import check_pictures
 
 TOKEN = "CDIFF_TOKEN"
 _LEAST = 16  # characters of a token
+_SPARE = 64  # requests beside those to generators that a gateway takes at once
 _Found = TypeVar("_Found")
 _Made = tuple[ShardRow, str]  # a pair with what the gate has against it
 
@@ -304,7 +305,6 @@ class Behind:
 
 
 @serve.deployment(
-    max_ongoing_requests=64,
     max_queued_requests=64,
     graceful_shutdown_timeout_s=60,
     backpressure_config=BackpressureConfig(status_code=429, retry_after_s=2),
@@ -344,9 +344,10 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
     if served.most_replicas:
         bounds = {"min_replicas": served.replicas, "max_replicas": served.most_replicas}
         scaling = {"autoscaling_config": {**bounds, "target_ongoing_requests": 4}}
+    running = 2 * configs[0].sampling.micro_batch
     generators = serve.deployment(Generating).options(  # type: ignore[attr-defined]  # overloads in Ray's stubs
         name="Generating",
-        max_ongoing_requests=2 * configs[0].sampling.micro_batch,
+        max_ongoing_requests=running,
         max_queued_requests=served.max_queued,
         graceful_shutdown_timeout_s=60,
         ray_actor_options={"num_cpus": wanted_by_one.get("CPU", 0), "num_gpus": wanted_by_one.get("GPU", 0)},
@@ -356,6 +357,9 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
     photos = dict(zip(named, datasets, strict=True))
     behind = generators.bind(named, photos, configs[0], served.models_at_once, served.settings)
     gateway: Any = Gateway  # a deployment, which Ray's stubs do not know
+    # all that generators work at and let wait passes through it, and what takes none of them beside
+    passing = running * max(served.replicas, served.most_replicas) + served.max_queued
+    gateway = gateway.options(max_ongoing_requests=passing + _SPARE)
     bound: serve.Application = gateway.bind(behind, named, limits_of(configs[0]), door)
     return bound
 

@@ -43,13 +43,18 @@ def test_a_replica_reserves_what_a_generator_of_the_loop_does(
 ) -> None:
     run = Path(shutil.copytree(judged_run.path, tmp_path / "home" / "runs" / "shares"))
     told = yaml.safe_load((run / "config.yaml").read_text())
-    told["resources"] |= {"gpus": 0.25, "generator_gpus": 0.5}
+    told["resources"] |= {"device": "cuda", "gpus": 0.25, "generator_gpus": 0.5}
     (run / "config.yaml").write_text(yaml.safe_dump(told))
     monkeypatch.setenv(TOKEN, "a-token-of-some-length")
     monkeypatch.setattr("actors.endpoint.photos_of", lambda runs, *_: [photos])
-    app: Any = application({"run": str(run), "data": "never read"})
-    options = app._bound_deployment.init_args[0]._bound_deployment.ray_actor_options
+    wanted = {"run": str(run), "data": "never read", "max_queued": 500, "most_replicas": 9}
+    app: Any = application(wanted)
+    gateway, generators = app._bound_deployment, app._bound_deployment.init_args[0]._bound_deployment
+    options = generators.ray_actor_options
     assert (options["num_cpus"], options["num_gpus"]) == (told["resources"]["cpus"], 0.5)
+    assert gateway.max_ongoing_requests >= 9 * generators.max_ongoing_requests + 500, "as many as may wait"
+    app = application(wanted | {"settings": ["resources.device=cpu"]})
+    assert app._bound_deployment.init_args[0]._bound_deployment.ray_actor_options["num_gpus"] == 0
 
 
 def test_a_generators_checkpoint_names_its_run(judged_run) -> None:
