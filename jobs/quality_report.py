@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cdiff.errors import ConfigError
-from cdiff.evaluation.quality_page import doubts, verdict, write_page
+from cdiff.evaluation.quality_page import write_page
+from cdiff.evaluation.quality_words import doubts, verdict
 from cdiff.evaluation.report import Picture
 from jobs.grids import pair_grid
 from jobs.quality import PLAIN, SplitResult, Wishes, measure_split

@@ -29,7 +29,7 @@ from cdiff.errors import CdiffError, ConfigError, ResourceError
 from jobs.stopping import exit_code, heed_sigterm
 
 if TYPE_CHECKING:
-    from actors.endpoint import Served
+    from actors.served import Served
 
 _NAME = "cdiff-job"  # not that of deploy/serve.yaml: what is left under this one is taken over
 _GATEWAY = 1  # CPU, as Serve reserves where nothing is said
@@ -71,7 +71,7 @@ def serving(wanted: Mapping[str, Any], host: str, port: int) -> Iterator[None]:
     """Serve until the block ends, then let requests that have begun end.
 
     Args:
-        wanted: fields of `actors.endpoint.Served`.
+        wanted: fields of `actors.served.Served`.
     Raises:
         ConfigError: no token, --insecure-loopback at another address, or another field that cannot be. ResourceError: the address is
             taken, or there is no room for the replicas; the cluster's Serve has other applications, or another jobs/serve.py.
@@ -79,7 +79,8 @@ def serving(wanted: Mapping[str, Any], host: str, port: int) -> Iterator[None]:
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
-    from actors.endpoint import application, checked
+    from actors.endpoint import application
+    from actors.served import checked
 
     served = checked(wanted)
     if served.insecure_loopback and not _is_loopback(host):
@@ -170,7 +171,7 @@ def _end() -> None:
 
 
 def _demand_room(served: Served, cluster: Cluster) -> None:
-    from actors.endpoint import run_of_model, settings_of
+    from actors.served import run_of_model, settings_of
 
     name = served.run if isinstance(served.run, str) else served.run[0]
     config = settings_of(run_of_model(name, served.home), served)

@@ -9,7 +9,8 @@ from typing import Any
 
 from cdiff.data.storage import write_durably
 from cdiff.evaluation import charts, page
-from cdiff.evaluation.comparison import TYPE, excludes_zero
+from cdiff.evaluation.comparison import TYPE
+from cdiff.evaluation.quality_words import doubts, listed, said, verdict
 from cdiff.evaluation.report import Picture
 
 WHAT = {
@@ -71,89 +72,6 @@ def render(title: str, result: Mapping[str, Any], pictures: Sequence[Picture] = 
     return page.document(title, body)
 
 
-def verdict(result: Mapping[str, Any]) -> str:
-    """Which rivals the aimed pairs beat, in sentences."""
-    found = [c for c in result["comparisons"] if c["arm"] == "wasm" and c["metric"] == "pixel_ap"]
-    if not found:
-        return "No aimed arm was measured."
-    beaten = [_said(c["minus"]) for c in found if excludes_zero(c["low"], c["high"]) and c["low"] > 0]
-    worse = [_said(c["minus"]) for c in found if excludes_zero(c["low"], c["high"]) and c["high"] < 0]
-    open_ = [_said(c["minus"]) for c in found if not excludes_zero(c["low"], c["high"])]
-    where = "test" if result["looked_at"] == "test" else "validation"
-    parts = [
-        f"better than {', '.join(beaten)}" if beaten else "",
-        f"worse than {', '.join(worse)}" if worse else "",
-        f"not told apart from {', '.join(open_)}" if open_ else "",
-    ]
-    told = "; ".join(part for part in parts if part)
-    return (
-        f"In pixel AP on {where} photos, over {len(result['seeds'])} seeds, aimed pairs are {told} "
-        "(95 % intervals over seeds and source objects)."
-    )
-
-
-def doubts(result: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before believing a difference, in sentences."""
-    told = []
-    if result["splits_to_come"]:
-        told.append(f"not all is measured yet: split {_listed(result['splits_to_come'])} is still to come.")
-    told += _short_of_pairs(result)
-    if alike := result.get("splits_of_equal_photos"):
-        told.append(
-            f"splits {_listed(alike)} have the same photos, since split folders fix them: they count as one. Draw with data.train_images, or give "
-            "photos without split folders."
-        )
-    found = (result["rise"] or {}).get("pixel_ap") or {"compared": None, "further": None}
-    compared, further = found["compared"], found["further"]
-    rising = [change for change in (compared, further) if change and _rises(change)]
-    if compared and rising:
-        more = (
-            f" and by {further['mean']:+.3f} over all fits after it (seeds {_listed(further['seeds'])})"
-            if further
-            else ""
-        )
-        told.append(
-            f"real photos alone still rise on validation, by {compared['mean']:+.3f} pixel AP over the fit that is compared{more}"
-            f"{'' if any(change['low'] is not None for change in rising) else ' (one seed: it may be chance)'}: a gain may "
-            "vanish with longer training. Raise downstream.base_steps, or see how far they go with --equal-compute."
-        )
-    split = [
-        f"{_said(c['arm'])} − {_said(c['minus'])} ({_listed([f'{v:+.3f}' for v in c['by_split'].values()])})"
-        for c in result["comparisons"]
-        if c["metric"] == "pixel_ap" and c["splits_differ"]
-    ]
-    if split:
-        told.append(
-            f"splits differ by more than seeds do in {', '.join(split)}; intervals take the splits as given."
-        )
-    if any(c["metric"] == "pixel_ap" and c["objects"] == 1 for c in result["comparisons"]):
-        told.append(
-            "all targets are of one source object: intervals are over seeds alone, and say nothing of other objects. "
-            "Give photos of more objects, or name what the photos are of (--groups)."
-        )
-    return told
-
-
-def _short_of_pairs(result: Mapping[str, Any]) -> list[str]:
-    """Arms whose pairs ran out: what they lack, no method is to blame for."""
-    wanted, without = result.get("pairs_wanted", 0), ("real_only", "again")
-    aimed_or_not = [arm for arm in result["pairs"] if arm not in without and not arm.startswith("mined_")]
-    short = {arm: min(result["pairs"][arm]) for arm in aimed_or_not if min(result["pairs"][arm]) < wanted}
-    if not short:
-        return []
-    each = _listed([f"{_said(arm)} {least}" for arm, least in short.items()])
-    bare = " Without any, an arm is real photos alone." if 0 in short.values() else ""
-    return [
-        f"arms do not have equal pairs: {wanted} are wanted, and the least that a seed has is {each}, since the gate turned the others away.{bare} "
-        "Ask for fewer (wasm.pairs), or for more candidates (wasm.pool)."
-    ]
-
-
-def _rises(change: Mapping[str, Any]) -> bool:
-    """A rise beyond chance, or of one seed any at all."""
-    return bool((change["mean"] if change["low"] is None else change["low"]) > 0)
-
-
 def _arms(result: Mapping[str, Any]) -> str:
     known = result["arms"].values()
     names = {n: said for n, said in NAMES.items() if any(v is not None for arm in known for v in arm[n])}
@@ -163,7 +81,7 @@ def _arms(result: Mapping[str, Any]) -> str:
         numbers = [_mean(values[name]) for name in names]
         gain = _find(result, "pixel_ap", arm, "real_only")
         pairs = result["pairs"][arm]
-        shown = page.Markup(f"<b>{page.text(_said(arm))}</b><small>{page.text(about.get(arm, ''))}</small>")
+        shown = page.Markup(f"<b>{page.text(said(arm))}</b><small>{page.text(about.get(arm, ''))}</small>")
         rows.append(
             (shown, round(statistics.mean(pairs)), *numbers, page.signed(gain["mean"] if gain else None))
         )
@@ -174,7 +92,7 @@ def _arms(result: Mapping[str, Any]) -> str:
 def _setting(result: Mapping[str, Any]) -> str:
     splits = sorted(set(result["splits"]))
     return (
-        f"Means over seeds {_listed(result['seeds'])} on split{'s' if len(splits) > 1 else ''} {_listed(splits)}, "
+        f"Means over seeds {listed(result['seeds'])} on split{'s' if len(splits) > 1 else ''} {listed(splits)}, "
         f"± their standard deviation. A seed redraws {result['a_seed_redraws']}. "
         f"All arms go on from the seed's {result.get('base_steps', '')} steps on real photos for {result.get('steps', '')} more."
     )
@@ -184,7 +102,7 @@ def _differences(result: Mapping[str, Any]) -> str:
     parts = []
     for metric in ("pixel_ap", "mdice"):
         own = [c for c in result["comparisons"] if c["metric"] == metric]
-        rows = [(f"{_said(c['arm'])} − {_said(c['minus'])}", c["mean"], c["low"], c["high"]) for c in own]
+        rows = [(f"{said(c['arm'])} − {said(c['minus'])}", c["mean"], c["low"], c["high"]) for c in own]
         if rows:
             parts.append(page.chart(f"Difference in {NAMES[metric]}", charts.forest(rows, metric)))
     note = "Filled: the interval excludes zero."
@@ -200,7 +118,7 @@ def _splits(result: Mapping[str, Any]) -> str:
         return ""
     rows = [
         (
-            f"{_said(c['arm'])} − {_said(c['minus'])}",
+            f"{said(c['arm'])} − {said(c['minus'])}",
             NAMES[c["metric"]],
             *(page.signed(c["by_split"].get(split)) for split in names),
         )
@@ -214,7 +132,7 @@ def _types(result: Mapping[str, Any]) -> str:
     rows = [
         (
             c["metric"].removeprefix(TYPE),
-            f"{_said(c['arm'])} − {_said(c['minus'])}",
+            f"{said(c['arm'])} − {said(c['minus'])}",
             page.signed(c["mean"]),
             f"[{c['low']:+.3f}, {c['high']:+.3f}]" if c["objects"] > 1 else "–",
             str(c["objects"]),
@@ -230,20 +148,20 @@ def _equal_compute(result: Mapping[str, Any]) -> str:
     if not found:
         return ""
     rows = [
-        (_said(arm), *(_mean(v[n]) for n in ("pixel_ap", "mdice", "f1_max")))
+        (said(arm), *(_mean(v[n]) for n in ("pixel_ap", "mdice", "f1_max")))
         for arm, v in found["arms"].items()
     ]
     told = page.table(("arm", "pixel AP", "mean Dice", "F1-max"), rows)
     differences = [
-        (f"{_said(c['arm'])} − {_said(c['minus'])}", c["mean"], c["low"], c["high"])
+        (f"{said(c['arm'])} − {said(c['minus'])}", c["mean"], c["low"], c["high"])
         for c in found["comparisons"]
         if c["metric"] == "pixel_ap"
     ]
     chart = page.chart("Difference in pixel AP", charts.forest(differences, "pixel AP at equal computing"))
-    fits, equal = (_listed(sorted(set(found[name].values()))) for name in ("fits", "fits_of_equal_time"))
+    fits, equal = (listed(sorted(set(found[name].values()))) for name in ("fits", "fits_of_equal_time"))
     note = (
         f"Arms without a generator ran on, {fits} fits one after the other in all; generator, candidates, fold models and fit of "
-        f"the aimed arm take as long as {equal}. {'Seeds' if len(found['seeds']) > 1 else 'Seed'} {_listed(found['seeds'])}."
+        f"the aimed arm take as long as {equal}. {'Seeds' if len(found['seeds']) > 1 else 'Seed'} {listed(found['seeds'])}."
     )
     return told + chart + page.paragraph(note, soft=True)
 
@@ -306,7 +224,7 @@ def _negative(result: Mapping[str, Any]) -> str:
     )
     rows = [
         (
-            _said(c["arm"]),
+            said(c["arm"]),
             _number(found["level"][c["arm"]]),
             page.signed(c["mean"]),
             f"[{c['low']:+.3f}, {c['high']:+.3f}]",
@@ -330,7 +248,7 @@ def _fidelity(result: Mapping[str, Any]) -> str:
     names = [name for name in next(iter(known.values())) if any(v[name] is not None for v in known.values())]
     beyond = result.get("beyond_band", {})
     rows = [
-        (_said(arm), *(_number(values[name]) for name in names), _listed(beyond.get(arm, ())))
+        (said(arm), *(_number(values[name]) for name in names), listed(beyond.get(arm, ())))
         for arm, values in known.items()
     ]
     header = ("arm", *(name.replace("_", " ") for name in names), "pairs beyond the band, by seed")
@@ -342,7 +260,7 @@ def _verdicts(result: Mapping[str, Any]) -> str:
     known = {arm: told for arm, told in result.get("verdicts", {}).items() if told}
     reasons = sorted({reason for told in known.values() for reason in told})
     rows = [
-        (_said(arm), *(round(statistics.mean(told[r])) if r in told else 0 for r in reasons))
+        (said(arm), *(round(statistics.mean(told[r])) if r in told else 0 for r in reasons))
         for arm, told in known.items()
     ]
     return page.table(("arm, candidates per seed", *reasons), rows) if rows else ""
@@ -367,14 +285,6 @@ def _mean(values: Sequence[float | None]) -> str:
         return "–"
     spread = f" ± {statistics.stdev(known):.3f}" if len(known) > 1 else ""
     return f"{statistics.mean(known):.3f}{spread}"
-
-
-def _said(arm: str) -> str:
-    return arm.replace("_", " ")
-
-
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(str(value) for value in values)
 
 
 def _number(value: float | None) -> str:

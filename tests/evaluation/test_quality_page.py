@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from cdiff.evaluation.quality_page import doubts, render, verdict
+from cdiff.evaluation.quality_page import render
+from cdiff.evaluation.quality_words import doubts, verdict
 from cdiff.evaluation.report import Picture
 
 

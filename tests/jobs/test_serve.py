@@ -15,8 +15,8 @@ import pytest
 import ray
 
 from actors.claim import claimed
-from actors.endpoint import checked
 from actors.resources import ROOT, connect
+from actors.served import checked
 from cdiff.errors import ConfigError, ResourceError, RunError
 from jobs.serve import _NAME, _demand_room, _serves, _take_over, serving
 

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from actors.endpoint import TOKEN, Served, application, run_of_model
+from actors.endpoint import TOKEN, application
+from actors.served import Served, run_of_model
 from cdiff.errors import ConfigError, RunError
 from cdiff.service.studio import standing
 

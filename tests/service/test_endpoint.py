@@ -47,7 +47,8 @@ def url(runs, photos, tiny_config) -> Iterator[str]:
     from ray import serve
 
     from actors.door import Door
-    from actors.endpoint import Gateway, Generating
+    from actors.endpoint import Gateway
+    from actors.generating import Generating
     from actors.resources import ROOT
     from cdiff.data.images import Limits
 
