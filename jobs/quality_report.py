@@ -12,6 +12,7 @@ from cdiff.errors import ConfigError
 from cdiff.evaluation.quality_page import write_page
 from cdiff.evaluation.quality_words import doubts, verdict
 from cdiff.evaluation.report import Picture
+from cdiff.tracking import Tracker, may_be_away
 from jobs.grids import pair_grid
 from jobs.quality import PLAIN, SplitResult, Wishes, measure_split
 from jobs.quality_choices import LONG, variants
@@ -68,10 +69,14 @@ def _run_split(
             raise ConfigError("wasm.probe_steps aims by the validation photos: --look test scores on others.")
         varied = variants(session.config, args.variant)
         session.demand_same_code("jobs")
-        with session.crew() as crew:
-            wishes = Wishes(args.arms, args.look, args.equal_compute, args.most_fits, varied)
-            result = measure_split(crew, session.ledger, split, seeds, wishes)
-        return result, track(session, result)
+        with session.tracker() as tracker:  # first: a store that does not answer is told before hours of fits
+            with session.crew() as crew:
+                wishes = Wishes(args.arms, args.look, args.equal_compute, args.most_fits, varied)
+                result = measure_split(crew, session.ledger, split, seeds, wishes)
+            shown = _pictures(session, result)
+            with may_be_away(f"the arms of split {split}"):
+                track(tracker, result, shown)
+        return result, list(shown.values())
 
 
 def _check(arguments: Sequence[str], args: argparse.Namespace, splits: Sequence[int]) -> None:
@@ -99,24 +104,26 @@ def _check(arguments: Sequence[str], args: argparse.Namespace, splits: Sequence[
         )
 
 
-def track(session: Session, result: SplitResult) -> list[Picture]:
-    """Log every arm and seed as a run of its own; return pictures of kept pairs, arm by arm."""
-    with session.tracker() as tracker:
-        for (arm, seed), evaluation in result.scores.items():
-            with tracker.arm(arm, seed) as log:
-                log.metrics(
-                    {result.look: evaluation.scores, "validation": result.validation[arm, seed].scores}
-                )
-                choice = result.choices[arm, seed]
-                log.metrics({"pairs": {"kept": len(choice.pairs), **choice.verdicts}})
-        pictures = []
-        for (arm, seed), choice in result.choices.items():
-            shown = seed == result.seeds[0] and not arm.endswith(LONG)
-            grid = pair_grid(session, choice.pairs) if shown else None
-            if grid is not None:
-                tracker.picture(f"pairs {arm}", grid)
-                pictures.append(Picture(grid, f"split {result.split}, {arm.replace('_', ' ')}, seed {seed}"))
-    return pictures
+def track(tracker: Tracker, result: SplitResult, pictures: Mapping[str, Picture]) -> None:
+    """Log every arm and seed as a run of its own, and pictures by arm."""
+    for (arm, seed), evaluation in result.scores.items():
+        with tracker.arm(arm, seed) as log:
+            log.metrics({result.look: evaluation.scores, "validation": result.validation[arm, seed].scores})
+            choice = result.choices[arm, seed]
+            log.metrics({"pairs": {"kept": len(choice.pairs), **choice.verdicts}})
+    for arm, picture in pictures.items():
+        tracker.picture(f"pairs {arm}", picture.pixels)
+
+
+def _pictures(session: Session, result: SplitResult) -> dict[str, Picture]:
+    """Some kept pairs of the first seed, by arm."""
+    out = {}
+    for (arm, seed), choice in result.choices.items():
+        shown = seed == result.seeds[0] and not arm.endswith(LONG)
+        grid = pair_grid(session, choice.pairs) if shown else None
+        if grid is not None:
+            out[arm] = Picture(grid, f"split {result.split}, {arm.replace('_', ' ')}, seed {seed}")
+    return out
 
 
 def publish(

@@ -95,7 +95,7 @@ def test_every_arm_has_a_value_per_seed_and_as_many_pairs(result):
     for arm in ("copy_paste", "perlin", "undirected", "wasm"):
         assert result["pairs"][arm] == [8, 8]
     assert all(0 < number <= 8 for number in result["pairs"]["mined_B2"])
-    assert result["pairs"]["real_only"] == [0, 0]
+    assert result["pairs"]["real_only"] == [0, 0] and result["pairs_wanted"] == 8
 
 
 def test_differences_are_those_of_the_arms(result):
@@ -165,6 +165,13 @@ def test_without_a_base_the_remedy_is_named(home, arguments):
     told = _benchmark(home, *arguments, "downstream.base_steps=0")
     assert told.returncode == 2
     assert "downstream.base_steps" in told.stderr and "Traceback" not in told.stderr
+
+
+def test_a_store_that_does_not_answer_is_told_before_anything_is_fitted(home, arguments):
+    wanted = ["--tracking-uri", "http://127.0.0.1:9", "downstream.steps=5"]
+    told = _benchmark(home, *arguments, *wanted)
+    assert told.returncode == 2
+    assert "MLflow at http://127.0.0.1:9" in told.stderr and "fitting" not in told.stderr
 
 
 def test_fidelity_is_told_of_every_arm_with_stored_pairs(result):
