@@ -136,6 +136,7 @@ class Behind:
 
 
 @serve.deployment(
+    max_ongoing_requests=_SPARE,
     max_queued_requests=64,
     graceful_shutdown_timeout_s=60,
     backpressure_config=BackpressureConfig(status_code=429, retry_after_s=2),

@@ -21,7 +21,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.resources import Resources, Role, living_nodes, needs, roles
+from actors.resources import Resources, Role, living_nodes, needs, roles, training_gpus
 from cdiff.config import Config
 from cdiff.errors import ConfigError, ResourceError
 
@@ -118,7 +118,8 @@ def preflight_workers(config: Config, *, wait: bool = True, grow: bool = True) -
         raise ConfigError(
             f"train.gpus={settings.gpus:g}: workers of a training cannot share a card. Give each a whole one, or fewer workers."
         )
-    need = {kind: amount for kind, amount in (("CPU", settings.cpus), ("GPU", settings.gpus)) if amount}
+    wants = ("CPU", settings.cpus), ("GPU", training_gpus(config))
+    need = {kind: amount for kind, amount in wants if amount}
     seconds = config.resources.wait_seconds if wait else min(config.resources.wait_seconds, 10.0)
     began, patient = time.monotonic(), settings.workers if grow else settings.least_workers
     wanted = f"{settings.least_workers} to {settings.workers} workers of a training: {_words(need)} each"
@@ -193,8 +194,18 @@ def _shortage(config: Config, counts: Mapping[Role, int], bundles: list[Resource
             "Ray knows of no GPU: set resources.device=cpu, or give it nodes with cards. Where a node has one, Ray finds it by NVIDIA's driver "
             "(nvidia-smi must list it), or takes `ray start --num-gpus=N`."
         )
+    elif "GPU" in lacking:
+        own = [
+            f"resources.{role}_gpus"
+            for role in ("generator", "downstream")
+            if getattr(config.resources, f"{role}_gpus") is not None
+        ]
+        remedy = (
+            f"Lower resources.generators, add nodes, or set resources.gpus={_share(counts):g}{' and lower ' + ' and '.join(own) if own else ''}: so "
+            "all actors share one card."
+        )
     elif lacking:
-        remedy = f"Lower resources.generators, resources.cpus or resources.gpus ({_share(counts):g} lets all actors share one card), or add nodes."
+        remedy = "Lower resources.generators or resources.cpus, or add nodes."
     elif busy:
         remedy = "Other jobs hold the rest: wait for them, raise resources.wait_seconds, or lower resources.generators."
     else:

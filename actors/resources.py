@@ -234,6 +234,11 @@ def needs(config: Config, role: Role) -> Resources:
     return {kind: amount for kind, amount in wanted.items() if amount and role != "coordinator"}
 
 
+def training_gpus(config: Config) -> float:
+    """Cards of each worker of a training; none where workers would compute on the CPU."""
+    return config.train.gpus if config.resources.device == "cuda" else 0.0
+
+
 def _knock(address: str | None) -> None:
     """OSError when nobody listens at host:port: ray.init would try for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.group import POLL_SECONDS, Steps, Watch
 from actors.places import preflight_workers
-from actors.resources import CODE, join_driver, own_code, photos_of, silent
+from actors.resources import CODE, join_driver, own_code, photos_of, silent, training_gpus
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.run import Run
@@ -88,15 +88,15 @@ def train_together(
     )
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    settings = config.train
+    settings, gpus = config.train, training_gpus(config)
     most = preflight_workers(config, wait=not local, grow=grow)
     # beside the driver: elsewhere it would be lost with a node
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     told = _Told.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     scaling: dict[str, Any] = {
         "num_workers": most,
-        "use_gpu": settings.gpus > 0,
-        "resources_per_worker": {"CPU": settings.cpus} | ({"GPU": settings.gpus} if settings.gpus else {}),
+        "use_gpu": gpus > 0,
+        "resources_per_worker": {"CPU": settings.cpus} | ({"GPU": gpus} if gpus else {}),
     }
     if settings.least_workers < most:
         scaling["num_workers"] = (settings.least_workers, most)
@@ -113,7 +113,7 @@ def train_together(
         _loop,
         train_loop_config={"told": told, "about": (run, config, [shared], batch, work)},
         scaling_config=ScalingConfig(**scaling),
-        torch_config=TorchConfig(backend="nccl" if settings.gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         run_config=RunConfig(**about),
     )
     return _followed(trainer, told, config, watch, joined)
@@ -192,7 +192,7 @@ def _loop(config: dict[str, Any]) -> None:
             last = time.monotonic()
             told.step.remote(done, total)
 
-    device = "cuda" if settings.train.gpus else "cpu"
+    device = "cuda" if training_gpus(settings) else "cpu"
     try:
         result = work(run, settings, photos_of(shared), Workers(Part(number, count), group), device, progress)
     except CdiffError as error:

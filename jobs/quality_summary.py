@@ -147,7 +147,7 @@ def _ratio(drawn: Resampled, arms: Sequence[str]) -> float | None:
     if not {AIMED, BASELINE, "undirected"} <= set(arms):
         return None
     aimed, undirected = (drawn.compare("pixel_ap", arm, BASELINE) for arm in (AIMED, "undirected"))
-    return aimed.mean / undirected.mean if undirected.low > 0 else None
+    return aimed.mean / undirected.mean if undirected.excludes_zero and undirected.low > 0 else None
 
 
 def _spent(choices: Sequence[Choice]) -> dict[str, list[int]]:

@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from cdiff.config import DataConfig
-from cdiff.data.assembly import MOST_IDS, Entry, bare_stem, walk
+from cdiff.data.assembly import Entry, bare_stem, walk
 from cdiff.data.images import Limits, read_mask
+from cdiff.data.masks import MOST_IDS
 from cdiff.errors import DataError, offenders
 
 log = logging.getLogger(__name__)

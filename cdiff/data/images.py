@@ -48,7 +48,8 @@ _TURNS = {
 }
 # JPEG stores colour apart from brightness: channels of a grey mask may come back this far apart.
 _GREY_TOLERANCE = 24
-_BLUR = 32  # how far JPEG moves a full colour, in the median
+_BLUR = 32  # how far JPEG moves a full colour inside its area, channel by channel
+_EDGE = 4  # how far in from an edge it moves it further, pixels
 
 log = logging.getLogger(__name__)
 
@@ -176,16 +177,17 @@ def _unblurred(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Between two of them lie colours that nobody drew: they are whatever is nearest.
     """
     full = np.where(colours > 127, np.uint8(255), np.uint8(0))
-    shown = full.any(axis=2)
-    if not shown.any() or np.median(np.abs(colours.astype(int) - full).max(axis=2)[shown]) > _BLUR:
-        return colours
+    far = np.abs(colours.astype(np.int16) - full).max(axis=2) > _BLUR
+    if ndimage.binary_erosion(far, np.ones((3, 3)), iterations=_EDGE).any():
+        return colours  # areas, not edges
     values = _packed(full)
-    for value in sorted(np.unique(values[shown]), key=lambda value: int((values == value).sum())):
-        its = values == value
-        others = (values != 0) & ~its
-        if others.any() and ndimage.distance_transform_edt(~others)[its].max() <= 2:
-            nearest = ndimage.distance_transform_edt(its, return_distances=False, return_indices=True)
-            full, values = full[tuple(nearest)], values[tuple(nearest)]
+    for value in np.unique(values[values != 0]):
+        its, others = values == value, (values != 0) & (values != value)
+        drawn = np.median(far[its]) == 0
+        if drawn or (its & ~ndimage.binary_dilation(others, np.ones((3, 3)), iterations=2)).any():
+            continue
+        nearest = ndimage.distance_transform_edt(its, return_distances=False, return_indices=True)
+        full, values = full[tuple(nearest)], values[tuple(nearest)]
     return full
 
 
@@ -203,6 +205,12 @@ def is_palette(path: str | Path) -> bool:
     """Whether a mask stores palette indices; only the header is read."""
     with Image.open(path, formats=FORMATS) as image:
         return image.mode in ("P", "PA")
+
+
+def is_deep(path: str | Path) -> bool:
+    """Whether a file has one channel of 16 bits; only the header is read."""
+    with Image.open(path, formats=FORMATS) as image:
+        return image.mode in _SIXTEEN_BIT
 
 
 def is_jpeg(path: str | Path) -> bool:

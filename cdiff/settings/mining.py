@@ -52,7 +52,7 @@ class SamplingConfig(Settings):
     )
     size: Literal["pixels", "share"] = Field(
         "pixels",
-        description="What a reference keeps on a photo of another size, before it is scaled: its pixels, as on photos of one camera, or its share of the photo.",
+        description="What a reference keeps on a photo of another size, before it is scaled: its pixels, as on photos of one camera, or its share of the photo, or of the object where one stands out.",
     )
     flip: bool = Field(True, description="References may be mirrored.")
     elastic: float = Field(

@@ -195,10 +195,39 @@ def test_coloured_classes_in_jpeg_masks_are_types_too(tmp_path, trees):
         read_source(str(tmp_path), CONFIG)
 
 
-def test_every_colour_of_a_defects_mask_is_the_folders_type(tmp_path, trees):
+@pytest.mark.parametrize("extension", ["png", "jpeg"])
+def test_green_and_blue_and_white_are_colours_like_red(tmp_path, trees, extension):
+    coloured, white = np.zeros((2, 48, 64, 3), np.uint8)
+    coloured[:16], coloured[24:40, 10:50], white[30:46, 8:40] = (0, 0, 255), (0, 255, 0), (255, 255, 255)
+    for name, mask in (("a", coloured), ("b", coloured), ("c", white)):
+        trees.save(tmp_path / "images" / f"{name}.png", trees.photo(ord(name)))
+        trees.save(tmp_path / "masks" / f"{name}.{extension}", mask)
+    samples = read_source(str(tmp_path), CONFIG)
+    assert [s.types for s in samples] == [("0000ff", "00ff00")] * 2 + [("ffffff",)]
+    dataset = Dataset(samples, CONFIG)
+    areas = [dataset.mask(s.sample_id).sum() for s in samples]
+    assert areas == pytest.approx([16 * 64 + 16 * 40] * 2 + [16 * 32], rel=0.05)
+
+
+def test_a_tinted_mask_among_black_and_white_ones_is_named(tmp_path, trees):
+    white = np.repeat(trees.blob(side=30)[..., None], 3, axis=2)
+    for name in "abcd":
+        trees.save(tmp_path / "images" / f"{name}.jpg", trees.photo(ord(name)))
+        trees.save(tmp_path / "masks" / f"{name}.jpg", white)
+    trees.save(tmp_path / "masks" / "c.jpg", (white * (1, 1, 0.6)).astype(np.uint8))
+    with pytest.raises(DataError, match=r"(?s)1 of 4 masks .* in many colours.*masks/c\.jpg\n") as told:
+        read_source(str(tmp_path), CONFIG)
+    assert "a.jpg" not in str(told.value)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("first", [(255, 0, 0), (0, 255, 0)])
+def test_every_colour_of_a_defects_mask_is_the_folders_type(tmp_path, trees, first, soft):
     root = trees.mvtec(tmp_path / "nut", {"bent": 3})
     coloured = np.zeros((48, 64, 3), np.uint8)
-    coloured[5:15, 5:15], coloured[25:35, 30:40] = (255, 0, 0), (0, 0, 255)
+    coloured[5:15, 5:15], coloured[25:35, 30:40] = first, (0, 0, 255)
+    if soft:  # too many colours to be listed
+        coloured[40, :] = np.stack([np.arange(64)] * 2 + [np.zeros(64)], 1) * 2
     trees.save(root / "ground_truth" / "bent" / "000_mask.png", coloured)
     dataset = Dataset(read_source(str(root), CONFIG), CONFIG)
     (defect,) = (s for s in dataset.samples if s.sample_id.endswith("bent/000"))

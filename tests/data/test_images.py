@@ -185,8 +185,24 @@ def test_full_colours_come_back_from_a_jpeg_without_what_lies_between(tmp_path, 
     for value, colour in ((0xFF0000, (255, 0, 0)), (0x00FF00, (0, 255, 0))):
         wanted, found = (drawn == colour).all(axis=2), values == value
         assert (wanted & found).sum() / (wanted | found).sum() > 0.95
-    Image.fromarray(drawn // 2).save(tmp_path / "dark.jpg", quality=quality)
-    assert np.unique(read_mask(tmp_path / "dark.jpg", LIMITS)).size > 4, "half a colour may be another class"
+
+
+@pytest.mark.parametrize("other", [(128, 0, 0), (0, 100, 0), (255, 128, 0), (128, 128, 128)])
+def test_a_jpeg_with_an_area_of_another_colour_keeps_its_raw_values(tmp_path, other):
+    """It may be a class of its own: what is full colour elsewhere does not swallow it."""
+    drawn = np.zeros((160, 200, 3), np.uint8)
+    drawn[20:140, 20:150], drawn[40:70, 160:190] = (255, 0, 0), other
+    Image.fromarray(drawn).save(tmp_path / "m.jpg", quality=90)
+    assert np.unique(read_mask(tmp_path / "m.jpg", LIMITS)).size > 8
+
+
+def test_a_thin_class_within_another_stays_where_it_was_drawn(tmp_path):
+    drawn = np.zeros((160, 200, 3), np.uint8)
+    drawn[20:140, 20:150] = (255, 0, 0)
+    drawn[60:64, 20:150] = (0, 255, 0)
+    Image.fromarray(drawn).save(tmp_path / "m.jpg", quality=95, subsampling=0)
+    values = read_mask(tmp_path / "m.jpg", LIMITS)
+    assert np.unique(values).tolist() == [0, 0x00FF00, 0xFF0000] and (values == 0x00FF00).sum() > 4 * 120
 
 
 def test_png_round_trips_in_the_photos_own_mode(trees):

@@ -24,6 +24,7 @@ def test_a_ratio_of_gains_is_told_where_the_lesser_gain_is_shown():
     assert _ratio(_drawn(0.04, 0.02, 0.01), ["real_only", "undirected", "wasm"]) == pytest.approx(2)
     assert _ratio(_drawn(0.04, 0.02, 0.05), ["real_only", "undirected", "wasm"]) is None
     assert _ratio(_drawn(0.04, 0.02, 0.01), ["real_only", "wasm"]) is None
+    assert _ratio(_drawn(0.04, 0.02, 0.0), ["real_only", "undirected", "wasm"]) is None, "without any spread"
 
 
 def test_shares_are_of_the_candidates_that_were_looked_at():
