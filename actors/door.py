@@ -86,19 +86,21 @@ class Guard:
         door, request_id = self._door(), uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         headers = {name.lower(): value for name, value in scope["headers"]}
+        # beside other applications a service has a route_prefix, which Serve leaves in the path
+        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
 
         async def told(message: Message) -> None:
             if message["type"] == "http.response.start":
                 known = {name.lower() for name, _ in message["headers"]}
                 ours = {**_HEADERS, "x-request-id": request_id}
-                if scope["path"].startswith(_DOCS):
+                if path.startswith(_DOCS):
                     ours["content-security-policy"] = _DOCS_CSP
                 message["headers"] += [
                     (k.encode(), v.encode()) for k, v in ours.items() if k.encode() not in known
                 ]
             await send(message)
 
-        if not _may_enter(scope["path"], headers.get(b"authorization", b""), door.token):
+        if not _may_enter(path, headers.get(b"authorization", b""), door.token):
             answer = refusal(401, "give the token: Authorization: Bearer TOKEN", request_id)
             answer.headers["www-authenticate"] = "Bearer"
             await answer(scope, receive, told)

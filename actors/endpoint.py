@@ -11,7 +11,9 @@ at once. Where a client leaves, Serve cancels its request, and what of it has no
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,10 @@ from cdiff.service.uploads import check_pictures
 
 TOKEN = "CDIFF_TOKEN"
 _LEAST = 16  # characters of a token
+_SOON, _LATELY = (
+    4.0,
+    60.0,
+)  # seconds: of a busy generator's answer, and since an answer that shows that there is one
 _SPARE = 64  # requests beside those to generators that a gateway takes at once
 
 
@@ -55,6 +61,7 @@ class Behind:
     def __init__(self, generators: DeploymentHandle, runs: dict[str, Run], limits: Limits) -> None:
         self._generators, self._names, self._limits = generators, list(runs), limits
         self._decoding = asyncio.Semaphore(2)
+        self._answered = -math.inf  # when a generator did last
         self._reviews = {name: Review(run) for name, run in runs.items()}
 
     async def pairs(self, model: str | None, request: PairRequest) -> tuple[str, list[ShardRow], list[str]]:
@@ -77,7 +84,12 @@ class Behind:
         return name, scores, threshold, image_score
 
     async def ready(self) -> None:
-        await self._ask(self._generators.ready.remote())
+        """Return where a generator answers, or did a moment ago: those that are at work let this wait, too."""
+        try:
+            await asyncio.wait_for(self._ask(self._generators.ready.remote()), _SOON)
+        except TimeoutError:
+            if time.monotonic() - self._answered > _LATELY:
+                raise
 
     async def types(self, model: str | None) -> list[TypeAnswer]:
         name = self._named(model)
@@ -119,10 +131,11 @@ class Behind:
             raise NoModel
         return model or self._names[0]
 
-    @staticmethod
-    async def _ask(response: Any) -> Any:
+    async def _ask(self, response: Any) -> Any:
         try:
-            return await response
+            answer = await response
+            self._answered = time.monotonic()
+            return answer
         except asyncio.CancelledError:  # the client left, or its time is over
             response.cancel()
             raise

@@ -236,6 +236,8 @@ def may_be_away(what: str, remedy: str = "the same command, run again, logs that
         log.warning("not in MLflow yet: %s (%s); %s", what, str(error).partition("\n")[0], remedy)
 
 
+# MLflow's codes for a run that is not there, or was deleted
+_GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 _NUMBERS = (int, float, np.integer, np.floating, np.bool_)
 
 
@@ -352,6 +354,10 @@ def _resumed(client: MlflowClient, run_id: str) -> str | None:
     try:
         client.update_run(run_id, status="RUNNING")
     except MlflowException as error:
+        if (
+            error.error_code not in _GONE
+        ):  # a store that is away, or refuses: another run would part the history
+            raise
         log.warning("MLflow run %s cannot be gone on with (%s): a new one is started", run_id, error.message)
         return None
     return run_id

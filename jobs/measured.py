@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +22,7 @@ _TOLD = ("torch", "diffusers", "ray", "monai", "numpy")
 def how_measured(program: str, told: list[str]) -> dict[str, Any]:
     """Command, commit, date, machine and versions; packages that are not installed are left out."""
     return {
-        "command": shown_uri(f"python {program} " + " ".join(generic(told))),
+        "command": shown_uri(f"python {program} {shlex.join(generic(told))}"),
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
         "machine": {

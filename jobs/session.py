@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -193,7 +194,7 @@ def open_session(
         _announce(run, manifest)
         if ledger.events() and not purpose:
             print(f"resumed    with {len(ledger.rounds())} of {config.rounds} rounds committed", flush=True)
-        told = " ".join(arguments if arguments is not None else sys.argv[1:])
+        told = shlex.join(arguments if arguments is not None else sys.argv[1:])
         command = f"python {program} {told}"
         dataset = Dataset(samples, config.data, origins)
         if args.retune_every:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from cdiff.config import Config
 from cdiff.config_file import dump_config, load_config
@@ -160,6 +162,18 @@ def test_resuming_a_run_that_the_store_does_not_know_starts_a_new_one(run, caplo
     tracker = Tracker(run, Config(), resume="0" * 32)
     assert tracker.run_id != "0" * 32
     assert "a new one is started" in caplog.text
+
+
+def test_a_store_that_fails_for_a_moment_does_not_part_the_history(run, monkeypatch):
+    first = Tracker(run, Config())
+    from mlflow import MlflowClient
+
+    def away(*_, **__):
+        raise MlflowException("503: upstream is away", TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr(MlflowClient, "update_run", away)
+    with pytest.raises(TrackingError, match="upstream is away"):
+        Tracker(run, Config(), resume=first.run_id)
 
 
 def test_ctrl_c_is_told_though_the_store_is_away(run, monkeypatch):

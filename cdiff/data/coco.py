@@ -197,20 +197,21 @@ def _type(name: Any) -> str:
 def _found(photos: list[_Photo], places: Places, problems: _Problems) -> list[tuple[_Photo, Path]]:
     """Those of the photos that lie in one place, and in no other's."""
     found = []
-    taken: dict[Path, _Photo] = {}
-    for photo in photos:
-        candidates = places.of(photo.name, photo.file)
+    where = [(photo, places.of(photo.name, photo.file)) for photo in photos]
+    claims: dict[Path, list[_Photo]] = {}
+    for photo, candidates in where:
+        if len(candidates) == 1:
+            claims.setdefault(candidates[0], []).append(photo)
+    for photo, candidates in where:
         if not candidates:
             known = photo.name.suffix.lower() in EXTENSIONS
             problems.gone.append(str(photo) if known else f"{photo} (cdiff reads PNG, JPEG and BMP)")
         elif len(candidates) > 1:
             problems.unclear.append(f"{photo} may be {candidates[0]} or {candidates[1]}")
-        elif candidates[0] in taken:
-            problems.unclear.append(
-                f"{candidates[0]} is listed twice, as {taken[candidates[0]]} and as {photo}"
-            )
+        elif len(own := claims[candidates[0]]) > 1:  # which of them has all of its targets, nobody knows
+            if photo is own[0]:
+                problems.unclear.append(f"{candidates[0]} is listed twice, as {own[0]} and as {own[1]}")
         else:
-            taken[candidates[0]] = photo
             found.append((photo, candidates[0]))
     return found
 

@@ -131,7 +131,7 @@ def has_masks(source: Path) -> bool:
 
 
 def _words(name: str) -> list[str]:
-    return re.split(r"[^0-9a-zA-Z]+", name)
+    return re.split(r"[\W_]+", name)  # letters of any script are letters
 
 
 def _describe(source: Path, path: Path, files: list[Path]) -> _Folder:

@@ -102,20 +102,32 @@ def _brought(url: str, folder: Path, found: Mapping[str, str]) -> dict[str, str]
         for name, tag in found.items()
         if known.get(name, [""])[0] != tag or not (folder / name).is_file()
     ]
-    for name in set(known) - set(found):
-        (folder / name).unlink(missing_ok=True)
+    if (
+        folder.is_dir()
+    ):  # what a fetch that was cut off brought is in no index, and may be gone from the bucket
+        for path in folder.rglob("*"):
+            if (
+                path.is_file()
+                and not path.name.startswith(".")
+                and path.relative_to(folder).as_posix() not in found
+            ):
+                path.unlink()
 
     def fetch(name: str) -> str:
         storage.fetch(name, folder / name)
         return _sum(folder / name)
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        bar = tqdm(
-            pool.map(fetch, missing), total=len(missing), desc=f"fetching {url}", unit="file", leave=False
-        )
-        fetched = dict(zip(missing, bar, strict=True))
-    sums = {name: fetched.get(name) or known[name][1] for name in found}
-    write_durably(index, json.dumps({name: [tag, sums[name]] for name, tag in found.items()}).encode())
+    sums = {name: known[name][1] for name in set(found) - set(missing)}
+    try:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            bar = tqdm(
+                pool.map(fetch, missing), total=len(missing), desc=f"fetching {url}", unit="file", leave=False
+            )
+            for name, fetched in zip(missing, bar, strict=True):
+                sums[name] = fetched
+    finally:  # cut off, it goes on from here
+        done = {name: [tag, sums[name]] for name, tag in found.items() if name in sums}
+        write_durably(index, json.dumps(done).encode())
     return sums
 
 

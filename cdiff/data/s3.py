@@ -234,6 +234,10 @@ class S3Storage:
             return StorageError(
                 f"cannot {verb} {self.url}/{key}: access denied. Check the rights of the credentials."
             )
+        if "configured region" in str(error):  # pyarrow's as well: it follows no redirect
+            return StorageError(
+                f"cannot {verb} {self.url}/{key}: {_said(error)}. Set AWS_REGION to the bucket's region on every node."
+            )
         if not isinstance(error, ClientError):
             return None  # connections
         code, status = _code(error), int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -251,7 +255,8 @@ def clients(read_seconds: int) -> tuple[Any, fs.S3FileSystem]:
     """boto3's client and pyarrow's file system, of the same settings; one pair per process and patience."""
     session = boto3.Session()
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = session.region_name or "us-east-1"
+    # botocore reads AWS_DEFAULT_REGION alone
+    region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
     client = session.client(
         "s3",
         region_name=region,

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from cdiff.data.images import OWN, decode_mask_png
 from cdiff.data.mvtec import pair_places
 from cdiff.data.store import ShardRow, encode_shard
 from cdiff.service.requests import PairAnswer, PairsAnswer
@@ -36,21 +37,31 @@ def as_json(rows: Sequence[ShardRow], reasons: Sequence[str], model: str) -> Pai
 
 
 def as_zip(rows: Sequence[ShardRow], reasons: Sequence[str], model: str) -> bytes:
-    """CATEGORY/test/TYPE/000.png, CATEGORY/ground_truth/TYPE/000_mask.png, and provenance.json."""
+    """CATEGORY/test/TYPE/000.png, CATEGORY/ground_truth/TYPE/000_mask.png, and provenance.json; under invalid/ what shows no target.
+
+    A photo with an empty mask is none of a defect, and as it may still show what was painted, none of a normal object.
+    """
     numbers: Counter[tuple[str, str]] = Counter()
     sink, told = io.BytesIO(), []
     with zipfile.ZipFile(sink, "w") as archive:
         for row, reason in zip(rows, reasons, strict=True):
-            key = row.attempt.category, row.attempt.type
-            image, mask = pair_places(*key, numbers[key])
-            numbers[key] += 1
+            image, mask = _places(row, numbers)
             archive.writestr(zipfile.ZipInfo(image, _EPOCH), row.image_png)  # PNGs are packed already
-            archive.writestr(zipfile.ZipInfo(mask, _EPOCH), row.mask_png)
+            if mask is not None:
+                archive.writestr(zipfile.ZipInfo(mask, _EPOCH), row.mask_png)
             about = _pair(row, reason).model_dump(exclude={"image", "mask"})
             told.append({"image": image, "mask": mask, **about})
         text = json.dumps({"model": model, "pairs": told}, indent=1)
         archive.writestr(zipfile.ZipInfo("provenance.json", _EPOCH), text)
     return sink.getvalue()
+
+
+def _places(row: ShardRow, numbers: Counter[tuple[str, str]]) -> tuple[str, str | None]:
+    shows = decode_mask_png(row.mask_png, OWN).any()
+    key = (row.attempt.category, row.attempt.type) if shows else ("", "")
+    number = numbers[key]
+    numbers[key] += 1
+    return pair_places(*key, number) if shows else (f"invalid/{number:03d}.png", None)
 
 
 def as_parquet(rows: Sequence[ShardRow]) -> bytes:

@@ -9,7 +9,7 @@ share a batch without knowing of each other.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from cdiff.generator.sampling import Sampler
 from cdiff.generator.states import Condition
 from cdiff.safe.tokens import TokenBank
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
-from cdiff.service.uploads import Upload, WithUploads, upload_of
+from cdiff.service.uploads import Upload, WithUploads, known_as, upload_of
 from cdiff.types import UPLOAD, Assignment, Box, GenerationTask, Pose, Recipe, Revisions, Sample, Target
 from cdiff.wasm.dealing import recipe_of, strengths_of
 from cdiff.wasm.labels import READ_STEPS
@@ -46,6 +46,7 @@ from cdiff.wasm.production import produce, row_of
 from cdiff.wasm.quality import Thresholds, validity_reason
 
 MOST_PIXELS = 16_000_000  # of a picture that comes with a request
+AT_ONCE = 8_000_000  # pixels of photos that are laid out together
 MOST_SCALE = 8.0  # of a target, to fill a region
 _OWN = "own"  # category and type of a reference that the run does not know
 
@@ -144,12 +145,14 @@ class Studio:
             references = list(WithUploads(self.dataset, [own], self.config.data).targets(own.sample_id))[:1]
         if request.background and not request.mask:
             uploads.append(upload_of(request.background, None, category, "", self._limits))
+        painted = None
+        if request.background and request.mask:  # decoded once, for all pairs
+            painted = upload_of(request.background, request.mask, category, kind, self._limits)
         out = []
         for number in range(request.n):
             rng = np.random.default_rng([request.seed, number])
             reference = references[int(rng.integers(len(references)))]
-            ticket = self._ticket(request, reference, tuple(uploads), rng)
-            out.append(ticket)
+            out.append(self._ticket(request, reference, tuple(uploads), painted, rng))
         return out
 
     def make(self, tickets: Sequence[Ticket]) -> list[ShardRow]:
@@ -160,16 +163,38 @@ class Studio:
             recipes.setdefault(ticket.task.recipe, []).append(place)
         for recipe, places in recipes.items():
             torch.set_num_threads(recipe.threads)
-            own = [tickets[place] for place in places]
-            uploads = [upload for ticket in own for upload in ticket.uploads]
-            dataset = WithUploads(self.dataset, uploads, self.config.data)
-            tasks = [ticket.task for ticket in own]
-            made = produce(tasks, self.generator, self._tokens(own, dataset), Miners(), dataset, self.config)
-            for place, ticket, pair in zip(places, own, made, strict=True):
-                target = dataset.target(ticket.task.reference)
-                assignment = Assignment(ticket.task, f"{target.category}/{target.type}", "uniform", 0)
-                rows[place] = row_of(assignment, "", 0, pair, None, dataset, self.config)
+            for portion in self._portions(places, tickets):
+                rows |= zip(portion, self._made([tickets[place] for place in portion]), strict=True)
         return [rows[place] for place in range(len(tickets))]
+
+    def _portions(self, places: Sequence[int], tickets: Sequence[Ticket]) -> Iterator[list[int]]:
+        """The same places, cut so that few large photos are laid out at once: a crop may be as large as its photo, in floats and several times."""
+        portion: list[int] = []
+        pixels = 0
+        for place in places:
+            ticket = tickets[place]
+            own = {upload.sample_id: upload.sample for upload in ticket.uploads}
+            photo = own.get(ticket.task.background) or self.dataset.sample(ticket.task.background)
+            if portion and pixels + photo.width * photo.height > AT_ONCE:
+                yield portion
+                portion, pixels = [], 0
+            portion.append(place)
+            pixels += photo.width * photo.height
+        yield portion
+
+    def _made(self, tickets: Sequence[Ticket]) -> list[ShardRow]:
+        """Pairs of one recipe, in a batch."""
+        uploads = [upload for ticket in tickets for upload in ticket.uploads]
+        dataset = WithUploads(self.dataset, uploads, self.config.data)
+        tasks, tokens = [ticket.task for ticket in tickets], self._tokens(tickets, dataset)
+        rows = []
+        for task, pair in zip(
+            tasks, produce(tasks, self.generator, tokens, Miners(), dataset, self.config), strict=True
+        ):
+            target = dataset.target(task.reference)
+            assignment = Assignment(task, f"{target.category}/{target.type}", "uniform", 0)
+            rows.append(row_of(assignment, "", 0, pair, None, dataset, self.config))
+        return rows
 
     def reason(self, row: ShardRow) -> str:
         """What the quality gate has against a pair; "" for a valid one."""
@@ -228,13 +253,18 @@ class Studio:
         return found[0]
 
     def _ticket(
-        self, request: PairRequest, reference: Target, uploads: tuple[Upload, ...], rng: np.random.Generator
+        self,
+        request: PairRequest,
+        reference: Target,
+        uploads: tuple[Upload, ...],
+        painted: Upload | None,
+        rng: np.random.Generator,
     ) -> Ticket:
         config, category, kind = self.config, reference.category, reference.type
         tokens_of, margin = reference.target_id, config.generator.margin
-        if request.background and request.mask:
+        if painted is not None:
             # the drawn shape is repainted in place, with the reference's tokens
-            drawn = upload_of(request.background, request.mask, category, kind, self._limits, also=tokens_of)
+            drawn = known_as(painted, category, kind, also=tokens_of)
             uploads = (*uploads, drawn)
             (target,) = WithUploads(self.dataset, [drawn], config.data).targets(drawn.sample_id)
             background, pose = drawn.sample_id, repaint_pose(target, margin, rng)

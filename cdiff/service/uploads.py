@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,12 +55,24 @@ def upload_of(
         )
     if mask is not None and not shown.any():
         raise RequestError("mask: nothing in it is white; it shows no target.")
-    parts = (image, mask or b"", category.encode(), type.encode(), also.encode())
-    checksum = hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
-    types = (type,) if mask is not None else ()
-    sample_id = f"{UPLOAD}{checksum}"
-    sample = Sample(sample_id, category, types, sample_id, "", (), width, height, mode, checksum)
-    return Upload(sample, pixels, shown)
+    sample = Sample("", "", (), "", "", (), width, height, mode, _hash(image, mask or b""))
+    return known_as(Upload(sample, pixels, shown), category, type if mask is not None else None, also)
+
+
+def known_as(upload: Upload, category: str, type: str | None, also: str = "") -> Upload:
+    """The same pixels under another name, without another copy of them.
+
+    Args:
+        type: of its targets; None: a photo without any. also: as of `upload_of`.
+    """
+    parts = upload.sample.checksum, category, *([] if type is None else [f"shows {type}"]), also
+    name, types = f"{UPLOAD}{_hash(*(part.encode() for part in parts))}", () if type is None else (type,)
+    sample = replace(upload.sample, sample_id=name, group=name, category=category, types=types)
+    return replace(upload, sample=sample)
+
+
+def _hash(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
 
 
 @contextmanager

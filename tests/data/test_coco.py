@@ -340,6 +340,14 @@ def test_cocos_lists_of_key_points_are_passed_over_beside_others(tmp_path, trees
         annotated(tmp_path / "annotations" / name, ["a.png"])
     with pytest.raises(DataError, match="listed twice"):
         read_source(str(tmp_path), CONFIG)
+    trees.save(tmp_path / "images" / "b.png", trees.photo(1))
+    annotated(tmp_path / "annotations" / "more.json", ["b.png"], first=9)
+    without = read_source(str(tmp_path), DataConfig(skip_unpaired=True))
+    assert [s.image for s in without] == [str(tmp_path / "images" / "b.png")], (
+        "a half of its targets would be background"
+    )
+    (tmp_path / "images" / "b.png").unlink()
+    (tmp_path / "annotations" / "more.json").unlink()
     people = tmp_path / "annotations" / "person_keypoints.json"
     edited(people, lambda content: content["categories"][0].update(keypoints=["nose"]))
     assert len(read_source(str(tmp_path), CONFIG)) == 1

@@ -254,6 +254,23 @@ def test_subfolders_pair_by_their_names_and_normals_need_no_mask(tmp_path, trees
     assert samples[0].is_normal
 
 
+@pytest.mark.parametrize("names", [("患者一", "患者二"), ("Больной1", "Больной2"), ("patientÄ", "patientÖ")])
+def test_folders_in_any_script_pair_by_their_names(tmp_path, trees, names):
+    for number, name in enumerate(names):
+        trees.pairs(tmp_path / "images" / name, tmp_path / "masks" / name, 2, seed=10 * number)
+    samples = read_source(str(tmp_path), CONFIG)
+    assert len(samples) == 4
+    for sample in samples:
+        (mask,) = sample.masks
+        assert any(f"/{name}/" in sample.image and f"/{name}/" in mask.path for name in names)
+
+
+def test_types_in_any_script_keep_their_names(tmp_path, trees):
+    trees.pairs(tmp_path / "images", tmp_path / "masks" / "划痕", 2)
+    trees.save(tmp_path / "masks" / "凹坑" / "p0.png", trees.blob(top=30))
+    assert [s.types for s in read_source(str(tmp_path), CONFIG)] == [("凹坑", "划痕"), ("划痕",)]
+
+
 def test_photos_without_mask_stop_in_one_message_or_are_left_out(tmp_path, trees):
     root = trees.mvtec(tmp_path / "nut", {"bent": 8})
     for index in range(7):

@@ -1,5 +1,6 @@
 """Photos on S3: brought once, checked, and never out of their folder."""
 
+import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,35 @@ def test_what_is_here_is_not_fetched_again_and_what_changed_is(photos, monkeypat
     assert fetched == ["train/good/000.png"]
     assert (folder / "train/good/000.png").read_bytes() == (tmp_path / "new").read_bytes()
     assert not (folder / "train/good/001.png").exists()
+
+
+def test_a_fetch_that_is_cut_off_goes_on_and_leaves_nothing_of_what_has_gone(photos, monkeypatch):
+    real, fetched = clients(READ)[0].download_file, []
+
+    def cut_off(bucket: str, key: str, path: str) -> None:
+        if len(fetched) == 3:
+            raise KeyboardInterrupt
+        fetched.append(key.rpartition("screw/")[2])
+        real(bucket, key, path)
+
+    monkeypatch.setattr(origin, "_AT_ONCE", 1)
+    monkeypatch.setattr(clients(READ)[0], "download_file", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        origin_of(photos)
+    first, gone = fetched[0], fetched[1]
+    clients(READ)[0].delete_object(Bucket="cdiff", Key=f"{photos.removeprefix('s3://cdiff/')}/{gone}")
+    fetched.clear()
+    monkeypatch.setattr(
+        clients(READ)[0], "download_file", lambda *told: (fetched.append(told[1]), real(*told))
+    )
+    folder = origin_of(photos).folder
+    assert fetched and not any(key.endswith(first) for key in fetched), "it goes on"
+    assert (folder / first).is_file() and not (folder / gone).exists()
+
+
+def test_both_ways_to_the_bucket_know_its_region(bucket):
+    client, files = clients(READ)
+    assert client.meta.region_name == files.region == os.environ["AWS_REGION"] != "us-east-1"
 
 
 def test_another_machine_fetches_what_its_actors_ask_for(photos, monkeypatch):

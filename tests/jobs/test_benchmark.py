@@ -1,13 +1,14 @@
 """What a benchmark's file says of its command, and what commands are refused."""
 
 import json
+import shlex
 
 import pytest
 
 from cdiff.errors import ConfigError
 from jobs import quality_report
 from jobs.benchmark import main
-from jobs.measured import generic
+from jobs.measured import generic, how_measured
 from jobs.quality_choices import variants
 
 
@@ -40,6 +41,13 @@ def test_the_told_command_names_no_folder_of_this_machine():
         "--best",
         "best.yaml",
     ]
+
+
+def test_the_told_command_can_be_pasted():
+    told = how_measured("jobs/benchmark.py loop", ["--data", "/photos/my screws", "wasm.band=[0,1]"])[
+        "command"
+    ]
+    assert shlex.split(told)[2:] == ["loop", "--data", "DATA/my screws", "wasm.band=[0,1]"]
 
 
 def test_a_variant_is_the_configuration_with_its_settings_on_top(tiny_config):

@@ -4,12 +4,15 @@ import base64
 import io
 import json
 import zipfile
+from dataclasses import replace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from cdiff.config import DataConfig
 from cdiff.data.formats import read_source
+from cdiff.data.images import OWN, decode_mask_png, encode_png
 from cdiff.service.packing import as_json, as_parquet, as_zip
 from cdiff.service.requests import PairRequest
 
@@ -48,6 +51,19 @@ def test_a_zip_is_an_mvtec_tree_that_the_reader_takes(made, tmp_path) -> None:
     samples = read_source(str(tmp_path / "metal"), DataConfig())
     assert [sample.types for sample in samples] == [("pit",), ("pit",)]
     assert [pair["image"] for pair in told["pairs"]] == ["metal/test/pit/000.png", "metal/test/pit/001.png"]
+
+
+def test_what_shows_no_target_is_no_defect_and_no_normal(made, tmp_path) -> None:
+    rows, _ = made
+    bare = replace(rows[0], mask_png=encode_png(np.zeros_like(decode_mask_png(rows[0].mask_png, OWN)), "L"))
+    with zipfile.ZipFile(io.BytesIO(as_zip([bare, rows[1]], ["not visible", ""], "one"))) as archive:
+        archive.extractall(tmp_path)
+        told = json.loads(archive.read("provenance.json"))["pairs"]
+    assert [(pair["image"], pair["mask"]) for pair in told] == [
+        ("invalid/000.png", None),
+        ("metal/test/pit/000.png", "metal/ground_truth/pit/000_mask.png"),
+    ]
+    assert [sample.types for sample in read_source(str(tmp_path / "metal"), DataConfig())] == [("pit",)]
 
 
 def test_parquet_has_the_columns_of_a_shard(made) -> None:

@@ -16,6 +16,7 @@ from cdiff.data.journal import Event, Lines
 from cdiff.data.ledger import Ledger
 from cdiff.downstream.segmenter import build_segmenter, save_segmenter
 from cdiff.errors import RequestError
+from cdiff.service import studio as studio_module
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
 from cdiff.service.studio import Studio
 
@@ -46,6 +47,25 @@ def test_a_request_has_the_same_bytes_alone_and_among_others(studio, sent) -> No
     assert [(r.image_png, r.mask_png) for r in alone] == [(r.image_png, r.mask_png) for r in among]
     assert alone[0].image_png != alone[1].image_png, "each pair has a seed of its own"
     assert [row.attempt.task_id for row in alone] == [row.attempt.task_id for row in among]
+
+
+def test_large_photos_are_laid_out_few_at_a_time_and_decoded_once(studio, sent, monkeypatch) -> None:
+    wanted = PairRequest.model_validate(
+        {"type": "pit", "background": sent["photo"], "mask": sent["mask"], "n": 5}
+    )
+    tickets = studio.tickets(wanted)
+    assert len({id(upload.image) for ticket in tickets for upload in ticket.uploads}) == 1
+    batches: list[int] = []
+    real = studio_module.produce
+    monkeypatch.setattr(
+        studio_module, "produce", lambda tasks, *rest: (batches.append(len(tasks)), real(tasks, *rest))[1]
+    )
+    together = studio.make(tickets)
+    photo = tickets[0].uploads[0].sample
+    monkeypatch.setattr(studio_module, "AT_ONCE", 2 * photo.width * photo.height)
+    apart = studio.make(tickets)
+    assert batches == [5, 2, 2, 1]
+    assert [(r.image_png, r.mask_png) for r in apart] == [(r.image_png, r.mask_png) for r in together]
 
 
 def test_a_mask_that_the_user_draws_is_the_pairs_mask(studio, sent) -> None:

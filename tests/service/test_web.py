@@ -65,6 +65,16 @@ def test_nobody_comes_in_without_the_token(client, header) -> None:
         assert client.get(path, headers=headers).status_code == 200
 
 
+def test_under_a_prefix_the_same_stands_open(backend) -> None:
+    door = Door(token=TOKEN)
+    app = web.build_app(lambda: backend, lambda: door)
+    client = TestClient(app, root_path="/cdiff", raise_server_exceptions=False)
+    for path in ("/", "/page.js", "/healthz", "/docs", "/openapi.json"):
+        assert client.get(f"/cdiff{path}").status_code == 200, path
+    assert "unsafe-inline" in client.get("/cdiff/docs").headers["content-security-policy"]
+    assert client.get("/cdiff/v1/types").status_code == 401 and client.get("/v1/types").status_code == 401
+
+
 def _bomb() -> str:
     """A small PNG that promises 10 000 times 10 000 pixels and more."""
     import struct
