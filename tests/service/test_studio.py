@@ -57,9 +57,12 @@ def test_large_photos_are_laid_out_few_at_a_time_and_decoded_once(studio, sent, 
     assert len({id(upload.image) for ticket in tickets for upload in ticket.uploads}) == 1
     batches: list[int] = []
     real = studio_module.produce
-    monkeypatch.setattr(
-        studio_module, "produce", lambda tasks, *rest: (batches.append(len(tasks)), real(tasks, *rest))[1]
-    )
+
+    def counted(tasks, *rest):
+        batches.append(len(tasks))
+        return real(tasks, *rest)
+
+    monkeypatch.setattr(studio_module, "produce", counted)
     together = studio.make(tickets)
     photo = tickets[0].uploads[0].sample
     monkeypatch.setattr(studio_module, "AT_ONCE", 2 * photo.width * photo.height)
