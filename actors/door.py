@@ -87,7 +87,7 @@ class Guard:
         scope.setdefault("state", {})["request_id"] = request_id
         headers = {name.lower(): value for name, value in scope["headers"]}
         # beside other applications a service has a route_prefix, which Serve leaves in the path
-        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
+        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")) or "/"
 
         async def told(message: Message) -> None:
             if message["type"] == "http.response.start":

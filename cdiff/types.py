@@ -46,7 +46,7 @@ class MaskFile:
     """Where the mask of a photo lies and what its values mean."""
 
     path: str
-    # (pixel value, type), where -1 is everything above half of full scale, and of colours -2 some channel above half; of outlines (their place in `drawn`, type)
+    # (pixel value, type), where -1 is everything above half of full scale, and of colours -2 some channel above a quarter; of outlines (their place in `drawn`, type)
     types: tuple[tuple[int, str], ...]
     checksum: str = ""  # sha256 of the mask file, or of the photo's outlines, where a reader read them
     drawn: tuple[

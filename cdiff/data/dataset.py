@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from cdiff.config import DataConfig
 from cdiff.data.images import Limits, read_image, read_mask
-from cdiff.data.masks import ANY_CHANNEL
+from cdiff.data.masks import ANY_CHANNEL, QUARTER
 from cdiff.data.outlines import unpack
 from cdiff.errors import DataError
 from cdiff.types import Box, MaskFile, Sample, Target
@@ -36,7 +36,7 @@ _PLACE = re.compile(r".+@\d+-\d+-\d+")  # a place without a target
 
 
 def select(values: NDArray[Any], value: int) -> NDArray[np.bool_]:
-    """Where a raw mask shows one of its meanings: an id, with -1 everything above half of full scale, with -2 some channel above half.
+    """Where a raw mask shows one of its meanings: an id, with -1 everything above half of full scale, with -2 some channel above a quarter.
 
     Args:
         values: [H, W] as `read_mask` gives them; full scale is 255 for uint8 and 65535 for int32, which with -2 are colours.
@@ -45,7 +45,7 @@ def select(values: NDArray[Any], value: int) -> NDArray[np.bool_]:
     if value >= 0:
         return values == value
     if value == ANY_CHANNEL:
-        return (values & 0x808080) != 0
+        return (values & QUARTER) != 0
     return values > (127 if values.dtype == np.uint8 else 32767)
 
 

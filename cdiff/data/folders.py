@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -68,6 +69,9 @@ _MASK_WORDS = frozenset(
     ]
 )
 _NORMAL_WORDS = frozenset(["good", "normal", "normals"])
+_KNOWN = "|".join(sorted({*_SPLITS, *_IMAGE_WORDS, *_MASK_WORDS, *_NORMAL_WORDS}, key=len, reverse=True))
+_FAR = "[^\x00-\u024f]"  # of no Latin script
+_GROWN = re.compile(rf"(?<={_FAR})((?i:{_KNOWN}))(?![A-Za-z0-9])|(?<![A-Za-z0-9])((?i:{_KNOWN}))(?={_FAR})")
 _LOOKED_AT = 5  # files that are opened to tell photos from masks where no name does
 
 
@@ -131,7 +135,10 @@ def has_masks(source: Path) -> bool:
 
 
 def _words(name: str) -> list[str]:
-    return re.split(r"[\W_]+", name)  # letters of any script are letters
+    """Letters, their marks and digits of any script make words; one that cdiff knows may have grown together with another script's."""
+    name = unicodedata.normalize("NFC", name)
+    whole = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in name).split(" ")
+    return [part for word in whole for part in _GROWN.split(word) if part is not None]
 
 
 def _describe(source: Path, path: Path, files: list[Path]) -> _Folder:

@@ -49,6 +49,7 @@ _TURNS = {
 # JPEG stores colour apart from brightness: channels of a grey mask may come back this far apart.
 _GREY_TOLERANCE = 24
 _BLUR = 32  # how far JPEG moves a full colour inside its area, channel by channel
+_FULL = 0.05  # share of pixels in full colours that even thin targets keep: of those drawn in others it is 0
 _EDGE = 4  # how far in from an edge it moves it further, pixels
 
 log = logging.getLogger(__name__)
@@ -178,8 +179,10 @@ def _unblurred(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     full = np.where(colours > 127, np.uint8(255), np.uint8(0))
     far = np.abs(colours.astype(np.int16) - full).max(axis=2) > _BLUR
-    if ndimage.binary_erosion(far, np.ones((3, 3)), iterations=_EDGE).any():
-        return colours  # areas, not edges
+    shown = full.any(axis=2)
+    drawn_in_full = shown.any() and (~far)[shown].mean() > _FULL
+    if not drawn_in_full or ndimage.binary_erosion(far, np.ones((3, 3)), iterations=_EDGE).any():
+        return colours  # all of it, or areas and not edges
     values = _packed(full)
     for value in np.unique(values[values != 0]):
         its, others = values == value, (values != 0) & (values != value)

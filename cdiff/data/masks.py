@@ -26,8 +26,9 @@ MOST_IDS = 32
 ABOVE_HALF, ANY_CHANNEL = (
     -1,
     -2,
-)  # instead of a value: above half of full scale; of colours, some channel above half
+)  # instead of a value: above half of full scale; of colours, some channel above a quarter
 _NEAR = 16  # grey levels that JPEG or smoothing may put between a pixel and its true extreme
+QUARTER = 0xC0C0C0  # the bits of 0xRRGGBB by which some channel is above a quarter: JPEG's noise is not
 _GREY = 0x010101
 
 Types = tuple[tuple[int, str], ...]  # (value, type), as of cdiff.types.MaskFile
@@ -43,7 +44,7 @@ class MaskFacts:
     checksum: str  # sha256 of the file
     lossy: bool  # compressed as JPEG is, which blurs ids
     bright: bool  # something lies above half of full scale; of colours, none
-    area: int  # pixels above half of full scale, or where there are none: other than 0
+    area: int  # pixels above half of full scale, or where there are none: other than 0; of many colours, above a quarter
     edged: bool  # values under the highest lie only between it and 0
     soft: float  # share of the non-zero pixels that are far from both extremes
     palette: bool
@@ -83,7 +84,11 @@ def mask_facts(path: Path, limits: Limits) -> MaskFacts:
         checksum=hashlib.sha256(path.read_bytes()).hexdigest(),
         lossy=is_jpeg(path) or (not coloured and _compressed_once(found, scale)),
         bright=bright,
-        area=int((values > scale // 2).sum() if bright else (values != 0).sum()),
+        area=int(
+            (values > scale // 2 if bright else values & QUARTER if coloured and not few else values)
+            .astype(bool)
+            .sum()
+        ),
         edged=bright and few and found.size > 1 and int(found[-1]) == scale and _edged(values, scale),
         soft=0.0 if few else _soft(values),
         palette=is_palette(path),
@@ -182,7 +187,7 @@ def defect_meaning(type: str, look: MaskFacts) -> Types:
         return ((ABOVE_HALF, type),)
     if len(look.values) <= MOST_IDS:
         return tuple((value, type) for value in look.values)
-    return ((ANY_CHANNEL, type),) if look.coloured else ()
+    return ((ANY_CHANNEL, type),) if look.coloured and look.area else ()
 
 
 def _shows_ids(look: MaskFacts) -> bool:

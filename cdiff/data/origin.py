@@ -111,7 +111,7 @@ def _brought(url: str, folder: Path, found: Mapping[str, str]) -> dict[str, str]
                 and not path.name.startswith(".")
                 and path.relative_to(folder).as_posix() not in found
             ):
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     def fetch(name: str) -> str:
         storage.fetch(name, folder / name)
@@ -173,7 +173,7 @@ def _storage(url: str) -> S3Storage:
 
 def _checked_url(url: str) -> str:
     url = url.rstrip("/")
-    if not re.fullmatch(r"s3://[^/]+(/.+)?", url):
+    if not re.fullmatch(r"s3://[^/]+(/.+)?", url) or url.rpartition("/")[2] in (".", ".."):
         raise DataError(f"{url} is neither a folder nor s3://BUCKET/FOLDER.")
     return url
 

@@ -264,7 +264,8 @@ class Studio:
         tokens_of, margin = reference.target_id, config.generator.margin
         if painted is not None:
             # the drawn shape is repainted in place, with the reference's tokens
-            drawn = known_as(painted, category, kind, also=tokens_of)
+            assert request.background is not None
+            drawn = known_as(painted, request.background, request.mask, kind, also=tokens_of)
             uploads = (*uploads, drawn)
             (target,) = WithUploads(self.dataset, [drawn], config.data).targets(drawn.sample_id)
             background, pose = drawn.sample_id, repaint_pose(target, margin, rng)

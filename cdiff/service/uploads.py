@@ -55,24 +55,22 @@ def upload_of(
         )
     if mask is not None and not shown.any():
         raise RequestError("mask: nothing in it is white; it shows no target.")
-    sample = Sample("", "", (), "", "", (), width, height, mode, _hash(image, mask or b""))
-    return known_as(Upload(sample, pixels, shown), category, type if mask is not None else None, also)
+    types = (type,) if mask is not None else ()
+    sample = Sample("", category, types, "", "", (), width, height, mode, "")
+    return known_as(Upload(sample, pixels, shown), image, mask, type, also)
 
 
-def known_as(upload: Upload, category: str, type: str | None, also: str = "") -> Upload:
-    """The same pixels under another name, without another copy of them.
-
-    Args:
-        type: of its targets; None: a photo without any. also: as of `upload_of`.
-    """
-    parts = upload.sample.checksum, category, *([] if type is None else [f"shows {type}"]), also
-    name, types = f"{UPLOAD}{_hash(*(part.encode() for part in parts))}", () if type is None else (type,)
-    sample = replace(upload.sample, sample_id=name, group=name, category=category, types=types)
+def known_as(upload: Upload, image: bytes, mask: bytes | None, type: str, also: str) -> Upload:
+    """The same pixels under another name, without another copy of them; arguments as of `upload_of`."""
+    parts = (image, mask or b"", upload.sample.category.encode(), type.encode(), also.encode())
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    checksum = digest.hexdigest()
+    name = f"{UPLOAD}{checksum}"
+    sample = replace(upload.sample, sample_id=name, group=name, checksum=checksum)
     return replace(upload, sample=sample)
-
-
-def _hash(*parts: bytes) -> str:
-    return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from actors.resources import (
     demand_data,
     refuse_other_code,
     roles,
+    training_gpus,
 )
 from cdiff.config import Config
 from cdiff.config_file import load_config
@@ -145,6 +146,11 @@ def test_gpus_are_reserved_as_configured_and_never_by_the_coordinator() -> None:
     shares = {role: actor_options(apart, role)["num_gpus"] for role in roles(apart)}
     assert shares == {"generator": 1.0, "extractor": 0.25, "downstream": 0.5, "coordinator": 0}
     assert actor_options(_config(gpus=0.25, generator_gpus=1.0), "generator")["num_gpus"] == 0, "device=cpu"
+    trained = load_config(None, ["train.workers=2", "train.gpus=1"])
+    assert training_gpus(trained) == 0, "device=cpu"
+    assert (
+        training_gpus(load_config(None, ["train.gpus=1", "resources.device=cuda", "resources.gpus=1"])) == 1
+    )
     growing = _config(generators=8, least_generators=2)
     assert roles(growing)["generator"] == 2, "the others join as nodes come"
     with pytest.raises(ConfigError, match=r"resources.least_generators=3 is above resources.generators=2"):

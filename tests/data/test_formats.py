@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -226,8 +227,8 @@ def test_every_colour_of_a_defects_mask_is_the_folders_type(tmp_path, trees, fir
     root = trees.mvtec(tmp_path / "nut", {"bent": 3})
     coloured = np.zeros((48, 64, 3), np.uint8)
     coloured[5:15, 5:15], coloured[25:35, 30:40] = first, (0, 0, 255)
-    if soft:  # too many colours to be listed
-        coloured[40, :] = np.stack([np.arange(64)] * 2 + [np.zeros(64)], 1) * 2
+    if soft:  # as when a program smooths, too many colours to be listed
+        coloured[40, :] = np.stack([np.arange(64)] * 2 + [np.zeros(64)], 1) * 0.9
     trees.save(root / "ground_truth" / "bent" / "000_mask.png", coloured)
     dataset = Dataset(read_source(str(root), CONFIG), CONFIG)
     (defect,) = (s for s in dataset.samples if s.sample_id.endswith("bent/000"))
@@ -267,8 +268,18 @@ def test_folders_in_any_script_pair_by_their_names(tmp_path, trees, names):
 
 def test_types_in_any_script_keep_their_names(tmp_path, trees):
     trees.pairs(tmp_path / "images", tmp_path / "masks" / "划痕", 2)
-    trees.save(tmp_path / "masks" / "凹坑" / "p0.png", trees.blob(top=30))
-    assert [s.types for s in read_source(str(tmp_path), CONFIG)] == [("凹坑", "划痕"), ("划痕",)]
+    for top, name in ((30, "凹坑"), (20, "दाग"), (4, "दाँग"), (35, unicodedata.normalize("NFD", "grün"))):
+        trees.save(tmp_path / "masks" / name / "p0.png", trees.blob(top=top))
+    first, second = (s.types for s in read_source(str(tmp_path), CONFIG))
+    assert set(first) == {"凹坑", "划痕", "दाग", "दाँग", "grün"} and second == ("划痕",)
+
+
+def test_words_that_are_known_count_where_they_grew_together_with_another_script(tmp_path, trees):
+    for number, split in enumerate(("train", "val", "test")):
+        trees.pairs(tmp_path / f"{split}图像", tmp_path / f"{split}标注mask", 2, seed=10 * number)
+    samples = read_source(str(tmp_path), CONFIG)
+    assert [s.folder_split for s in samples] == ["test"] * 2 + ["train"] * 2 + ["validation"] * 2
+    assert all(len(s.masks) == 1 for s in samples)
 
 
 def test_photos_without_mask_stop_in_one_message_or_are_left_out(tmp_path, trees):

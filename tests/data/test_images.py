@@ -190,10 +190,14 @@ def test_full_colours_come_back_from_a_jpeg_without_what_lies_between(tmp_path, 
 @pytest.mark.parametrize("other", [(128, 0, 0), (0, 100, 0), (255, 128, 0), (128, 128, 128)])
 def test_a_jpeg_with_an_area_of_another_colour_keeps_its_raw_values(tmp_path, other):
     """It may be a class of its own: what is full colour elsewhere does not swallow it."""
-    drawn = np.zeros((160, 200, 3), np.uint8)
+    drawn, thin = np.zeros((2, 160, 200, 3), np.uint8)
     drawn[20:140, 20:150], drawn[40:70, 160:190] = (255, 0, 0), other
+    thin[60:64, 20:150] = other
     Image.fromarray(drawn).save(tmp_path / "m.jpg", quality=90)
     assert np.unique(read_mask(tmp_path / "m.jpg", LIMITS)).size > 8
+    if other[0] != other[2]:  # a grey is no colour
+        Image.fromarray(thin).save(tmp_path / "thin.jpg", quality=90)
+        assert np.unique(read_mask(tmp_path / "thin.jpg", LIMITS)).size > 8, "not an empty mask"
 
 
 def test_a_thin_class_within_another_stays_where_it_was_drawn(tmp_path):

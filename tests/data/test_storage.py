@@ -213,6 +213,13 @@ def test_what_no_waiting_mends_is_told_at_once(bucket, tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="CDIFF_CACHE"):
         storage.fetch("a", tmp_path / "a")
 
+    def elsewhere(*_: object, **__: object) -> None:  # as pyarrow tells a redirect, which it does not follow
+        raise OSError("AWS Error UNKNOWN (HTTP status 301): the configured region is 'us-east-1'")
+
+    monkeypatch.setattr(s3.clients(s3.READ)[0], "download_file", elsewhere)
+    with pytest.raises(StorageError, match="Set AWS_REGION"):
+        storage.fetch("a", tmp_path / "a")
+
 
 def test_nothing_swaps_a_file_that_is_gone(storage):
     storage.write("a", b"x")

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import io
 import shutil
 
@@ -19,6 +20,7 @@ from cdiff.errors import RequestError
 from cdiff.service import studio as studio_module
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
 from cdiff.service.studio import Studio
+from cdiff.types import UPLOAD
 
 
 def _pixels(studio, row):
@@ -55,6 +57,16 @@ def test_large_photos_are_laid_out_few_at_a_time_and_decoded_once(studio, sent, 
     )
     tickets = studio.tickets(wanted)
     assert len({id(upload.image) for ticket in tickets for upload in ticket.uploads}) == 1
+    for ticket in tickets:  # verdicts name pairs by it: it is what it always was
+        parts = (
+            base64.b64decode(sent["photo"]),
+            base64.b64decode(sent["mask"]),
+            b"metal",
+            b"pit",
+            ticket.tokens_of.encode(),
+        )
+        told = hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
+        assert ticket.task.background == f"{UPLOAD}{told}" == ticket.uploads[-1].sample_id
     batches: list[int] = []
     real = studio_module.produce
 

@@ -72,6 +72,7 @@ def test_under_a_prefix_the_same_stands_open(backend) -> None:
     for path in ("/", "/page.js", "/healthz", "/docs", "/openapi.json"):
         assert client.get(f"/cdiff{path}").status_code == 200, path
     assert "unsafe-inline" in client.get("/cdiff/docs").headers["content-security-policy"]
+    assert client.get("/cdiff").url.path == "/cdiff/", "where its pictures and scripts are found"
     assert client.get("/cdiff/v1/types").status_code == 401 and client.get("/v1/types").status_code == 401
 
 
