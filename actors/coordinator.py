@@ -77,7 +77,9 @@ class CoordinatorActor:
             further=negative_quotas(known.alarms, config),
         )
 
-    def plan_pool(self, config: Config, per_type: int, revisions: Revisions, wave: int) -> list[Assignment]:
+    def plan_pool(
+        self, config: Config, per_type: int | Mapping[str, int], revisions: Revisions, wave: int
+    ) -> list[Assignment]:
         """Candidates for every type, that several arms choose from."""
         return plan_pool(self.stock, config, per_type, revisions, wave)
 

@@ -310,9 +310,14 @@ class Crew(Staff):
         return {name: from_json(kind, (ledger.milestone(name) or {})["result"]) for name in work}
 
     def pool(
-        self, per_type: int, revisions: Revisions, config: Config, wave: int, label: str
+        self,
+        per_type: int | Mapping[str, int],
+        revisions: Revisions,
+        config: Config,
+        wave: int,
+        label: str,
     ) -> list[Attempt]:
-        """A wave of candidates for every type, made as the configuration says; shards that are there are only read."""
+        """A wave of candidates by type (as of `cdiff.wasm.pool.plan_pool`), made as the configuration says; shards that are there are only read."""
         plan = self.planner.call("plan_pool", config, per_type, revisions, wave)
         return self._generate(plan, label)
 

@@ -105,7 +105,11 @@ class Downstream:
         real = real_items(self.dataset, request.sample_ids, config)
         # by place in the plan: fits that differ in strengths alone draw the same references side by side
         ordered = sorted(request.pairs, key=lambda pair: (pair.attempt.assignment.task.seed, pair.task_id))
-        synthetic = [self._item(pair) for pair in ordered] + self._perlin(request)
+        synthetic = []
+        for number, pair in enumerate(ordered):  # large photos by the thousand take a while
+            self._progress(number, len(ordered))
+            synthetic.append(self._item(pair))
+        synthetic += self._perlin(request)
         history = fit(
             model,
             real,

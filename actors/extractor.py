@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -27,19 +28,28 @@ class ExtractorActor:
     def __init__(self, run: Run, config: Config, dataset: Dataset | list[Any]) -> None:
         join_driver(config)
         self.run, self.config, self.dataset = run, config, photos_of(dataset)
+        self.done = (0, 0)
 
     def frames(self, sample_ids: list[str]) -> dict[str, Frame]:
         """The object's frame on each photo."""
-        return {sample_id: frame_of(self.dataset.image(sample_id)) for sample_id in sample_ids}
+        return {sample_id: frame_of(self.dataset.image(sample_id)) for sample_id in self._told(sample_ids)}
 
     def cut_off(self, sample_ids: list[str]) -> set[str]:
         """Target ids of targets that end at the black frame of their photo."""
-        targets = self.dataset.all_targets(sample_ids)
-        return {
-            target.target_id
-            for target in targets
-            if cut_off(self.dataset.image(target.sample_id), self.dataset.target_mask(target.target_id))
-        }
+        found: set[str] = set()
+        for sample_id in self._told(sample_ids):
+            names = [target.target_id for target in self.dataset.targets(sample_id)]
+            masks = [self.dataset.target_mask(name) for name in names]
+            ends = cut_off(self.dataset.image(sample_id), masks) if names else []
+            found |= {name for name, it_does in zip(names, ends, strict=True) if it_does}
+        return found
+
+    def _told(self, sample_ids: list[str]) -> Iterator[str]:
+        """Photo by photo, as steps: large ones by the hundred take longer than a run that stands still may."""
+        for number, sample_id in enumerate(sample_ids):
+            self.done = number, len(sample_ids)
+            yield sample_id
+        self.done = (0, 0)
 
     def bank(self, revision: str, target_ids: list[str]) -> str:
         """Build and store the token bank of real training targets; returns its revision."""
@@ -70,5 +80,5 @@ class ExtractorActor:
 
     @ray.method(concurrency_group="status")
     def progress(self) -> tuple[int, int]:
-        """No steps to tell, but that it lives."""
-        return 0, 0
+        """Photos done and their number; of what tells no steps, that it lives."""
+        return self.done

@@ -159,13 +159,13 @@ def demand_data(dataset: Dataset, seconds: float = 300.0) -> None:
     asked = {
         _read_one.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
             shared, sample_id
-        ): name
-        for node, name in nodes.items()
+        ): node
+        for node in nodes
     }
     done, late = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
     found = {asked[reference]: _reason(reference) for reference in done}
     found |= {asked[reference]: f"no answer within {seconds:.0f} s" for reference in late}
-    told = [f"{name}: {reason}" for name, reason in sorted(found.items()) if reason]
+    told = sorted(f"{nodes[node]}: {reason}" for node, reason in found.items() if reason)
     if told:
         raise ResourceError(
             f"{len(told)} of {len(nodes)} nodes cannot read the photos:\n  "

@@ -28,7 +28,7 @@ from cdiff.types import Revisions
 from cdiff.wasm.pool import types_of, undirected_quotas
 from cdiff.wasm.quality import INVALID, STOPPED, Thresholds
 from jobs.grids import grids
-from jobs.quality_pool import Pools, Wanted, copying
+from jobs.quality_pool import Pools, Wanted, copying, twice
 from jobs.telling import bracketed, log_missed
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def rival(crew: Crew, ledger: Ledger, real_only: Assessed) -> dict[str, Assessed
     quotas = undirected_quotas(types, pairs)
     key, wanted = ("copy_paste", crew.config.seed), Wanted(types, quotas, crew.config)
     pools = Pools(crew, ledger, generator, thresholds)
-    found = pools.choose([copying(crew.config)], 2 * max(quotas.values()), {key: wanted}, "copies")[key]
+    found = pools.choose([copying(crew.config)], twice(quotas), {key: wanted}, "copies")[key]
     if not found.pairs:
         return {}
     kept_as = (ledger.milestone(f"round-{ledger.best_round()}") or {}).get(
@@ -185,7 +185,7 @@ def _tell(session: Session, finished: dict[str, Any], path: Any, real_only_stand
         values = [(finished["test"][arm][name], len(label)) for arm, label in columns.items()]
         if all(value is not None for value, _ in values):
             print(f"  {name:20s}" + "".join(f"  {value:{width + 1}.4f}" for value, width in values))
-    for arm, told in finished.get("ahead", {}).items():
+    for arm, told in _ahead(finished).items():
         label = f"over {columns[arm].removeprefix('with ')}"
         print(f"  pixel_ap {label}: {told['gain']:+.4f} {bracketed(told['low'], told['high'])}")
     if not _copies_stand(finished):
@@ -206,6 +206,12 @@ def _tell(session: Session, finished: dict[str, Any], path: Any, real_only_stand
 def _copies_stand(finished: dict[str, Any]) -> bool:
     """Whether the rival's numbers are of copies, not of real photos alone. Earlier versions did not put copies to a round's rule."""
     return finished.get("copies_stand") is not False
+
+
+def _ahead(finished: dict[str, Any]) -> dict[str, Any]:
+    """How far the kept model is ahead of what was measured: where real photos alone stand in for copies, there is nothing more to tell."""
+    told: dict[str, Any] = finished.get("ahead", {})
+    return told if _copies_stand(finished) else {arm: own for arm, own in told.items() if arm != "copy_paste"}
 
 
 def _by_people(ledger: Ledger) -> list[str]:
@@ -266,7 +272,7 @@ def _closed(
         pairs=finished.get("pairs", 0),
         copies=finished.get("copies") or 0,
         copies_stand=_copies_stand(finished),
-        ahead=finished.get("ahead", {}),
+        ahead=_ahead(finished),
         best=tuple(best),
         worst=tuple(worst),
         seconds=finished["seconds"],
@@ -308,8 +314,12 @@ def _valid_share(ledger: Ledger) -> float | None:
 
 def _seconds(ledger: Ledger, real_only: Assessed) -> dict[str, float]:
     """Wall-clock seconds by phase, over all rounds."""
+    trained = ledger.milestone("generator") or {}
+    earlier = (
+        0.0 if trained.get("reused") else float(trained.get("trained_in", 0))
+    )  # also of starts that were cut off
     out = {
-        "generator": float((ledger.milestone("generator") or {}).get("seconds", 0)),
+        "generator": max(float(trained.get("seconds", 0)), earlier),
         "base": float((ledger.milestone("base") or {}).get("seconds", 0)),
         "real_only": real_only.seconds,
     }

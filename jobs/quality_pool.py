@@ -63,7 +63,7 @@ class Pools:
     def choose(
         self,
         configs: Sequence[Config],
-        per_type: int,
+        per_type: int | Mapping[str, int],
         wanted: Mapping[Key, Wanted],
         label: str,
         least: int = 1,
@@ -71,7 +71,9 @@ class Pools:
         """What each arm and seed takes from one pool. While one lacks pairs, the pool gets a further wave, WAVES at most.
 
         Args:
-            configs: how candidates are made: `per_type` of each kind in every wave. least: waves that there are at any rate.
+            configs: how candidates are made: `per_type` of each kind in every wave; where it names types, those alone that lack pairs get a
+                further one.
+            least: waves that there are at any rate.
         """
         pool: list[Attempt] = []
         found: dict[Key, Choice] = {}
@@ -84,6 +86,9 @@ class Pools:
             found = {key: self._chosen(pool, asked, key[1], label) for key, asked in wanted.items()}
             if all(len(found[key].pairs) >= sum(asked.quotas.values()) for key, asked in wanted.items()):
                 break
+            if not isinstance(per_type, int):
+                lacking = {name for key, asked in wanted.items() for name in _lacking(found[key], asked)}
+                per_type = {name: number for name, number in per_type.items() if name in lacking}
         made = {"candidates": len(pool), "waves": wave + 1, "seconds": pool_seconds(self.crew.run, pool)}
         if self.ledger.milestone(f"pool:{label}") != made:
             self.ledger.record(f"pool:{label}", **made)
@@ -105,6 +110,20 @@ class Pools:
         found = self.crew.each(self.ledger, "losses", work, list[float], f"judging {label}")
         values = [value for name in work for value in found[name]]
         return dict(zip([attempt.task_id for attempt in pool], values, strict=True))
+
+
+def twice(quotas: Mapping[tuple[str, Purpose], int]) -> dict[str, int]:
+    """Candidates by type for so many pairs: the gate turns some away."""
+    asked = Counter[str]()
+    for (name, _), number in quotas.items():
+        asked[name] += 2 * number
+    return dict(asked)
+
+
+def _lacking(choice: Choice, asked: Wanted) -> list[str]:
+    """Slices of which an arm has fewer pairs than it asked for."""
+    had = Counter(pair.attempt.assignment.slice for pair in choice.pairs)
+    return [name for name, number in twice(asked.quotas).items() if 2 * had[name] < number]
 
 
 def kept(pairs: Sequence[Pair], beyond: int) -> Choice:

@@ -211,7 +211,9 @@ def _made(
     by_id = {target.target_id: target for target in targets}
     frames = {name: frame_of(dataset.image(name)) for name in {*photos, *(t.sample_id for t in targets)}}
     ends = {
-        t.target_id for t in targets if cut_off(dataset.image(t.sample_id), dataset.target_mask(t.target_id))
+        t.target_id
+        for t in targets
+        if cut_off(dataset.image(t.sample_id), [dataset.target_mask(t.target_id)])[0]
     }
 
     def propose(reference: str, background: str, rng: np.random.Generator) -> Pose:

@@ -13,7 +13,7 @@ from cdiff.data.folders import has_masks, list_pairs
 from cdiff.data.groups import apply_groups
 from cdiff.data.mvtec import categories, is_category, list_category
 from cdiff.errors import DataError, offenders
-from cdiff.types import Sample
+from cdiff.types import UPLOAD, Sample
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,9 @@ def _read(path: Path, config: DataConfig, taken: set[str] | None = None) -> dict
 
 def _free(name: str, taken: set[str]) -> str:
     number, free = 1, name
-    while free in taken:
+    while free in taken or free == UPLOAD.rstrip(
+        "/"
+    ):  # ids that begin so are of photos that people bring to the service
         number += 1
         free = f"{name}-{number}"
     taken.add(free)

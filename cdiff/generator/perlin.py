@@ -72,7 +72,7 @@ def _pair(
     mask = _blot(photo.shape[:2], free, rng)
     others = [name for name in textures if name != background] or list(textures)
     texture = _texture(dataset.image(others[rng.integers(len(others))]), photo.shape[:2], rng)
-    if dataset.sample(background).mode == "L":
+    if (photo == photo[..., :1]).all():  # greys, whether in one channel or in three
         texture = np.repeat(texture.mean(axis=2, keepdims=True), 3, axis=2)
     beta = rng.uniform(*_BETA)
     mixed = np.where(mask[..., None], (1 - beta) * photo + beta * texture, photo)

@@ -91,14 +91,21 @@ def _lit(image: np.ndarray) -> np.ndarray:
     return lit if lit.mean() > 0.5 else np.ones_like(lit)  # a dark photo is no frame
 
 
-def cut_off(image: np.ndarray, mask: np.ndarray) -> bool:
-    """Whether a target, bool [H, W], ends at the black frame of its photo, uint8 [H, W, 3].
+def cut_off(image: np.ndarray, masks: Sequence[np.ndarray]) -> list[bool]:
+    """Whether each target of a photo, bool [H, W], ends at the photo's black frame; the photo is uint8 [H, W, 3].
 
     On another photo it would lack the part that the frame hides.
     """
+    if _object(image) is not None:
+        return [False] * len(masks)
+    hidden = ~_lit(image)
+    return [_ends_at(hidden, mask) for mask in masks]
+
+
+def _ends_at(hidden: np.ndarray, mask: np.ndarray) -> bool:
     reach = max(8, round(_OUTLINE * max(mask.shape)))
     rows, columns = np.nonzero(mask)
-    if not rows.size or _object(image) is not None:
+    if not rows.size:
         return False
     near = (
         slice(max(0, rows.min() - reach), rows.max() + reach + 1),
@@ -106,7 +113,7 @@ def cut_off(image: np.ndarray, mask: np.ndarray) -> bool:
     )
     away = ndimage.distance_transform_edt(~mask[near])
     band = (away > 0) & (away <= reach)
-    return bool(band.any() and (~_lit(image)[near])[band].mean() > _CUT_SHARE)
+    return bool(band.any() and hidden[near][band].mean() > _CUT_SHARE)
 
 
 def _light(image: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ share a batch without knowing of each other.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,11 +42,10 @@ from cdiff.wasm.labels import READ_STEPS
 from cdiff.wasm.layout import coverage, noise_of
 from cdiff.wasm.mining import Miners
 from cdiff.wasm.models import Models
-from cdiff.wasm.production import produce, row_of
+from cdiff.wasm.production import portions, produce, row_of
 from cdiff.wasm.quality import Thresholds, validity_reason
 
 MOST_PIXELS = 16_000_000  # of a picture that comes with a request
-AT_ONCE = 8_000_000  # pixels of photos that are laid out together
 MOST_SCALE = 8.0  # of a target, to fill a region
 _OWN = "own"  # category and type of a reference that the run does not know
 
@@ -163,24 +162,15 @@ class Studio:
             recipes.setdefault(ticket.task.recipe, []).append(place)
         for recipe, places in recipes.items():
             torch.set_num_threads(recipe.threads)
-            for portion in self._portions(places, tickets):
-                rows |= zip(portion, self._made([tickets[place] for place in portion]), strict=True)
+            for portion in portions([self._background_pixels(tickets[place]) for place in places]):
+                own = places[portion.start : portion.stop]
+                rows |= zip(own, self._made([tickets[place] for place in own]), strict=True)
         return [rows[place] for place in range(len(tickets))]
 
-    def _portions(self, places: Sequence[int], tickets: Sequence[Ticket]) -> Iterator[list[int]]:
-        """The same places, cut so that few large photos are laid out at once: a crop may be as large as its photo, in floats and several times."""
-        portion: list[int] = []
-        pixels = 0
-        for place in places:
-            ticket = tickets[place]
-            own = {upload.sample_id: upload.sample for upload in ticket.uploads}
-            photo = own.get(ticket.task.background) or self.dataset.sample(ticket.task.background)
-            if portion and pixels + photo.width * photo.height > AT_ONCE:
-                yield portion
-                portion, pixels = [], 0
-            portion.append(place)
-            pixels += photo.width * photo.height
-        yield portion
+    def _background_pixels(self, ticket: Ticket) -> int:
+        own = {upload.sample_id: upload.sample for upload in ticket.uploads}
+        photo = own.get(ticket.task.background) or self.dataset.sample(ticket.task.background)
+        return photo.width * photo.height
 
     def _made(self, tickets: Sequence[Ticket]) -> list[ShardRow]:
         """Pairs of one recipe, in a batch."""

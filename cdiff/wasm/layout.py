@@ -25,7 +25,7 @@ class Layout:
     task: GenerationTask
     photo: np.ndarray  # uint8 [H, W, 3] background
     kept: np.ndarray  # bool [H, W] targets that the photo shows already and keeps
-    grey: bool  # the photo has one channel: what is painted must not bring colour
+    grey: bool  # the photo has no colour, in one channel or in three equal ones: what is painted must bring none
     canvas: Canvas
 
     @property
@@ -56,7 +56,12 @@ def spell_out(task: GenerationTask, dataset: Dataset, config: Config) -> Layout:
         repaint=repaint,
         rng=np.random.default_rng([task.seed, 3]),
     )
-    return Layout(task, photo, kept, dataset.sample(task.background).mode == "L", canvas)
+    return Layout(task, photo, kept, is_grey(photo), canvas)
+
+
+def is_grey(photo: np.ndarray) -> bool:
+    """Whether a photo, uint8 [H, W, 3], shows greys alone, however its file stores them."""
+    return bool((photo == photo[..., :1]).all())
 
 
 def kept_targets(task: GenerationTask, dataset: Dataset) -> np.ndarray:

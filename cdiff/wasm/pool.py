@@ -32,15 +32,19 @@ def types_of(targets: Iterable[Target]) -> list[Weakness]:
 
 
 def plan_pool(
-    stock: Stock, config: Config, per_type: int, revisions: Revisions, wave: int = 0
+    stock: Stock, config: Config, per_type: int | Mapping[str, int], revisions: Revisions, wave: int = 0
 ) -> list[Assignment]:
-    """`per_type` tasks for each category and type, interleaved; every target of a type is used about as often.
+    """Tasks for each category and type, interleaved; every target of a type is used about as often.
 
     Args:
+        per_type: as many for each; or for those that are named, "category/type", and none for others.
         wave: further waves have seeds of their own.
     """
     slices = types_of(stock.targets.values())
-    wanted: Quotas = {(weakness.slice.name, "uniform"): per_type for weakness in slices}
+    numbers = (
+        dict.fromkeys((w.slice.name for w in slices), per_type) if isinstance(per_type, int) else per_type
+    )
+    wanted: Quotas = {(w.slice.name, "uniform"): numbers.get(w.slice.name, 0) for w in slices}
     return deal(wanted, slices, stock, config, round=wave, revisions=revisions)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from cdiff.wasm.mining import Miners, Produced, make_pairs
 from cdiff.wasm.survival import survival
 from cdiff.wasm.view import local_loss
 
+AT_ONCE = 8_000_000  # pixels of photos that are laid out together
 _INVISIBLE = 0.01  # below this visibility (share of full scale) a candidate of best-of-K is struck out
 
 
@@ -43,12 +45,17 @@ def produce_shard(
     """
     name = shard_name(assignments)
     if not shard_committed(run, name):
-        began, tasks = time.perf_counter(), [assignment.task for assignment in assignments]
-        produced = produce(tasks, generator, bank, miners, dataset, config)
-        rows = [
-            row_of(assignment, name, number, pair, miners.segmenter, dataset, config)
-            for number, (assignment, pair) in enumerate(zip(assignments, produced, strict=True))
-        ]
+        began, rows = time.perf_counter(), list[ShardRow]()
+        photos = [dataset.sample(assignment.task.background) for assignment in assignments]
+        for places in portions([photo.width * photo.height for photo in photos]):
+            own = [assignments[place] for place in places]
+            produced = produce(
+                [assignment.task for assignment in own], generator, bank, miners, dataset, config
+            )
+            rows += [
+                row_of(assignment, name, place, pair, miners.segmenter, dataset, config)
+                for place, assignment, pair in zip(places, own, produced, strict=True)
+            ]
         write_shard(run, name, rows, time.perf_counter() - began)
     return read_attempts(run, name)
 
@@ -65,6 +72,24 @@ def produce(
     if miners.segmenter is not None:
         miners = replace(miners, judge=loss_judge(miners.segmenter, config))
     return make_pairs(generator, bank, tasks, dataset, config, miners)
+
+
+def portions(pixels: Sequence[int], at_once: int | None = None) -> list[range]:
+    """Places of tasks, cut so that few large photos are laid out at once: a crop may be as large as its photo, in floats and several times.
+
+    No pair's bytes depend on its neighbours.
+
+    Args:
+        pixels: of each task's background. at_once: of a portion, unless it is a single photo; None: AT_ONCE.
+    """
+    most, first, held = at_once or AT_ONCE, 0, 0
+    out = []
+    for place, own in enumerate(pixels):
+        if place > first and held + own > most:
+            out.append(range(first, place))
+            first, held = place, 0
+        held += own
+    return [*out, range(first, len(pixels))]
 
 
 def with_half_batches(config: Config) -> Config:

@@ -255,6 +255,11 @@ def test_subfolders_pair_by_their_names_and_normals_need_no_mask(tmp_path, trees
     assert samples[0].is_normal
 
 
+def test_no_category_has_the_name_by_which_photos_that_people_bring_are_known(tmp_path, trees):
+    trees.pairs(tmp_path / "upload" / "images", tmp_path / "upload" / "masks", 2)
+    assert {s.category for s in read_source(str(tmp_path / "upload"), CONFIG)} == {"upload-2"}
+
+
 @pytest.mark.parametrize("names", [("患者一", "患者二"), ("Больной1", "Больной2"), ("patientÄ", "patientÖ")])
 def test_folders_in_any_script_pair_by_their_names(tmp_path, trees, names):
     for number, name in enumerate(names):

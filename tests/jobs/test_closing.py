@@ -345,11 +345,14 @@ def test_copies_that_validation_did_not_keep_are_told(session, capsys, told, kep
     """A run that an earlier version closed says nothing of it: its copies were not put to the rule."""
     metrics = ("pixel_ap", "f1_max", "iou", "mdice")
     scores = {arm: dict.fromkeys(metrics, 0.4) for arm in ("real_only", "copy_paste", "loop")}
-    finished = {"test": scores, "copies": 3, "pairs": 3, "seconds": {}} | told
+    ahead = {arm: {"gain": 0.1, "low": 0.0, "high": 0.2} for arm in ("real_only", "copy_paste")}
+    finished = {"test": scores, "copies": 3, "pairs": 3, "seconds": {}, "ahead": ahead} | told
     closing._tell(SimpleNamespace(demo=False), finished, "page", real_only_stands=False)  # type: ignore[arg-type]
-    assert ("copies not kept on validation: real photos alone stand in" in capsys.readouterr().out) != kept
+    shown = capsys.readouterr().out
+    assert ("copies not kept on validation: real photos alone stand in" in shown) != kept
+    assert ("pixel_ap over 3 pasted copies" in shown) == kept, "nobody measured that"
     content = closing._closed(ReportContent("one"), finished, (), ())
-    assert content.copies_stand == kept
+    assert content.copies_stand == kept and ("copy_paste" in content.ahead) == kept
 
 
 def test_one_test_object_gives_no_interval(session, capsys) -> None:

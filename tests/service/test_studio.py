@@ -21,6 +21,7 @@ from cdiff.service import studio as studio_module
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
 from cdiff.service.studio import Studio
 from cdiff.types import UPLOAD
+from cdiff.wasm import production
 
 
 def _pixels(studio, row):
@@ -77,7 +78,7 @@ def test_large_photos_are_laid_out_few_at_a_time_and_decoded_once(studio, sent, 
     monkeypatch.setattr(studio_module, "produce", counted)
     together = studio.make(tickets)
     photo = tickets[0].uploads[0].sample
-    monkeypatch.setattr(studio_module, "AT_ONCE", 2 * photo.width * photo.height)
+    monkeypatch.setattr(production, "AT_ONCE", 2 * photo.width * photo.height)
     apart = studio.make(tickets)
     assert batches == [5, 2, 2, 1]
     assert [(r.image_png, r.mask_png) for r in apart] == [(r.image_png, r.mask_png) for r in together]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cdiff.generator.crops import cut, to_resolution
 from cdiff.generator.denoiser import Denoiser
@@ -201,10 +202,17 @@ def test_real_detail_returns_fully_up_to_half_noise_and_not_at_all_from_pure_noi
     assert [detail_share(tau) for tau in (0, 0.5, 0.75, 1)] == [1, 1, 0.5, 0]
 
 
-def test_a_grey_photo_stays_grey(tasks, bank, photos, tiny_config, tiny_generator, tmp_path) -> None:
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_grey_photo_stays_grey(tasks, bank, photos, tiny_config, tiny_generator, tmp_path, mode) -> None:
+    """However many channels its file has: programs save greys in three as well."""
     from cdiff.data.dataset import Dataset
 
-    grey = Dataset([dataclasses.replace(sample, mode="L") for sample in photos.samples], tiny_config.data)
+    samples = []
+    for number, sample in enumerate(photos.samples):
+        path = tmp_path / f"{number}.png"
+        Image.open(sample.image).convert("L").convert(mode).save(path)
+        samples.append(dataclasses.replace(sample, mode=mode, image=str(path)))
+    grey = Dataset(samples, tiny_config.data)
     task = tasks[3]  # from pure noise: the network is free to bring colour
     coloured = make_pairs(tiny_generator, bank, [task], photos, tiny_config)[0]
     pair = make_pairs(tiny_generator, bank, [task], grey, tiny_config)[0]

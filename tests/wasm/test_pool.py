@@ -59,6 +59,11 @@ def test_every_type_has_as_many_candidates_and_every_target_about_as_many(pool):
     assert len({a.task_id for a in pool}) == 120
 
 
+def test_types_that_are_named_have_candidates_of_their_own_number(stock, tiny_config):
+    plan = plan_pool(stock, tiny_config, {"metal/pit": 30, "metal/none": 9}, REVISIONS)
+    assert Counter(a.slice for a in plan) == {"metal/pit": 30}
+
+
 def test_a_slice_takes_the_candidates_that_start_where_it_pays(stock, tiny_config):
     pool = []
     for strength in (0.0, 0.4):

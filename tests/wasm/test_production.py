@@ -10,9 +10,10 @@ from cdiff.data.run import Run
 from cdiff.data.store import read_pair
 from cdiff.generator.placement import draw_pose, frame_of
 from cdiff.types import Assignment, GenerationTask, Recipe, Revisions, Strengths
+from cdiff.wasm import production
 from cdiff.wasm.again import made_again
 from cdiff.wasm.mining import Miners
-from cdiff.wasm.production import produce_shard, with_half_batches
+from cdiff.wasm.production import portions, produce_shard, with_half_batches
 
 
 @pytest.fixture
@@ -36,6 +37,21 @@ def plan(photos, tiny_config, tiny_generator, tmp_path) -> tuple[Run, list[Assig
         )
         out.append(Assignment(task, "pit", "uniform", number))
     return run, out
+
+
+def test_large_photos_are_laid_out_few_at_a_time_and_the_pairs_are_the_same(
+    plan, photos, tiny_config, tiny_generator, monkeypatch
+) -> None:
+    assert [list(p) for p in portions([5, 5, 9, 30, 1], 10)] == [[0, 1], [2], [3], [4]]
+    run, assignments = plan
+    bank = tiny_generator.bank(photos, photos.all_targets(s.sample_id for s in photos.samples))
+    together = produce_shard(assignments, run, tiny_generator, bank, Miners(), photos, tiny_config)
+    other = dataclasses.replace(run, place=run.path.with_name("apart"))
+    (other.path / "pairs").mkdir(parents=True)
+    monkeypatch.setattr(production, "AT_ONCE", 1)
+    apart = produce_shard(assignments, other, tiny_generator, bank, Miners(), photos, tiny_config)
+    assert [read_pair(run, a) for a in together] == [read_pair(other, a) for a in apart]
+    assert [a.assignment for a in together] == [a.assignment for a in apart]
 
 
 def test_a_shard_made_in_half_batches_says_so_and_is_made_again_alike(
