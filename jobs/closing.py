@@ -28,7 +28,7 @@ from cdiff.types import Revisions
 from cdiff.wasm.pool import types_of, undirected_quotas
 from cdiff.wasm.quality import INVALID, STOPPED, Thresholds
 from jobs.grids import grids
-from jobs.quality_pool import Pools, Wanted, copying, twice
+from jobs.quality_pool import Pools, Wanted, copying, enough
 from jobs.telling import bracketed, log_missed
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def rival(crew: Crew, ledger: Ledger, real_only: Assessed) -> dict[str, Assessed
     quotas = undirected_quotas(types, pairs)
     key, wanted = ("copy_paste", crew.config.seed), Wanted(types, quotas, crew.config)
     pools = Pools(crew, ledger, generator, thresholds)
-    found = pools.choose([copying(crew.config)], twice(quotas), {key: wanted}, "copies")[key]
+    found = pools.choose([copying(crew.config)], enough(quotas), {key: wanted}, "copies")[key]
     if not found.pairs:
         return {}
     kept_as = (ledger.milestone(f"round-{ledger.best_round()}") or {}).get(
@@ -315,9 +315,8 @@ def _valid_share(ledger: Ledger) -> float | None:
 def _seconds(ledger: Ledger, real_only: Assessed) -> dict[str, float]:
     """Wall-clock seconds by phase, over all rounds."""
     trained = ledger.milestone("generator") or {}
-    earlier = (
-        0.0 if trained.get("reused") else float(trained.get("trained_in", 0))
-    )  # also of starts that were cut off
+    # `trained_in` counts what starts that were cut off had done, too
+    earlier = 0.0 if trained.get("reused") else float(trained.get("trained_in", 0))
     out = {
         "generator": max(float(trained.get("seconds", 0)), earlier),
         "base": float((ledger.milestone("base") or {}).get("seconds", 0)),

@@ -19,7 +19,7 @@ from cdiff.wasm.gains import measured_gains
 from cdiff.wasm.pool import types_of, undirected_quotas
 from cdiff.wasm.quality import Thresholds, beyond_band, survival_bounds
 from cdiff.wasm.weakness import rank
-from jobs.quality_pool import Choice, Key, Pools, Wanted, copying, kept, made_of, starting, twice
+from jobs.quality_pool import Choice, Key, Pools, Wanted, copying, enough, kept, made_of, starting
 
 CHANCE = "again"
 # Arms that are one round of the loop for each seed, plan and top-up included, under a mining arm each.
@@ -115,7 +115,7 @@ def choices(
     uniform = undirected_quotas(types, pairs)
     if "copy_paste" in arms:
         wanted = {("copy_paste", seed): Wanted(types, uniform, config) for seed in base}
-        chosen |= pools.choose([copying(config)], twice(uniform), wanted, "copies")
+        chosen |= pools.choose([copying(config)], enough(uniform), wanted, "copies")
     outcomes = _outcomes(crew, ledger, list(base)) if {"wasm", *MINED} & set(arms) else {}
     ranked = {seed: rank(rows, config.wasm.min_targets) for seed, rows in outcomes.items()}
     for arm in (arm for arm in arms if arm in MINED):

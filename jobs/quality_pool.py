@@ -18,6 +18,7 @@ Key = tuple[str, int]  # arm and seed
 
 WAVES = 4  # of a pool, at most
 _JUDGED = 200  # candidates per call
+_LEAST = 8  # candidates of a type in a wave
 
 
 @dataclass(frozen=True)
@@ -112,18 +113,22 @@ class Pools:
         return dict(zip([attempt.task_id for attempt in pool], values, strict=True))
 
 
-def twice(quotas: Mapping[tuple[str, Purpose], int]) -> dict[str, int]:
-    """Candidates by type for so many pairs: the gate turns some away."""
-    asked = Counter[str]()
+def enough(quotas: Mapping[tuple[str, Purpose], int]) -> dict[str, int]:
+    """Candidates by type for so many pairs: twice as many, and some for the rarest, since the gate turns some away."""
+    return {name: max(_LEAST, 2 * number) for name, number in _by_slice(quotas).items()}
+
+
+def _by_slice(quotas: Mapping[tuple[str, Purpose], int]) -> Counter[str]:
+    asked: Counter[str] = Counter()
     for (name, _), number in quotas.items():
-        asked[name] += 2 * number
-    return dict(asked)
+        asked[name] += number
+    return asked
 
 
 def _lacking(choice: Choice, asked: Wanted) -> list[str]:
     """Slices of which an arm has fewer pairs than it asked for."""
     had = Counter(pair.attempt.assignment.slice for pair in choice.pairs)
-    return [name for name, number in twice(asked.quotas).items() if 2 * had[name] < number]
+    return [name for name, number in _by_slice(asked.quotas).items() if had[name] < number]
 
 
 def kept(pairs: Sequence[Pair], beyond: int) -> Choice:

@@ -121,10 +121,9 @@ def _read(path: Path, config: DataConfig, taken: set[str] | None = None) -> dict
 
 
 def _free(name: str, taken: set[str]) -> str:
-    number, free = 1, name
-    while free in taken or free == UPLOAD.rstrip(
-        "/"
-    ):  # ids that begin so are of photos that people bring to the service
+    # ids that begin with the latter are of photos that people bring to the service
+    number, free, reserved = 1, name, UPLOAD.rstrip("/")
+    while free in taken or free == reserved:
         number += 1
         free = f"{name}-{number}"
     taken.add(free)

@@ -23,10 +23,8 @@ from cdiff.data.images import Limits, is_deep, is_jpeg, is_palette, read_mask
 from cdiff.errors import DataError, offenders
 
 MOST_IDS = 32
-ABOVE_HALF, ANY_CHANNEL = (
-    -1,
-    -2,
-)  # instead of a value: above half of full scale; of colours, some channel above a quarter
+# instead of a value: above half of full scale; of colours, some channel above a quarter
+ABOVE_HALF, ANY_CHANNEL = -1, -2
 _NEAR = 16  # grey levels that JPEG or smoothing may put between a pixel and its true extreme
 QUARTER = 0xC0C0C0  # the bits of 0xRRGGBB by which some channel is above a quarter: JPEG's noise is not
 _GREY = 0x010101

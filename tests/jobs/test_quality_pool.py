@@ -7,7 +7,7 @@ import pytest
 
 from cdiff.wasm.pool import types_of, undirected_quotas
 from jobs import quality_pool
-from jobs.quality_pool import Choice, Pools, Wanted, twice
+from jobs.quality_pool import Choice, Pools, Wanted, enough
 
 
 def test_a_rare_types_candidates_are_not_as_many_as_a_frequent_ones(monkeypatch, photos, tiny_config) -> None:
@@ -16,7 +16,7 @@ def test_a_rare_types_candidates_are_not_as_many_as_a_frequent_ones(monkeypatch,
     few = [t for t in targets if t.type == "pit"][:1] + [t for t in targets if t.type == "bar"]
     types = types_of(few)
     quotas = undirected_quotas(types, 8)
-    assert twice(quotas) == {"metal/bar": 12, "metal/pit": 4}
+    assert enough(quotas) == {"metal/bar": 12, "metal/pit": 8}
     asked: list[Any] = []
 
     def pool(per_type, revisions, config, wave, label) -> list[Any]:
@@ -37,14 +37,14 @@ def test_a_rare_types_candidates_are_not_as_many_as_a_frequent_ones(monkeypatch,
     pools, key = Pools(crew, ledger, none, none), ("copy_paste", 0)
     wanted = {key: Wanted(types, quotas, tiny_config)}
     monkeypatch.setattr(Pools, "_chosen", chosen(["metal/bar"] * 6 + ["metal/pit"]))
-    pools.choose([tiny_config], twice(quotas), wanted, "copies")
-    assert asked == [{"metal/bar": 12, "metal/pit": 4}] + [{"metal/pit": 4}] * (quality_pool.WAVES - 1)
+    pools.choose([tiny_config], enough(quotas), wanted, "copies")
+    assert asked == [{"metal/bar": 12, "metal/pit": 8}] + [{"metal/pit": 8}] * (quality_pool.WAVES - 1)
     asked.clear()
     monkeypatch.setattr(Pools, "_chosen", chosen(["metal/bar"] * 6 + ["metal/pit"] * 2))
-    assert len(pools.choose([tiny_config], twice(quotas), wanted, "copies")[key].pairs) == 8
+    assert len(pools.choose([tiny_config], enough(quotas), wanted, "copies")[key].pairs) == 8
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize(("quotas", "told"), [({}, {}), ({("a", "weak"): 2, ("a", "easy"): 1}, {"a": 6})])
+@pytest.mark.parametrize(("quotas", "told"), [({}, {}), ({("a", "weak"): 4, ("a", "easy"): 1}, {"a": 10})])
 def test_a_slices_purposes_are_asked_for_together(quotas, told) -> None:
-    assert twice(quotas) == told
+    assert enough(quotas) == told
