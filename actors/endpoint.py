@@ -48,10 +48,8 @@ from cdiff.service.uploads import check_pictures
 
 TOKEN = "CDIFF_TOKEN"
 _LEAST = 16  # characters of a token
-_SOON, _LATELY = (
-    4.0,
-    60.0,
-)  # seconds: of a busy generator's answer, and since an answer that shows that there is one
+# seconds: of a busy generator's answer, and since an answer that shows that there is one
+_SOON, _LATELY = 4.0, 60.0
 _SPARE = 64  # requests beside those to generators that a gateway takes at once
 
 
