@@ -25,7 +25,7 @@ from actors.downstream import Evaluation, Fit, FitRequest, fitted
 from actors.generator import trained
 from actors.group import Steps, Watch
 from actors.shards import Shards
-from actors.shelf import generator_key, shelve_generator, taken_generator
+from actors.shelf import BUILT_IN, generator_key, shelve_generator, taken_generator
 from actors.staff import Staff
 from cdiff.config import Config
 from cdiff.data.carriers import from_json
@@ -97,7 +97,9 @@ class Crew(Staff):
         held_out = [target.target_id for target in self.dataset.all_targets(sorted(calibration))]
         trained = ledger.milestone("generator")
         if trained is None:
-            self.downstream.call("demand_segmenter")
+            own = self.config.downstream
+            if own.factory != BUILT_IN or own.weights:  # a user's own: nobody waits for an actor otherwise
+                self.downstream.call("demand_segmenter")
             normals = [i for i in learned if self.dataset.sample(i).is_normal] or learned
             trained = self._train(targets, normals, ledger)
         forget_file(self.run, f"checkpoints/{TRAINING_STATE}")  # of a training that is noted by now

@@ -33,6 +33,7 @@ def crew(local_ray, photos, tiny_config, tmp_path) -> SimpleNamespace:
     )
 
 
+@pytest.mark.long
 def test_a_lent_actor_that_dies_is_made_anew_under_its_name(crew, photos) -> None:
     with lent(crew) as names:
         assert crew.calls == ["rest"] and len(names.generators) == crew.config.resources.generators

@@ -151,6 +151,7 @@ def test_a_trial_has_its_pairs_from_the_generators_that_are_left(lost, point, ph
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_trial_does_not_wait_for_ever_for_an_extractor_without_a_place(lost, point, photos) -> None:
     short = load_config(None, ["resources.wait_seconds=2"])
     pair: Any = SimpleNamespace(attempt=0)

@@ -49,8 +49,9 @@ def test_a_trial_of_an_earlier_try_goes_as_far_as_it_went() -> None:
 
 
 def test_a_trial_reserves_the_place_of_a_downstream_actor() -> None:
-    config = load_config(None, ["resources.cpus=2", "resources.gpus=1", "resources.downstream_gpus=0.25"])
-    assert place(config) == {"cpu": 2, "gpu": 0.25}
+    shares = ["resources.cpus=2", "resources.gpus=1", "resources.downstream_gpus=0.25"]
+    assert place(load_config(None, [*shares, "resources.device=cuda"])) == {"cpu": 2, "gpu": 0.25}
+    assert place(load_config(None, shares)) == {"cpu": 2, "gpu": 0}, "device=cpu"
 
 
 def test_a_sweep_whose_place_others_have_says_so_and_ends(monkeypatch, caplog) -> None:
