@@ -144,7 +144,10 @@ def test_the_loop_runs_as_a_job_with_the_token_and_not_without(head, tiny_loop, 
     assert ledger.last("finished") is not None
 
 
-@pytest.mark.parametrize(("signum", "code", "bound"), [(signal.SIGINT, 130, 60), (signal.SIGTERM, 75, 20)])
+@pytest.mark.parametrize(
+    ("signum", "code", "bound"),
+    [pytest.param(signal.SIGINT, 130, 60, marks=pytest.mark.long), (signal.SIGTERM, 75, 20)],
+)
 def test_a_stopped_run_ends_cleanly_and_says_that_it_goes_on(
     tiny_loop, tmp_path, signum, code, bound
 ) -> None:

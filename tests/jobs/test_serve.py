@@ -191,7 +191,7 @@ def test_a_service_is_taken_over_once_its_driver_was_killed_and_not_before(
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_name_is_free_again_when_the_driver_that_claimed_it_is_killed(head) -> None:
     code = "import ray, sys; from actors.claim import claimed; ray.init(); held = claimed('one'); print(held is not None, flush=True); sys.stdin.read()"
     pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
