@@ -47,7 +47,7 @@ format: $(STAMP)  ## Format and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 
 mlflow: $(STAMP)  ## Open the MLflow UI on loopback, over the database under the cdiff home
-	@case "$(MLFLOW_TRACKING_URI)" in *://*://*) echo "A home on S3 has no database: give MLFLOW_TRACKING_URI, the store that the run named at its start." >&2; exit 2;; esac
+	@case "$(MLFLOW_TRACKING_URI)" in http://*|https://*) echo "An MLflow server has its own page: open $(MLFLOW_TRACKING_URI)" >&2; exit 2;; *://*://*) echo "A home on S3 has no database: give MLFLOW_TRACKING_URI, the store that the run named at its start." >&2; exit 2;; esac
 	@mkdir -p $(CDIFF_HOME)
 	@echo "MLflow over $(MLFLOW_TRACKING_URI) at http://127.0.0.1:$(MLFLOW_PORT)"
 	MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(BIN)/mlflow ui --backend-store-uri $(MLFLOW_TRACKING_URI) --host 127.0.0.1 --port $(MLFLOW_PORT)

@@ -105,9 +105,11 @@ class Crew(Staff):
         forget_file(self.run, f"checkpoints/{TRAINING_STATE}")  # of a training that is noted by now
         extracted = ledger.milestone("extractor")
         if extracted is None:
+            began = time.perf_counter()
             bank = self.extractor.call("bank", trained["revision"], targets + held_out)
             thresholds = self.extractor.call("thresholds", trained["revision"], targets, held_out)
-            ledger.record("extractor", bank=bank, thresholds=thresholds)
+            taken = time.perf_counter() - began
+            ledger.record("extractor", bank=bank, thresholds=thresholds, seconds=taken)
             extracted = ledger.milestone("extractor") or {}
         self._coordinate(from_json(Thresholds, extracted["thresholds"]))
         return Revisions(generator=trained["revision"], bank=extracted["bank"])

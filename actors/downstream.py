@@ -67,6 +67,9 @@ class Evaluation:
     outcomes: tuple[Outcome, ...]  # one per target and normal photo, with fold -1
 
 
+TALLIES = 4  # kept for decisions to come: a candidate's, the best one's, and two rivals'
+
+
 class Downstream:
     """Holds the data set; fits segmenters on real photos and pairs, and says how they do. An actor (`DownstreamActor`), or within a trial."""
 
@@ -200,7 +203,9 @@ class Downstream:
     def _tally(self, revision: str, sample_ids: list[str]) -> Tally:
         """Counted once per actor and segmenter: the rivals stay the same from round to round."""
         key = (revision, tuple(sample_ids))
-        if key not in self.tallies:
+        if key in self.tallies:
+            self.tallies[key] = self.tallies.pop(key)  # the last asked for, at the end
+        else:
             model, config = self._load(revision), self.config.downstream
 
             def scored() -> Iterator[tuple[str, np.ndarray]]:
@@ -209,6 +214,8 @@ class Downstream:
                     self._progress(number, len(sample_ids))
 
             self.tallies[key] = tally(scored(), self.dataset)
+            while len(self.tallies) > TALLIES:  # of thousands of objects each takes tens of megabytes
+                del self.tallies[next(iter(self.tallies))]
         return self.tallies[key]
 
     def _evaluation(

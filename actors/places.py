@@ -96,6 +96,16 @@ def reserve(config: Config, *, wait: bool = True, actors: Mapping[Role, int] | N
     return Places(group, {place: number for number, place in enumerate(placed)})
 
 
+def stay_reserved(config: Config) -> bool:
+    """Whether actors are made in the places that were reserved for them.
+
+    Where some may come later, others would take their places. Unlike shares of cards Ray would spread over cards as they come, so that no whole
+    one is left. All else is better left to Ray, which spreads actors over nodes where a reservation packs them.
+    """
+    shares = {needs(config, role).get("GPU", 0.0) for role in roles(config)} - {0.0}
+    return bool(config.resources.least_generators) or len(shares) > 1
+
+
 def preflight(config: Config, *, wait: bool = True, actors: Mapping[Role, int] | None = None) -> None:
     """Whether there is room for all actors that must be alive at once; arguments and errors as of `reserve`."""
     reserve(config, wait=wait, actors=actors).give_back()

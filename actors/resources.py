@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import cdiff
 from cdiff.config import Config
 from cdiff.data.dataset import Dataset
-from cdiff.errors import CdiffError, ResourceError
+from cdiff.errors import CdiffError, ConfigError, ResourceError
 
 Role = Literal["generator", "extractor", "downstream", "coordinator"]
 Resources = dict[str, float]  # "CPU", "GPU"
@@ -43,6 +43,19 @@ class Cluster:
     def __str__(self) -> str:
         where = "local Ray" if self.local else f"Ray cluster of {self.nodes} node(s)"
         return f"{where}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+
+
+def demand_lasting(*files: Path | None) -> None:
+    """Refuse, in a job of Ray, files that end with it.
+
+    Raises:
+        ConfigError: a relative path lies in the copy of the repository that the job alone sees.
+    """
+    for file in filter(None, files):
+        if JOB_VARIABLE in os.environ and not file.is_absolute():
+            raise ConfigError(
+                f"{file}: within a Ray job a relative path lies in a copy that is deleted. Give an absolute one, on a disk that stays."
+            )
 
 
 def connect(address: str | None = None) -> Cluster:

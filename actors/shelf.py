@@ -26,6 +26,7 @@ import torch
 from actors.resources import code_hash
 from cdiff.config import Config, DownstreamConfig
 from cdiff.data.dataset import Dataset
+from cdiff.data.run import decisive
 from cdiff.data.storage import rename_durably
 from cdiff.data.store import Run, copy_shard, shard_committed
 from cdiff.errors import StorageError
@@ -155,7 +156,7 @@ def _unjudged(shard: Iterable[Assignment]) -> bool:
 
 def _shards(run: Run, shard: Sequence[Assignment], dataset: Dataset, config: Config) -> Path:
     """Tasks name the weights and tokens that they depend on; how crops are cut stands in the settings, what they show in the photos."""
-    settings = config.generator.model_dump(), config.safe.model_dump(), config.data.model_dump()
+    settings = config.generator.model_dump(), config.safe.model_dump(), decisive(config)["data"]
     tasks = [assignment.task for assignment in shard]
     shown = {task.background for task in tasks} | {dataset.target(task.reference).sample_id for task in tasks}
     made_of = content_hash([_made_by(config), data_key(dataset, sorted(shown)), *settings])

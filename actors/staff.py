@@ -12,7 +12,7 @@ from actors.downstream import DownstreamActor
 from actors.extractor import ExtractorActor
 from actors.generator import GeneratorActor
 from actors.group import ActorGroup, Watch
-from actors.places import NOWHERE, reserve
+from actors.places import NOWHERE, reserve, stay_reserved
 from actors.resources import actor_options
 from actors.together import Training, train_together
 from cdiff.config import Config
@@ -47,8 +47,7 @@ class Staff:
         """Make the actors, once there is room for them; after `rest`, anew. Errors as of the class: meanwhile others may have taken the room."""
         self._places = reserve(self.config, wait=not self._local)
         resources = self.config.resources
-        if not resources.least_generators:
-            # nobody waits for their places, and Ray spreads actors over nodes where a reservation packs them
+        if not stay_reserved(self.config):
             self._places.give_back()
             self._places = NOWHERE
         self.downstream = self._group("downstream", DownstreamActor, resources.downstreams)

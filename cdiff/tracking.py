@@ -365,13 +365,13 @@ def _resumed(client: MlflowClient, run_id: str) -> str | None:
 
 @contextmanager
 def _explained(what: str = "MLflow") -> Iterator[None]:
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
+    """What MLflow, its database or its artefact store raises as a TrackingError: each store has kinds of its own, botocore's among them."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-        # ImportError: a database's driver is missing. From None, as the cause's text may hold the password.
+    except (CdiffError, TypeError, AttributeError, NameError):  # told already, or a fault in code
+        raise
+    except Exception as error:  # noqa: BLE001  # told in words
+        # From None, as the cause's text may hold the password.
         raise TrackingError(
             f"{shown_uri(f'{what}: {error}')}\nThe run folder has all that is done: mend the tracking store or name another "
             "(--tracking-uri), and start the same command again."

@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from actors.resources import demand_lasting
 from cdiff.data.storage import write_durably
 from jobs import backbone, loop_gain, quality, quality_report, safe_check, scale, serve_load
 from jobs.measured import how_measured
@@ -88,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser().error(f"unrecognized arguments: {' '.join(rest)}")
 
     def work() -> None:
+        demand_lasting(args.out)
         about = how_measured("jobs/benchmark.py", told)
         if args.kind == "loop":
             found, line = loop_gain.run(rest, args.seeds, args.oracle)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from actors.resources import code_hash
 from cdiff.config_file import overridden
 from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
+from cdiff.data.run import flat
 from cdiff.evaluation.pictures import (
     PAIR_HEADER,
     PREDICTION_HEADER,
@@ -27,6 +30,7 @@ from cdiff.tracking import Tracker, may_be_away
 from cdiff.types import Revisions
 from cdiff.wasm.pool import types_of, undirected_quotas
 from cdiff.wasm.quality import INVALID, STOPPED, Thresholds
+from jobs.caveats import caveats, reads
 from jobs.grids import grids
 from jobs.quality_pool import Pools, Wanted, copying, enough
 from jobs.telling import bracketed, log_missed
@@ -51,8 +55,12 @@ def close(
                 "note       the test split was read before these rounds: what was chosen since is no clean test",
                 flush=True,
             )
+        began = time.perf_counter()
         rivals = {"real_only": real_only} | rival(crew, ledger, real_only)
-        ledger.append("finished", **_tested(session, crew, ledger, rivals, best), **_told(ledger, real_only))
+        copied = time.perf_counter()
+        tested = _tested(session, crew, ledger, rivals, best)
+        took = {"copies": copied - began, "test": time.perf_counter() - copied}
+        ledger.append("finished", **tested, **_told(ledger, real_only, took))
         finished = ledger.closing() or {}
     content = _content(session, ledger, real_only)
     good, bad = _predictions(session, crew, best, finished["dice"])
@@ -147,8 +155,8 @@ def _tested(
     }
 
 
-def _told(ledger: Ledger, real_only: Assessed) -> dict[str, Any]:
-    """What the ledger says of the run."""
+def _told(ledger: Ledger, real_only: Assessed, took: Mapping[str, float]) -> dict[str, Any]:
+    """What the ledger says of the run; `took`: seconds of what comes after its rounds."""
     return {
         "test_reads": 1 + len([event for event in ledger.events() if event["kind"] == "finished"]),
         "pairs": _trained_on(ledger),
@@ -156,7 +164,8 @@ def _told(ledger: Ledger, real_only: Assessed) -> dict[str, Any]:
         "valid_share": _valid_share(ledger),
         "accepted_rounds": [result.round for result in ledger.rounds() if result.decision.accepted],
         "best_round": ledger.best_round(),
-        "seconds": _seconds(ledger, real_only),
+        "seconds": _seconds(ledger, real_only)
+        | {name: round(value, 2) for name, value in took.items() if value >= 0.01},
         "peak_memory_gb": peak_memory_gb(),
         "code": code_hash(),
     }
@@ -214,29 +223,6 @@ def _ahead(finished: dict[str, Any]) -> dict[str, Any]:
     return told if _copies_stand(finished) else {arm: own for arm, own in told.items() if arm != "copy_paste"}
 
 
-def _by_people(ledger: Ledger) -> list[str]:
-    """What a reader must know of pairs that no round made."""
-    last = max((result.round for result in ledger.rounds()), default=0)
-    made = [(number, pair) for number, pair in ledger.human_pairs() if number <= last]
-    if not made:
-        return []
-    brought = sum(pair.attempt.assignment.task.brought for _, pair in made)
-    told = f"people made {len(made)} of the pairs with the service, which were trained on from round {min(n for n, _ in made)} on"
-    if brought:
-        told += f"; {brought} rest on photos that they brought, of objects that nobody could compare with those of the test split"
-    return [told]
-
-
-def _reads(finished: dict[str, Any]) -> list[str]:
-    """What a reader must know where the test split is no longer clean."""
-    reads = finished.get("test_reads", 1)
-    if reads == 1:
-        return []
-    return [
-        f"the test split was read {reads} times, after which rounds were added: it may have served to decide how many"
-    ]
-
-
 def _content(session: Session, ledger: Ledger, real_only: Assessed) -> ReportContent:
     """All that is known before the test split is read."""
     rounds, manifest = ledger.rounds(), session.manifest
@@ -250,13 +236,21 @@ def _content(session: Session, ledger: Ledger, real_only: Assessed) -> ReportCon
         asked=session.config.rounds,
         kept=() if kept is None else (Picture(kept, f"Kept pairs: {legend}"),),
         turned_away=() if away is None else (Picture(away, f"Turned away, with the reason: {legend}"),),
-        data={split: manifest.count(split) for split in ("train", "validation", "test")}
+        data={
+            split: manifest.count(split).removeprefix(f"{split}: ")
+            for split in ("train", "validation", "test")
+        }
         | {"split hash": manifest.hash},
-        config=session.config.model_dump(mode="json"),
+        config={name: as_given(v) for name, v in flat(session.config.model_dump(mode="json")).items()},
         seconds=_seconds(ledger, real_only),
         reproduce=(session.command,),
-        notes=(*manifest.notes, *_by_people(ledger)),
+        notes=(*manifest.notes, *caveats(ledger)),
     )
+
+
+def as_given(value: object) -> str:
+    """A setting as YAML and the command line take it."""
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _closed(
@@ -276,7 +270,7 @@ def _closed(
         best=tuple(best),
         worst=tuple(worst),
         seconds=finished["seconds"],
-        notes=(*content.notes, *_reads(finished)),
+        notes=(*content.notes, *reads(finished)),
     )
 
 
@@ -313,12 +307,13 @@ def _valid_share(ledger: Ledger) -> float | None:
 
 
 def _seconds(ledger: Ledger, real_only: Assessed) -> dict[str, float]:
-    """Wall-clock seconds by phase, over all rounds."""
+    """Wall-clock seconds by phase, over all rounds; a phase that was cut off counts from its last start, all but the generator's."""
     trained = ledger.milestone("generator") or {}
     # `trained_in` counts what starts that were cut off had done, too
     earlier = 0.0 if trained.get("reused") else float(trained.get("trained_in", 0))
     out = {
         "generator": max(float(trained.get("seconds", 0)), earlier),
+        "extractor": float((ledger.milestone("extractor") or {}).get("seconds", 0)),
         "base": float((ledger.milestone("base") or {}).get("seconds", 0)),
         "real_only": real_only.seconds,
     }

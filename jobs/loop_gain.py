@@ -11,11 +11,13 @@ loop accepted pairs: the share of its gain that the loop reaches is reported.
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import replace
 from typing import Any
 
 import torch
+from scipy import special
 
 from actors.crew import Crew
 from actors.resources import code_hash
@@ -31,6 +33,7 @@ from jobs.loop import loop
 from jobs.quality_pool import Choice, made_of
 from jobs.quality_summary import fidelity
 from jobs.session import Session, open_session, parser
+from jobs.telling import bracketed
 
 GAINS = ("pixel_ap", "mdice", "f1_max", "iou")  # metrics of which differences are told
 METRICS = ("pixel_ap", "f1_max", "auroc", "aupro", "iou", "mdice", "miou", "image_auroc")
@@ -46,7 +49,12 @@ def run(arguments: list[str], seeds: list[int], oracle: bool) -> tuple[dict[str,
         raise ConfigError("seed is this benchmark's to set: give --seeds.")
     result = summary([run_seed(arguments, seed, oracle) for seed in seeds], seeds)
     gain = result["gain"]["pixel_ap"]
-    return result, f"pixel AP, loop minus real-only: {gain['mean']:+.4f} (per seed {gain['per_seed']})"
+    each = ", ".join(f"{value:+.4f}" for value in gain["per_seed"])
+    told = "" if gain["mean"] is None else f"{gain['mean']:+.4f} {bracketed(gain['low'], gain['high'])} "
+    return (
+        result,
+        f"pixel AP, loop minus real-only: {told}(95 % interval over seeds; each: {each or 'undefined'})",
+    )
 
 
 def run_seed(arguments: list[str], seed: int, oracle: bool) -> dict[str, Any]:
@@ -196,9 +204,8 @@ def summary(finished: list[dict[str, Any]], seeds: list[int]) -> dict[str, Any]:
     if "oracle" in arms:
         oracle = _gain(test, "oracle", "pixel_ap")
         out["gain_oracle"] = {metric: _gain(test, "oracle", metric) for metric in ("pixel_ap", "mdice")}
-        out["share_of_oracle_gain"] = (
-            out["gain"]["pixel_ap"]["mean"] / oracle["mean"] if oracle["mean"] else None
-        )
+        shown = oracle["low"] is not None and oracle["low"] > 0  # by a gain near zero, any share follows
+        out["share_of_oracle_gain"] = out["gain"]["pixel_ap"]["mean"] / oracle["mean"] if shown else None
     return out
 
 
@@ -218,9 +225,15 @@ def _over_copies(finished: list[dict[str, Any]], seeds: list[int]) -> dict[str, 
 
 
 def _gain(test: dict[str, Any], arm: str, metric: str, over: str = "real_only") -> dict[str, Any]:
+    """Mean and spread over seeds, and the 95 % interval of the mean by Student's t: over seeds alone, of given photos."""
     pairs = zip(test[arm][metric], test[over][metric], strict=True)
     differences = [a - b for a, b in pairs if a is not None and b is not None]
     if not differences:
-        return {"mean": None, "sd": None, "per_seed": []}
+        return {"mean": None, "sd": None, "low": None, "high": None, "per_seed": []}
+    mean, out = statistics.mean(differences), {"low": None, "high": None}
     spread = statistics.stdev(differences) if len(differences) > 1 else None
-    return {"mean": statistics.mean(differences), "sd": spread, "per_seed": differences}
+    if spread is not None:
+        count = len(differences)
+        half = float(special.stdtrit(count - 1, 0.975)) * spread / math.sqrt(count)
+        out = {"low": mean - half, "high": mean + half}
+    return {"mean": mean, "sd": spread, **out, "per_seed": differences}

@@ -171,10 +171,14 @@ def _end() -> None:
 
 
 def _demand_room(served: Served, cluster: Cluster) -> None:
-    from actors.served import run_of_model, settings_of
+    from actors.served import listed, run_of_model, settings_of
 
-    name = served.run if isinstance(served.run, str) else served.run[0]
-    config = settings_of(run_of_model(name, served.home), served)
+    configs = [settings_of(run_of_model(name, served.home), served) for name in listed(served.run)]
+    # a replica holds any of the runs
+    config = max(
+        configs,
+        key=lambda one: (needs(one, "generator").get("GPU", 0), needs(one, "generator").get("CPU", 0)),
+    )
     try:
         preflight(config, wait=not cluster.local, actors={"generator": served.replicas})
     except (ConfigError, ResourceError) as error:

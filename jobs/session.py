@@ -24,7 +24,7 @@ from cdiff.data.demo import make_demo
 from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger, lease_of
 from cdiff.data.origin import brought
-from cdiff.data.run import FREE, NAME, run_of
+from cdiff.data.run import NAME, decisive, run_of
 from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder, home_of
 from cdiff.errors import ConfigError, DataError, RunError, shown_uri
@@ -296,8 +296,7 @@ def _name(args: argparse.Namespace, config: Config, manifest: Manifest, purpose:
         stem = Path(args.config).stem
     elif args.data:
         stem = Path(os.path.abspath(args.data[0])).name  # of "." and "..", too; of a link, its own
-    decisive = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE}
-    ending = content_hash([decisive, manifest.hash])[:8]
+    ending = content_hash([decisive(config), manifest.hash])[:8]
     name = f"{purpose}{stem}-{ending}"
     if stem and NAME.fullmatch(name):
         return name

@@ -17,7 +17,7 @@ from cdiff.config import Config
 from cdiff.config_file import dump_config, load_config
 from cdiff.data.run import Run, create_run
 from cdiff.errors import CdiffError, TrackingError, shown_uri
-from cdiff.tracking import MAX_NAME, Tracker, demand_store, legal_name
+from cdiff.tracking import MAX_NAME, Log, Tracker, demand_store, legal_name, may_be_away
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -174,6 +174,33 @@ def test_a_store_that_fails_for_a_moment_does_not_part_the_history(run, monkeypa
     monkeypatch.setattr(MlflowClient, "update_run", away)
     with pytest.raises(TrackingError, match="upstream is away"):
         Tracker(run, Config(), resume=first.run_id)
+
+
+def test_an_artefact_store_that_is_away_costs_a_warning(run, tmp_path, monkeypatch, caplog):
+    """Clients write to it themselves, and nothing of it is tried before the first round: S3's own errors are none of MLflow's."""
+    for name, value in {
+        "MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "me",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    mlflow.MlflowClient(tracking_uri=uri).create_experiment(
+        "cdiff", artifact_location="s3://bucket/artefacts"
+    )
+    tracker = Tracker(run, Config(), uri)
+    with may_be_away("round 1"), tracker.round(1) as log:
+        log.metrics({"validation": {"pixel_ap": 0.5}})
+        log.table("counts", pd.DataFrame({"slice": ["a"], "count": [1]}))
+    assert "not in MLflow yet: round 1" in caplog.text and "127.0.0.1:9" in caplog.text
+    assert client(tracker).get_run(tracker.run_id).data.metrics["validation/pixel_ap"] == 0.5
+
+
+def test_a_fault_in_code_is_no_store_that_is_away(run):
+    log = Log(object(), "run")  # type: ignore[arg-type]  # a client that can do nothing
+    with pytest.raises(AttributeError), may_be_away("round 1"):
+        log.metrics({"pixel_ap": 0.5})
 
 
 def test_ctrl_c_is_told_though_the_store_is_away(run, monkeypatch):

@@ -27,7 +27,7 @@ from cdiff.config import Config
 from cdiff.config_file import overridden
 from cdiff.data.dataset import Dataset
 from cdiff.data.manifest import Manifest
-from cdiff.data.run import FREE, Run
+from cdiff.data.run import Run, decisive
 from cdiff.errors import ConfigError
 from cdiff.types import Assignment, Attempt, Knowledge, Pair, Revisions, content_hash
 from cdiff.wasm.quality import INVALID, STOPPED
@@ -66,9 +66,8 @@ class Bench:
 
     def key(self, point: Point) -> str:
         """Name of a point's measurements: equal where everything that decides them is."""
-        decides = self.config.model_dump(mode="json", exclude=set(FREE))
         told = [self.revisions, self.base, self.seed, self.photos, self.rungs, self.known]
-        return content_hash([decides, told, sorted(point.items())])
+        return content_hash([decisive(self.config), told, sorted(point.items())])
 
 
 def rungs(pairs: int, steps: int, count: int, factor: int) -> tuple[Rung, ...]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.crew import Crew
+from actors.resources import demand_lasting
 from cdiff.data.carriers import from_json
 from cdiff.data.ledger import Ledger
 from cdiff.data.storage import write_durably
@@ -77,12 +78,13 @@ def check(args: argparse.Namespace) -> None:
     """Refuse what would fail after hours, or be lost.
 
     Raises:
-        ConfigError: a number out of range, a folder that is not there, or no Optuna.
+        ConfigError: a number out of range, a folder that is not there or does not last, or no Optuna.
     """
     least = {"trials": 1, "pairs": 1, "steps": 0, "rungs": 1, "factor": 2, "confirm": 0}
     for name, low in least.items():
         if getattr(args, name) < low:
             raise ConfigError(f"--{name} {getattr(args, name)}: at least {low}.")
+    demand_lasting(args.best, args.out)
     for path in filter(None, (args.best, args.out)):
         if not path.absolute().parent.is_dir():
             raise ConfigError(f"{path}: its folder is not there. Make it, or name another.")

@@ -36,6 +36,7 @@ from tune.space import Dimension, Point, domains, every_point, whole, within
 log = logging.getLogger(__name__)
 _TRIES = 3  # of Tune, where trials failed or were proposed twice
 _SILENT = 10.0  # seconds without any trial in its place until that is told of
+_TOKEN = 0.001  # CPUs of a trial that wants none
 _FEW = 20  # a finite space of so many times the trials may be proposed twice, too
 Told = Callable[[str, Point, int, dict[str, Any]], None]  # key, point, rung, what was measured
 
@@ -171,7 +172,8 @@ def _tune(
 def place(config: Config) -> dict[str, float]:
     """What a trial reserves: the place of a downstream actor, which rests meanwhile."""
     wanted = needs(config, "downstream")
-    return {"cpu": wanted.get("CPU", 0), "gpu": wanted.get("GPU", 0)}
+    # Tune refuses a trial that reserves nothing (resources.cpus=0)
+    return {"cpu": wanted.get("CPU", 0 if wanted else _TOKEN), "gpu": wanted.get("GPU", 0)}
 
 
 def demand_optuna() -> Any:

@@ -33,8 +33,8 @@ from cdiff.types import content_hash
 log = logging.getLogger(__name__)
 _AT_ONCE = 16
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a network file system
-# Files of this machine that this process found to be what they must be.
-_checked: set[tuple[Path, str]] = set()
+# Files of this machine that this process found to be what they must be, and how they were then: another run may replace or remove them.
+_checked: dict[tuple[Path, str], tuple[int, int, int]] = {}
 # Names as users give them, with blanks and brackets; never out of the folder.
 _PATH = re.compile(r"(?!.*(^|/)\.{1,2}(/|$))[^/\\\x00-\x1f][^\\\x00-\x1f]{0,900}")
 
@@ -48,7 +48,8 @@ class Origin:
     sums: Mapping[str, str]  # SHA-256 by path below the folder
 
     def bring(self, path: Path) -> None:
-        """See to it that this machine has a file of this folder, as it was when the run began; checked once per process.
+        """See to it that this machine has a file of this folder, as it was when the run began; summed up once per process, and again
+        where it was replaced.
 
         Raises:
             DataError: it is not in the bucket any more, or is another one.
@@ -57,11 +58,14 @@ class Origin:
             return
         name = path.relative_to(self.folder).as_posix()
         wanted = self.sums.get(name, "")
-        if (path, wanted) in _checked:
+        state = _state(path)
+        if state is not None and _checked.get((path, wanted)) == state:
             return
-        if not path.is_file() or _sum(path) != wanted:  # an earlier run may have left an earlier one here
+        if state is None or _sum(path) != wanted:  # an earlier run may have left an earlier one here
             self._fetch(name, path, wanted)
-        _checked.add((path, wanted))
+            state = _state(path)
+        if state is not None:
+            _checked[path, wanted] = state
 
     def _fetch(self, name: str, path: Path, wanted: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +79,15 @@ class Origin:
             raise DataError(f"{self.url}/{name} is gone. Restore it, or start a new run.") from None
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    """What tells that a file is the one that it was; None where there is none."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def origin_of(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Origin:

@@ -27,6 +27,8 @@ from cdiff.types import content_hash
 
 # sections that may change from one start of a run to the next
 FREE = ("rounds", "control", "resources", "train", "tracking")
+# settings of other sections that may, with the value by which they are compared: they decide nothing but memory
+FREE_KEYS = {"data.cache_megabytes": Config().data.cache_megabytes}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -262,6 +264,15 @@ def find_run(name: str | Path, home: str | None = None) -> Run:
     return open_run(name) if named.storage.size("run.json") is None else named
 
 
+def decisive(config: Config) -> dict[str, Any]:
+    """What of a configuration decides results: all but what may change from one start of a run to the next."""
+    out: dict[str, Any] = config.model_dump(mode="json", exclude=set(FREE))
+    for key, value in FREE_KEYS.items():
+        section, _, name = key.partition(".")
+        out[section][name] = value
+    return out
+
+
 def safe_name(text: str) -> str:
     """A folder or file name for any text: unlike texts get unlike names; ordinary ones stay as they are."""
     plain = re.sub(r"[^\w.\- ]", "_", text).strip(" .")
@@ -284,7 +295,9 @@ def _demand_equal(run: Run, config: str, splits: Splits) -> None:
     differing = [
         f"  {key}: {stored.get(key, nothing)!r} there, {wanted.get(key, nothing)!r} now"
         for key in sorted(stored | wanted)
-        if stored.get(key, nothing) != wanted.get(key, nothing) and key.partition(".")[0] not in FREE
+        if stored.get(key, nothing) != wanted.get(key, nothing)
+        and key.partition(".")[0] not in FREE
+        and key not in FREE_KEYS
     ]
     if split_hash != splits.hash:
         differing.append(

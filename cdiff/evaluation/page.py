@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 STYLE = """
-:root{--ink:#1f262b;--soft:#66717a;--line:#dfe4e7;--paper:#fff;--wash:#f5f7f8;--after:#0b7a6f;--before:#8b98a1;--weak:#c2571a}
+:root{--ink:#1f262b;--soft:#66717a;--line:#dfe4e7;--paper:#fff;--wash:#f5f7f8;--after:#0b7a6f;--before:#7d8a93;--weak:#b44f15}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--wash);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
@@ -27,7 +27,7 @@ section{background:var(--paper);border:1px solid var(--line);border-radius:10px;
 .card{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:14px 18px}
 .card b{display:block;font-weight:600;font-size:.85rem;color:var(--soft)}
 .card .now{font-size:1.5rem;font-weight:650;font-variant-numeric:tabular-nums}
-.card.first .now{font-size:2.5rem;line-height:1.15;color:var(--after)}
+.card.first .now{font-size:2.5rem;line-height:1.15}
 .up{color:var(--after)}.down{color:var(--weak)}
 .wide{overflow-x:auto;-webkit-overflow-scrolling:touch}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}

@@ -23,10 +23,13 @@ def verdict(result: Mapping[str, Any]) -> str:
         f"not told apart from {', '.join(open_)}" if open_ else "",
     ]
     told = "; ".join(part for part in parts if part)
-    return (
-        f"In pixel AP on {where} photos, over {len(result['seeds'])} seeds, aimed pairs are {told} "
-        "(95 % intervals over seeds and source objects)."
+    seeds = len(result["seeds"])
+    over, of = (
+        (f"over {seeds} seeds", "seeds and source objects")
+        if seeds > 1
+        else ("with one seed", "source objects")
     )
+    return f"In pixel AP on {where} photos, {over}, aimed pairs are {told} (95 % intervals over {of})."
 
 
 def doubts(result: Mapping[str, Any]) -> list[str]:
@@ -34,7 +37,7 @@ def doubts(result: Mapping[str, Any]) -> list[str]:
     told = []
     if result["splits_to_come"]:
         told.append(f"not all is measured yet: split {listed(result['splits_to_come'])} is still to come.")
-    told += _short_of_pairs(result)
+    told += [*_alone(result), *_short_of_pairs(result)]
     if alike := result.get("splits_of_equal_photos"):
         told.append(
             f"splits {listed(alike)} have the same photos, since split folders fix them: they count as one. Draw with data.train_images, or give "
@@ -67,6 +70,22 @@ def doubts(result: Mapping[str, Any]) -> list[str]:
         told.append(
             "all targets are of one source object: intervals are over seeds alone, and say nothing of other objects. "
             "Give photos of more objects, or name what the photos are of (--groups)."
+        )
+    return told
+
+
+def _alone(result: Mapping[str, Any]) -> list[str]:
+    """One seed or one split: what intervals then leave out."""
+    told = []
+    if len(result["seeds"]) == 1:
+        told.append(
+            "one seed alone: intervals are over source objects, and leave out what chance does to a single fit. A difference may be no "
+            "more than that: give five seeds (--seeds 0 1 2 3 4)."
+        )
+    elif len(set(result["splits"])) == 1 and not result["splits_to_come"]:
+        told.append(
+            "one split alone: which objects are trained on, the generator and its pool are given, and another split may turn differences "
+            "round (--splits 0 1)."
         )
     return told
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cdiff.data.storage import write_durably
 from cdiff.evaluation import charts, page
+from cdiff.evaluation.comparison import excludes_zero
 from cdiff.evaluation.report_metrics import METRICS, between, cards, metrics, number
 from cdiff.types import LEAST_CHANCE, QUARANTINED, Decision, Gain, RoundResult
 
@@ -52,7 +53,7 @@ class ReportContent:
         rounds: as in the ledger: weaknesses, counts, decisions, gains and seconds are read from them.
         seconds: phase, seconds, for the whole run.
         reproduce: command lines.
-        notes: what the reader must know to judge: unscored types, dropped photos, refused slices.
+        notes: what the reader must know to judge: unscored types, dropped photos, stopped slices.
     """
 
     title: str
@@ -126,11 +127,22 @@ def _verdict(content: ReportContent) -> str:
     which = f"round{'s' if len(accepted) > 1 else ''} {', '.join(accepted)} of {len(content.rounds)}"
     if before is None or after is None:
         return f"Kept on validation: {which}. Pixel AP is undefined on this test split."
-    verb = "rose" if after > before else "fell" if after < before else "stayed"
     return (
-        f"On the test split pixel AP {verb} from {before:.3f} to {after:.3f} with the pairs of {which}.{_copies(content)} "
+        f"On the test split pixel AP {_moved(content, before, after)} with the pairs of {which}.{_copies(content)} "
         "This is one run with one seed: only several seeds tell whether the change holds, and jobs/benchmark.py quality measures that."
     )
+
+
+def _moved(content: ReportContent, before: float, after: float) -> str:
+    """What became of a metric, as it is shown; with its interval, where there is one."""
+    old, new = f"{before:.3f}", f"{after:.3f}"
+    verb = f"stayed at {new}" if old == new else f"{'rose' if after > before else 'fell'} from {old} to {new}"
+    told = content.ahead.get("real_only", {})
+    low, high = told.get("low"), told.get("high")
+    if low is None or high is None:
+        return verb
+    doubt = "" if excludes_zero(low, high) else ", which chance alone may explain,"
+    return f"{verb} (95 % interval of the change over source objects: {between(low, high)}){doubt}"
 
 
 def _copies(content: ReportContent) -> str:
@@ -304,9 +316,9 @@ def _gains(content: ReportContent) -> str:
 
 def _run(content: ReportContent) -> str:
     commands = "".join(f"<pre>{page.text(line)}</pre>" for line in content.reproduce)
-    seconds = [(phase, _duration(value)) for phase, value in content.seconds.items()]
+    seconds = [(phase, _duration(value)) for phase, value in content.seconds.items() if value]
     if seconds:
-        seconds.append(("all", _duration(sum(content.seconds.values()))))
+        seconds.append(("all of these", _duration(sum(content.seconds.values()))))
     time = page.table(("phase", "time"), seconds, total=True)
     return page.section(
         "The run",

@@ -98,7 +98,7 @@ def test_another_machine_fetches_what_its_actors_ask_for(photos, monkeypatch):
     dataset, folder = _set(photos), origin_of(photos).folder
     shown = next(sample for sample in dataset.samples if not sample.is_normal)
     shutil.rmtree(folder)  # as on a machine that never saw the set
-    monkeypatch.setattr(origin, "_checked", set())
+    monkeypatch.setattr(origin, "_checked", {})
     other = pickle.loads(pickle.dumps(dataset))  # noqa: S301 (our own bytes)
     assert other.image(shown.sample_id).any() and other.mask(shown.sample_id).any()
     there = {str(path) for path in folder.rglob("*") if path.is_file()}
@@ -110,10 +110,24 @@ def test_what_an_earlier_run_left_on_another_machine_is_brought_anew(photos, mon
     shown = next(sample for sample in dataset.samples if not sample.is_normal)
     right = Path(shown.masks[0].path).read_bytes()
     Path(shown.masks[0].path).write_bytes(b"before it was corrected")
-    monkeypatch.setattr(origin, "_checked", set())
+    monkeypatch.setattr(origin, "_checked", {})
     assert dataset.mask(shown.sample_id).any()
     assert Path(shown.masks[0].path).read_bytes() == right
     assert not [path for path in folder.rglob(".*") if path.is_file()]
+
+
+def test_what_another_run_changed_or_removed_meanwhile_is_brought_anew(photos):
+    """Both work in one cache; a mask was corrected in the bucket and taken back, or the other run was of fewer photos."""
+    dataset = _set(photos)
+    shown = next(sample for sample in dataset.samples if not sample.is_normal)
+    mask = Path(shown.masks[0].path)
+    right = mask.read_bytes()
+    for spoil in (lambda: mask.write_bytes(b"corrected"), mask.unlink):
+        dataset.here(str(mask))
+        assert mask.read_bytes() == right
+        spoil()
+    dataset.here(str(mask))
+    assert mask.read_bytes() == right
 
 
 def test_a_linked_cache_serves_as_any_other(photos, tmp_path, monkeypatch):
@@ -122,7 +136,7 @@ def test_a_linked_cache_serves_as_any_other(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("CDIFF_CACHE", str(tmp_path / "link"))
     dataset = _set(photos)
     shutil.rmtree(origin_of(photos).folder)
-    monkeypatch.setattr(origin, "_checked", set())
+    monkeypatch.setattr(origin, "_checked", {})
     assert dataset.image(dataset.samples[0].sample_id).any()
 
 

@@ -200,6 +200,10 @@ def test_a_run_of_another_configuration_is_refused_with_what_differs(tmp_path):
     other = dump_config(load_config(None, ["generator.steps=7"]))
     with pytest.raises(RunError, match=r"generator\.steps: 1500 there, 7 now"):
         create_run(tmp_path, "one", other, Splits())
+    lean = dump_config(load_config(None, ["data.cache_megabytes=300", "resources.downstreams=1"]))
+    assert create_run(tmp_path, "one", lean, Splits()).name == "one", (
+        "what is short of memory goes on with less"
+    )
 
 
 def test_a_run_of_other_data_is_refused(tmp_path):

@@ -80,6 +80,17 @@ def test_targets_of_one_source_object_are_doubted_though_an_interval_excludes_ze
     assert "one source object" in told and "--groups" in told
 
 
+def test_one_seed_or_one_split_is_doubted_and_its_intervals_are_called_what_they_are(result):
+    assert "over 2 seeds" in verdict(result) and "over seeds and source objects" in verdict(result)
+    result["splits"] = [0, 0]
+    (told,) = doubts(result)
+    assert "one split" in told and "--splits 0 1" in told
+    result |= {"seeds": [0], "splits": [0]}
+    (told,) = doubts(result)
+    assert "one seed" in told and "--seeds 0 1 2 3 4" in told
+    assert "with one seed" in verdict(result) and "intervals over source objects)" in verdict(result)
+
+
 def test_arms_whose_pairs_ran_out_are_named(result):
     result["pairs_wanted"] = 48
     assert doubts(result) == []

@@ -147,6 +147,8 @@ def test_the_headline_says_what_the_numbers_say(content):
     words = Page(render(worse)).words
     assert "fell from 0.500 to 0.250" in words
     assert "-0.250" in words
+    level = dataclasses.replace(content, before=scores(0.71911), after=scores(0.71939))
+    assert "pixel AP stayed at 0.719 with" in Page(render(level)).words
     none = dataclasses.replace(content, rounds=(result(1, False), result(2, True, -0.01)))
     words = Page(render(none)).words
     assert "No round's model was kept" in words
@@ -156,6 +158,20 @@ def test_the_headline_says_what_the_numbers_say(content):
     assert "with the pairs of round 1 of 2" in Page(render(later)).words
     undefined = dataclasses.replace(content, after=scores(None))
     assert "undefined" in Page(render(undefined)).words
+
+
+def test_the_headline_claims_no_more_than_its_interval(content):
+    def told(low: float | None, high: float | None) -> str:
+        ahead: dict = {"real_only": {"gain": 0.25, "low": low, "high": high}}
+        return Page(render(dataclasses.replace(content, ahead=ahead))).words
+
+    wide = told(-0.1, 0.6)
+    assert (
+        "0.500 (95 % interval of the change over source objects: -0.100 to +0.600), which chance alone may explain, with"
+        in wide
+    )
+    assert "+0.100 to +0.400) with the pairs" in told(0.1, 0.4)
+    assert "to 0.500 with the pairs" in told(None, None)
 
 
 def test_a_rival_of_copies_stands_beside_with_intervals(content):

@@ -207,7 +207,12 @@ def test_after_a_round_the_report_is_there_as_far_as_it_goes(session) -> None:
     session.config = session.config.model_copy(update={"rounds": 3})
     show(session, session.ledger, _assessed("real"))
     page = session.run.report_dir / PAGE
-    assert "1 of 3 rounds are done" in page.read_text() and "Before and after" not in page.read_text()
+    shown = page.read_text()
+    assert "1 of 3 rounds are done" in shown and "Before and after" not in shown
+    assert "<dt>rounds</dt><dd>3</dd>" in shown and "<dt>tracking.uri</dt><dd>&quot;&quot;</dd>" in shown, (
+        "as given to the loop"
+    )
+    assert "<dt>train</dt><dd>some</dd>" in shown
     page.write_text("of the end")
     session.ledger.append("finished", test={})
     show(session, session.ledger, _assessed("real"))
@@ -298,10 +303,12 @@ def test_pairs_that_people_turned_away_later_still_count_for_the_model_that_has_
     )
     rival(crew, ledger, _assessed("real"))
     assert asked == [2], "a ledger from before it was noted has those that count now"
-    assert closing._told(ledger, _assessed("real"))["pairs"] == 2
+    assert closing._told(ledger, _assessed("real"), {})["pairs"] == 2
     ledger.record("round-1", assessed=_assessed("rev"), mix=0.0, pairs=3)
     rival(crew, ledger, _assessed("real"))
-    assert asked == [2, 3] and closing._told(ledger, _assessed("real"))["pairs"] == 3
+    assert asked == [2, 3] and closing._told(ledger, _assessed("real"), {})["pairs"] == 3
+    took = closing._told(ledger, _assessed("real"), {"copies": 61.234, "test": 0.0})["seconds"]
+    assert took["copies"] == 61.23 and "test" not in took and took["real_only"] == 1.5
 
 
 def test_the_kept_model_is_compared_with_each_rival_on_the_test_split(session) -> None:

@@ -62,7 +62,10 @@ def test_gains_are_paired_by_seed_with_mean_and_spread():
     assert gain["per_seed"] == pytest.approx([0.1, 0.0])
     assert (gain["mean"], gain["sd"]) == pytest.approx((0.05, 0.0707), abs=1e-4)
     assert out["gain"]["mdice"]["mean"] == pytest.approx(-0.1)
-    assert out["share_of_oracle_gain"] == pytest.approx(0.05 / 0.15)
+    assert (gain["low"], gain["high"]) == pytest.approx((0.05 - 0.6353, 0.05 + 0.6353), abs=1e-3), (
+        "12.706 sd / sqrt(2)"
+    )
+    assert out["share_of_oracle_gain"] is None, "the oracle's own gain is not shown to be one"
     assert out["test"]["loop"]["per_type"]["metal/pit"]["pixel_ap"] == pytest.approx([0.1, 0.25])
     assert out["test"]["loop"]["per_type"]["metal/pit"]["mdice"] == [None, None]
     assert [told["label_iou"] for told in out["fidelity"]] == [0.1, 0.5]
@@ -88,8 +91,14 @@ def test_the_gain_over_copies_names_the_seeds_whose_loop_kept_pairs():
     assert "gain_over_copies" not in summary([_finished(0.5, 0.5)], [3])
 
 
-def test_one_seed_has_no_spread():
-    assert summary([_finished(0.1, 0.2)], [0])["gain"]["pixel_ap"]["sd"] is None
+def test_one_seed_has_neither_spread_nor_interval():
+    gain = summary([_finished(0.1, 0.2)], [0])["gain"]["pixel_ap"]
+    assert (gain["sd"], gain["low"], gain["high"]) == (None, None, None)
+
+
+def test_the_share_of_the_oracles_gain_is_told_where_that_is_one():
+    sure = [_finished(0.1, 0.2, oracle=0.3), _finished(0.5, 0.6, oracle=0.701)]
+    assert summary(sure, [3, 4])["share_of_oracle_gain"] == pytest.approx(0.1 / 0.2005)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cdiff.config import Config
+from cdiff.config_file import load_config
 from cdiff.data.run import run_of
 from cdiff.errors import ConfigError, DataError
 from jobs.session import _demand_targets, _name, memory_note, open_session, parser
@@ -77,6 +78,17 @@ def test_photos_may_lie_in_a_folder_of_any_name(told, stem, purpose, tmp_path, m
     name = _name(parser().parse_args(told), Config(), SimpleNamespace(hash="abc"), purpose)  # type: ignore[arg-type]
     assert name[: -len("-01234567")] == purpose + stem
     assert run_of(tmp_path, name).name == name
+
+
+def test_memory_for_photos_names_no_other_run() -> None:
+    """Who is short of it goes on with the same command and less."""
+    splits: Any = SimpleNamespace(hash="abc")
+    names = {
+        _name(parser().parse_args([]), load_config(None, told), splits, "")
+        for told in ([], ["data.cache_megabytes=300", "resources.generators=1"])
+    }
+    assert len(names) == 1
+    assert _name(parser().parse_args([]), load_config(None, ["data.demo_side=64"]), splits, "") not in names
 
 
 def test_a_run_is_called_after_the_link_that_the_user_gave(tmp_path, monkeypatch) -> None:

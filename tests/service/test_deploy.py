@@ -54,6 +54,18 @@ def test_a_replica_reserves_what_a_generator_of_the_loop_does(
     options = generators.ray_actor_options
     assert (options["num_cpus"], options["num_gpus"]) == (told["resources"]["cpus"], 0.5)
     assert gateway.max_ongoing_requests >= 9 * generators.max_ongoing_requests + 500, "as many as may wait"
+    other = Path(shutil.copytree(run, run.with_name("more")))
+    cpus = told["resources"]["cpus"]
+    told["resources"] |= {"generator_gpus": 1.0, "cpus": cpus / 2}
+    (other / "config.yaml").write_text(yaml.safe_dump(told))
+    monkeypatch.setattr("actors.endpoint.photos_of", lambda runs, *_: [photos] * len(runs))
+    app = application(wanted | {"run": [str(run), str(other)]})
+    options = app._bound_deployment.init_args[0]._bound_deployment.ray_actor_options
+    assert (options["num_cpus"], options["num_gpus"]) == (cpus, 1.0), "it may hold either"
+    told["resources"]["device"] = "cpu"
+    (other / "config.yaml").write_text(yaml.safe_dump(told))
+    with pytest.raises(ConfigError, match=r"several devices \(cpu, cuda\): add resources.device=cpu"):
+        application(wanted | {"run": [str(run), str(other)]})
     app = application(wanted | {"settings": ["resources.device=cpu"]})
     assert app._bound_deployment.init_args[0]._bound_deployment.ray_actor_options["num_gpus"] == 0
 

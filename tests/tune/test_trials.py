@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import pytest
 from optuna.trial import TrialState
+from ray import tune
 
 from cdiff.config_file import load_config
 from cdiff.errors import ActorError, LoopStalled
@@ -52,6 +53,9 @@ def test_a_trial_reserves_the_place_of_a_downstream_actor() -> None:
     shares = ["resources.cpus=2", "resources.gpus=1", "resources.downstream_gpus=0.25"]
     assert place(load_config(None, [*shares, "resources.device=cuda"])) == {"cpu": 2, "gpu": 0.25}
     assert place(load_config(None, shares)) == {"cpu": 2, "gpu": 0}, "device=cpu"
+    nothing = place(load_config(None, ["resources.cpus=0"]))
+    tune.with_resources(lambda _: None, nothing)  # Tune refuses one that reserves nothing
+    assert nothing["cpu"] < 0.01
 
 
 def test_a_sweep_whose_place_others_have_says_so_and_ends(monkeypatch, caplog) -> None:
