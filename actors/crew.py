@@ -28,6 +28,7 @@ from actors.shards import Shards
 from actors.shelf import BUILT_IN, generator_key, shelve_generator, taken_generator
 from actors.staff import Staff
 from cdiff.config import Config
+from cdiff.data.backdrops import backdrops
 from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
@@ -100,7 +101,7 @@ class Crew(Staff):
             own = self.config.downstream
             if own.factory != BUILT_IN or own.weights:  # a user's own: nobody waits for an actor otherwise
                 self.downstream.call("demand_segmenter")
-            normals = [i for i in learned if self.dataset.sample(i).is_normal] or learned
+            normals = [photo.sample_id for photo in backdrops(map(self.dataset.sample, learned))]
             trained = self._train(targets, normals, ledger)
         forget_file(self.run, f"checkpoints/{TRAINING_STATE}")  # of a training that is noted by now
         extracted = ledger.milestone("extractor")
@@ -377,11 +378,11 @@ class Crew(Staff):
         cut_off: set[str] = self.extractor.call("cut_off", self.train)
         targets = {target.target_id: target for target in self.dataset.all_targets(self.train)}
         groups = {photo.sample_id: photo.group for photo in photos}
-        backgrounds: dict[str, list[str]] = {}
-        for category in sorted({photo.category for photo in photos}):
-            own = [photo for photo in photos if photo.category == category]
-            normals = [photo.sample_id for photo in own if photo.is_normal]
-            backgrounds[category] = normals or [photo.sample_id for photo in own]
+        backgrounds: dict[str, list[str]] = {
+            category: [] for category in sorted({p.category for p in photos})
+        }
+        for photo in backdrops(photos):
+            backgrounds[photo.category].append(photo.sample_id)
         free = {photo.sample_id: photo for photo in photos if photo.is_normal}
         self.coordinate((self.config, targets, groups, backgrounds, frames, cut_off, thresholds, free))
 

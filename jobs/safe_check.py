@@ -23,6 +23,7 @@ from tqdm import tqdm
 from actors.resources import code_hash
 from cdiff.config import Config, DataConfig
 from cdiff.config_file import dump_config, load_config
+from cdiff.data.backdrops import backdrops
 from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_sources
 from cdiff.data.leaks import drop_copies, join_groups, near_duplicates
@@ -174,15 +175,15 @@ def _unseen(
     rng: np.random.Generator,
 ) -> dict[str, Any]:
     own = [sample for sample in dataset.samples if sample.category == category]
-    normals = [sample.sample_id for sample in own if sample.is_normal]
+    painted = [sample.sample_id for sample in backdrops(own)]
     ids = [sample.sample_id for sample in own]
     targets = dataset.all_targets(ids)
-    if len(targets) < 2 or len(normals or ids) < 2:
+    if len(targets) < 2 or len(painted) < 2:
         raise DataError(
             f"{category}: two targets and two photos to paint on are the least that can be compared."
         )
-    scenes = describe_scenes(generator, dataset, targets, normals or ids, rng).summary()
-    attempts = _made(generator, dataset, targets, normals or ids, config, run_folder, pairs)
+    scenes = describe_scenes(generator, dataset, targets, painted, rng).summary()
+    attempts = _made(generator, dataset, targets, painted, config, run_folder, pairs)
     limits = calibrate(generator, dataset, [], [target.target_id for target in targets], config)
     reasons = [reason or "valid" for reason in validity_reasons(attempts, limits, config)]
     return {

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from cdiff.config import DataConfig
+from cdiff.data.backdrops import ENOUGH, scarce
 from cdiff.data.leaks import check_overlap, drop_copies, join_groups, near_duplicates
 from cdiff.data.manifest import Manifest, Row, content_of, make_manifest, read_manifest, write_manifest
 from cdiff.data.pooling import pool_rare
@@ -300,7 +301,12 @@ def _warnings(
     for split in SPLITS:
         if not any(sample.types and splits[sample.group] == split for sample in samples):
             notes.append(f"no photo with a target in the {split} split")
-    return notes
+    few = scarce([sample for sample in samples if splits[sample.group] == "train"])
+    return notes + [
+        f"{category}: the normal photos that train show {shown} object{'s' if shown > 1 else ''}, and {ENOUGH} are the least to paint on: photos "
+        "with targets are painted on as well"
+        for category, shown in few.items()
+    ]
 
 
 def _folds(training: Sequence[Sample], folds: int, seed: int) -> dict[str, int]:

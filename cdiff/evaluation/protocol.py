@@ -26,6 +26,7 @@ THRESHOLDS = np.linspace(0.01, 0.99, 99)  # candidates for the IoU threshold
 MASK_THRESHOLD = 0.5  # of mdice and miou
 _BYTES = 16  # per pixel: scores, their sorted copies and ranks, as measured
 NO_TARGETS = "no photo with targets"
+NO_GROUND = "no pixel without a target"
 NO_NORMALS = "no normal photo to tell from the others"
 
 
@@ -56,17 +57,16 @@ def evaluate(score_maps: Maps, dataset: Dataset, ids: Iterable[str], iou_thresho
         }
         for name in POOLED:
             if per_type[key][name] is None:
-                undefined[f"{key}:{name}"] = (
-                    "no pixel without a target" if ranks.positives.size else "the masks are empty"
-                )
+                undefined[f"{key}:{name}"] = NO_GROUND if ranks.positives.size else "the masks are empty"
     result: dict[str, Any] = {name: _mean([row[name] for row in per_type.values()]) for name in POOLED}
     result["mdice"] = _mean([values[0] for values in per_photo.values()])
     result["miou"] = _mean([values[1] for values in per_photo.values()])
     result["image_auroc"] = _image_auroc(score_maps, dataset, wanted)
+    any_targets = any(values[0] is not None for values in per_photo.values())
     for name, value in result.items():
         if value is None:
-            any_targets = any(values[0] is not None for values in per_photo.values())
-            undefined[name] = NO_NORMALS if name == "image_auroc" and any_targets else NO_TARGETS
+            known = {"image_auroc": NO_NORMALS, "auroc": NO_GROUND, "aupro": NO_GROUND}
+            undefined[name] = known.get(name, NO_TARGETS) if any_targets else NO_TARGETS
     return {**result, "iou_threshold": iou_threshold, "per_type": per_type, "undefined": undefined}
 
 

@@ -104,6 +104,6 @@ def _weights(region_B1SS: torch.Tensor, config: GeneratorConfig) -> torch.Tensor
 
 
 def _weighted(error: torch.Tensor, weight_B1SS: torch.Tensor) -> torch.Tensor:
-    return (error.square().mean(dim=1, keepdim=True) * weight_B1SS).sum(dim=(1, 2, 3)) / weight_B1SS.sum(
-        dim=(1, 2, 3)
-    )
+    """Means by item; 0 where nothing counts, as in a crop without a target under `generator.outside_weight=0`."""
+    weighted = error.square().mean(dim=1, keepdim=True) * weight_B1SS
+    return weighted.sum(dim=(1, 2, 3)) / weight_B1SS.sum(dim=(1, 2, 3)).clamp_min(1e-6)

@@ -126,7 +126,9 @@ def regions(masks_B1RR: torch.Tensor, rng: np.random.Generator, part: Part = WHO
     resolution = masks_B1RR.shape[-1]
     low, high = max(2, resolution // 24), max(4, resolution // 6)
     drawn = [(int(rng.integers(low, high)), rng.random()) for _ in range(len(masks_B1RR) * part.of_parts)]
-    for mask, (reach, chance) in zip((masks_B1RR > 0.25).float(), part.cut(drawn), strict=True):
+    # a hairline fades where it is shrunk: it is looked for at half of what is left of it
+    levels = (masks_B1RR.amax(dim=(1, 2, 3), keepdim=True) / 2).clamp(1e-6, 0.25)
+    for mask, (reach, chance) in zip((masks_B1RR > levels).float(), part.cut(drawn), strict=True):
         region = F.max_pool2d(mask[None], 2 * reach + 1, stride=1, padding=reach)[0]
         if chance < 0.2 and bool(mask.any()):
             rows, columns = region[0].any(dim=1).nonzero(), region[0].any(dim=0).nonzero()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
+from cdiff.data.backdrops import backdrops
 from cdiff.data.dataset import MIN_AREA, Dataset
 from cdiff.generator.placement import foreground
 
@@ -41,8 +42,8 @@ def perlin_pairs(
     """Images uint8 [H, W, 3] that show a blended texture, masks bool [H, W] of all that they show, and of the texture alone.
 
     Args:
-        sample_ids: training photos. Each category is painted on in proportion to its photos with targets: on its normals, where
-            it has some. A texture comes from another photo of the category, where there is one.
+        sample_ids: training photos. Each category is painted on in proportion to its photos with targets: on its
+            `cdiff.data.backdrops`. A texture comes from another photo of the category, where there is one.
     Raises:
         ValueError: no photo.
     """
@@ -55,8 +56,8 @@ def perlin_pairs(
     shown = [max(1, sum(not dataset.sample(n).is_normal for n in own)) for own in photos.values()]
     category = rng.choice(len(shown), count, p=np.array(shown) / sum(shown))
     names = list(photos)
-    normals = {c: [n for n in own if dataset.sample(n).is_normal] for c, own in photos.items()}
-    decks = {c: [str(n) for n in rng.permutation(normals[c] or own)] for c, own in photos.items()}
+    painted = {c: [p.sample_id for p in backdrops(map(dataset.sample, own))] for c, own in photos.items()}
+    decks = {c: [str(n) for n in rng.permutation(own)] for c, own in painted.items()}
     for number, place in enumerate(category):
         own = names[place]
         yield _pair(dataset, decks[own][number % len(decks[own])], photos[own], rng)

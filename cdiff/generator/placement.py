@@ -49,6 +49,11 @@ class Frame:
     oriented: bool  # False: the axis carries no meaning, turns stay small
     grid: bytes  # GRID x GRID coarse foreground, row by row, 0..255 share of foreground; without an object, of what is lit
 
+    @property
+    def stands_out(self) -> bool:
+        """Whether it is an object's; else it is the photo itself."""
+        return self.oriented or (self.length, self.breadth) != (self.width, self.height)
+
     def to_object(self, x: float, y: float) -> tuple[float, float]:
         """Photo pixels to object coordinates; the object spans about -0.5..0.5 on both axes."""
         u, v = _turn(x - self.cx, y - self.cy, -self.angle)
@@ -312,8 +317,8 @@ def _kept_size(reference: Frame, background: Frame, config: SamplingConfig) -> f
     """The scale at which a target is as large on its new photo as on its own, by `sampling.size`."""
     if config.size == "pixels":
         return 1.0
-    if reference.oriented and background.oriented:
-        return background.length / reference.length
+    if reference.stands_out and background.stands_out:
+        return max(background.length, background.breadth) / max(reference.length, reference.breadth)
     return max(background.width, background.height) / max(reference.width, reference.height)
 
 

@@ -118,7 +118,12 @@ class Sampler:
 
     @torch.inference_mode()
     def image(self, condition: Condition, canvas_CSS: torch.Tensor) -> torch.Tensor:
-        """The image [3, R, R] of a clean canvas, by itself: it does not depend on others."""
+        """The image [3, R, R] of a clean canvas, by itself: it does not depend on others.
+
+        From start strength 0 nothing is drawn: it is the pasted target itself, and not what an autoencoder leaves of it.
+        """
+        if condition.tau == 0 and condition.scene.lost_3RR is not None:
+            return condition.start_image_3RR
         return shown(self.denoiser, [condition], canvas_CSS[None])[0]
 
     @torch.inference_mode()

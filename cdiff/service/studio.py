@@ -18,6 +18,7 @@ import torch
 
 from cdiff.config import Config
 from cdiff.config_file import load_config
+from cdiff.data.backdrops import backdrops
 from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
 from cdiff.data.images import Limits
@@ -298,10 +299,10 @@ class Studio:
         return Pose(x, y, 0.0, scale, flip, sampling.elastic, float(rng.uniform(*margin)))
 
     def _background(self, category: str, reference: Target, rng: np.random.Generator) -> str:
-        """A normal photo of the category, of another object than the reference's where there is one."""
+        """A photo of the category to paint on, of another object than the reference's where there is one."""
         photos = [self.dataset.sample(i) for i in self.manifest.ids("train")]
         photos = [photo for photo in photos if photo.category == category]
-        photos = [photo for photo in photos if photo.is_normal] or photos
+        photos = backdrops(photos)
         photos = [photo for photo in photos if photo.group != reference.group] or photos
         if not photos:
             raise RequestError("give a background: the run has no photo of this category to paint on.")

@@ -44,7 +44,7 @@ class Stock:
     """What a round's tasks are dealt from; the same in all rounds."""
 
     targets: Mapping[str, Target]  # by target_id: every target of the slices
-    # sample_ids by category: normals, or the training photos without any
+    # sample_ids by category, as of `cdiff.data.backdrops`
     backgrounds: Mapping[str, Sequence[str]]
     groups: Mapping[str, str]  # source object by sample_id, of every background
     propose: Propose  # draws the pose; asked for a target on its own photo, it repaints the target
@@ -138,7 +138,9 @@ class Dealer:
         photos = self.stock.backgrounds.get(reference.category, ())
         if not photos:
             raise ValueError(f"category {reference.category!r} has no photo to paint on")
-        if reference.type and reference.sample_id in photos and rng.random() < self.config.sampling.repaint:
+        # drawn once for a task, however many photos are passed over
+        repaints = bool(reference.type) and reference.sample_id in photos and not passed
+        if repaints and rng.random() < self.config.sampling.repaint:
             return reference.sample_id
         others = {photo for photo in photos if self.stock.groups[photo] != reference.group}
         eligible = (others or set(photos) - {reference.sample_id} or set(photos)) - passed

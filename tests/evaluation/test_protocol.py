@@ -119,6 +119,14 @@ def test_normals_alone_leave_every_metric_undefined_with_a_reason(dataset):
         assert result["undefined"][name]
 
 
+def test_masks_without_any_ground_are_named_as_the_reason(tmp_path):
+    samples = [write_sample(tmp_path, name, "wall", {"mould": (0, 0, 50, 40)}) for name in "ab"]
+    dataset = Dataset(samples, DataConfig())
+    result = evaluate(noisy_maps(dataset), dataset, ids_of(dataset), 0.5)
+    assert result["auroc"] is None and result["aupro"] is None and result["mdice"] is not None
+    assert result["undefined"]["auroc"] == result["undefined"]["aupro"] == "no pixel without a target"
+
+
 def test_categories_do_not_lend_each_other_their_normals(tmp_path):
     samples = [
         write_sample(tmp_path, "a", "metal", {"dent": (5, 5, 15, 12)}),

@@ -225,6 +225,21 @@ def test_pairs_are_made_by_every_arm_and_the_background_stays(trained, photos, m
         assert changed.any() and not (changed & ~region).any()
 
 
+def test_from_start_strength_0_a_copy_is_the_real_target_itself(trained, photos) -> None:
+    """Not what the autoencoder leaves of it: a rival of copies would be weaker than copy-paste is."""
+    config, folder, _ = trained
+    generator = Generator.load(folder)
+    bank = generator.bank(photos, photos.all_targets(s.sample_id for s in photos.samples))
+    miners = Miners(judge=lambda image, target, layout: 0.0)
+    for pair in make_pairs(
+        generator, bank, _tasks(photos, config, "given_mask", "B1", 0.0), photos, config, miners
+    ):
+        left, top, right, bottom = pair.layout.box
+        inside = pair.layout.canvas.mask > 0.99
+        made = pair.image[top:bottom, left:right].astype(float)
+        assert inside.any() and np.abs(made - pair.layout.canvas.pasted)[inside].max() <= 1
+
+
 def test_what_mining_learns_is_learned_on_latents(photos, tiny_overrides, checkpoint, tmp_path) -> None:
     """The difficulty token (B3) with weights in bfloat16 and a batch in parts; the noise miner (B2) through the autoencoder."""
     narrow = ["generator.weights_dtype=bfloat16", "sampling.dtype=bfloat16", "generator.accumulate=2"]

@@ -23,6 +23,13 @@ def _bolt(angle: float, side: int = 200) -> np.ndarray:
     return np.repeat(noisy.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
+def _disc(radius: int) -> np.ndarray:
+    """A dark nut without any axis amid a photo of 200 x 200."""
+    y, x = np.mgrid[:200, :200] - 100
+    grey = np.where(x**2 + y**2 <= radius**2, 60, 200) + np.random.default_rng(0).normal(0, 3, (200, 200))
+    return np.repeat(grey.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
 def test_an_object_on_plain_ground_is_found_and_a_texture_is_all_foreground() -> None:
     mask = foreground(_bolt(0))
     assert mask[100, 100] and not mask[10, 10]
@@ -97,6 +104,11 @@ def test_a_target_keeps_its_pixels_or_its_share_of_a_photo_of_another_size(size:
     bolts = frame_of(_bolt(0)), frame_of(np.repeat(np.repeat(_bolt(40), 2, 0), 2, 1))
     pose = draw_pose(target, *bolts, (), config, (1.3, 2.2), rng)
     assert pose.scale * 30 == pytest.approx(wanted, rel=0.1)
+    discs = frame_of(_disc(25)), frame_of(_disc(50))  # one camera, nearer and further
+    pose = draw_pose(target, *discs, (), config, (1.3, 2.2), rng)
+    assert pose.scale * 30 == pytest.approx(wanted, rel=0.1)
+    pose = draw_pose(target, discs[0], frame_of(texture[:200, :200]), (), config, (1.3, 2.2), rng)
+    assert pose.scale == pytest.approx(1), "nothing stands out there: photos are compared, which are equal"
 
 
 @pytest.mark.parametrize("angle", [0, 70])

@@ -12,7 +12,7 @@ from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_sources
 from cdiff.errors import DataError, RunError
 from cdiff.generator.model import Generator
-from cdiff.generator.objective import draw_times, noised
+from cdiff.generator.objective import _weighted, draw_times, noised
 from cdiff.generator.patches import augmented, cut_patches, regions
 from cdiff.generator.training import TRAINING_STATE, train_generator
 
@@ -114,6 +114,22 @@ def test_training_crops_show_the_target_inside_its_region(photos, tiny_config) -
     assert 0 < region.mean() < 0.9
     # no pit and no bar on target-free crops
     assert len(patches.empty) and float(patches.empty.abs().max()) < 0.5
+
+
+def test_a_hairline_is_hidden_in_training_as_it_is_painted_later() -> None:
+    """Shrunk to a crop, a scratch of a pixel is grey: without a region the network would be shown all of it."""
+    masks = torch.zeros(3, 1, 64, 64)
+    masks[0, 0, 30, 5:60] = 0.08
+    masks[1, 0, 20:40, 20:40] = 1
+    found = regions(masks, np.random.default_rng(0))
+    assert bool((found[0][masks[0] > 0] == 1).all()) and found[0].mean() < 0.6
+    assert 0.1 < found[1].mean() < 0.6 and not found[2].any(), "no target, no region"
+
+
+def test_a_crop_in_which_nothing_counts_gives_no_loss_that_is_no_number() -> None:
+    error = torch.ones(2, 3, 4, 4)
+    weight = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
+    assert _weighted(error, weight).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("corner", [(0, 40), (0, 0), (90, 90), (88, 3)])

@@ -183,6 +183,18 @@ def test_photos_without_room_are_passed_over_and_serve_smaller_targets() -> None
     assert len(plan(WEAKNESSES, nowhere, settings, round=0, revisions=REVISIONS)) == len(tasks)
 
 
+@pytest.mark.parametrize("lacking", [0.5, 1.0])
+def test_the_share_of_repaints_is_of_tasks_however_many_photos_lack_room(lacking: float) -> None:
+    photos = {"tile": [t.sample_id for t in TARGETS.values()]}
+    rng = np.random.default_rng(0)
+    tight = dataclasses.replace(stock(photos), room=lambda *_: 0.2 if rng.random() < lacking else 1.0)
+    tasks = plan(
+        WEAKNESSES, tight, config("wasm.pairs=400", "sampling.repaint=0.25"), round=0, revisions=REVISIONS
+    )
+    own = sum(a.task.background == TARGETS[a.task.reference].sample_id for a in tasks)
+    assert 0.2 < own / len(tasks) < 0.3
+
+
 def test_where_there_is_room_everywhere_the_plan_is_as_without_asking() -> None:
     photos = {"tile": [t.sample_id for t in TARGETS.values()]}
     settings = config("wasm.pairs=100", "sampling.repaint=0.3")
