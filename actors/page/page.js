@@ -38,6 +38,7 @@ class Drawing {
     this.dragged = dragged; // null, or a function that is told the region
     this.file = null;
     $(name).addEventListener("change", (event) => this.open(event.target.files[0]));
+    $(`${name}-mask`).addEventListener("change", (event) => this.take(event.target.files[0]));
     $(`${name}-clear`).addEventListener("click", () => { this.wipe(); this.show(); });
     this.canvas.addEventListener("pointerdown", (event) => this.down(event));
     this.canvas.addEventListener("pointermove", (event) => this.move(event));
@@ -51,6 +52,29 @@ class Drawing {
     for (const canvas of [this.canvas, this.mask]) { canvas.width = this.photo.width; canvas.height = this.photo.height; }
     this.canvas.hidden = false;
     this.wipe();
+    this.show();
+  }
+
+  // A mask as a file, in place of what a pointer would paint: what is light in it is wanted.
+  async take(file) {
+    if (!file) return;
+    if (!this.file) { say("Choose the photo first, then its mask.", true); return; }
+    let found;
+    try { found = await createImageBitmap(file); } catch { say("This file is no picture that can be shown.", true); return; }
+    const { width, height } = this.mask;
+    if (found.width !== width || found.height !== height) {
+      say(`The mask is ${found.width} x ${found.height}, the photo ${width} x ${height}: both must be equal.`, true);
+      return;
+    }
+    this.wipe();
+    const pen = this.mask.getContext("2d");
+    pen.drawImage(found, 0, 0);
+    const pixels = pen.getImageData(0, 0, width, height);
+    for (let i = 0; i < pixels.data.length; i += 4) {
+      pixels.data[i + 3] = pixels.data[i] > 127 && pixels.data[i + 3] > 127 ? 255 : 0;
+      pixels.data.fill(255, i, i + 3);
+    }
+    pen.putImageData(pixels, 0, 0);
     this.show();
   }
 
@@ -214,20 +238,34 @@ async function make(event) {
   $("make").disabled = false;
 }
 
-// A photo with the outline of its mask, which can be taken off.
+// A photo with the outline of its mask, which can be taken off. No larger than is looked at: the links lead to the whole.
+const SIDE = 1024;
+const drawers = new WeakMap(); // by canvas: what goes with a figure is freed with it
+$("contour").addEventListener("change", () => document.querySelectorAll("figure canvas").forEach((canvas) => drawers.get(canvas)?.()));
+
 function outlined(image, mask, label) {
+  const scale = Math.min(1, SIDE / Math.max(image.width, image.height));
+  const photo = shrunk(image, scale), outline = contour(shrunk(mask, scale));
   const canvas = document.createElement("canvas");
-  canvas.width = image.width; canvas.height = image.height;
+  canvas.width = photo.width; canvas.height = photo.height;
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", label);
-  const outline = contour(mask);
   const draw = () => {
     const pen = canvas.getContext("2d");
-    pen.drawImage(image, 0, 0);
+    pen.drawImage(photo, 0, 0);
     if ($("contour").checked) pen.drawImage(outline, 0, 0);
   };
   draw();
-  $("contour").addEventListener("change", () => { if (canvas.isConnected) draw(); });
+  drawers.set(canvas, draw);
+  return canvas;
+}
+
+// A picture on a canvas of its own; the decoded whole is freed.
+function shrunk(picture, scale) {
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.max(1, Math.round(picture.width * scale)); canvas.height = Math.max(1, Math.round(picture.height * scale));
+  canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+  picture.close();
   return canvas;
 }
 

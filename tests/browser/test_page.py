@@ -126,6 +126,42 @@ def test_a_shape_that_is_drawn_is_where_the_target_is(browser, url, photo) -> No
     assert trouble == []
 
 
+def test_a_shape_can_be_a_file_for_who_has_no_pointer(browser, url, photo, tmp_path) -> None:
+    shapes = {"small": np.zeros((8, 8), np.uint8), "shape": np.zeros((80, 96), np.uint8)}
+    shapes["shape"][30:50, 10:40] = 255
+    for name, values in shapes.items():
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    page, trouble = _connected(browser, url)
+    page.get_by_label("in a shape that I draw").check()
+    page.locator("#background-mask").set_input_files(str(tmp_path / "shape.png"))
+    page.get_by_text("Choose the photo first").wait_for()
+    page.locator("#background").set_input_files(str(photo))
+    page.locator("#background-canvas").wait_for()
+    page.locator("#background-mask").set_input_files(str(tmp_path / "small.png"))
+    page.get_by_text("The mask is 8 x 8, the photo 96 x 80").wait_for()
+    page.locator("#background-mask").set_input_files(str(tmp_path / "shape.png"))
+    page.get_by_role("spinbutton", name="Pairs").fill("1")
+    page.get_by_role("button", name="Make pairs").click()
+    page.get_by_text("1 pairs in").wait_for()
+    with page.expect_download() as mask:
+        page.locator("#results figure a").last.click()
+    rows, columns = np.nonzero(np.asarray(Image.open(mask.value.path())) > 127)
+    assert abs(columns.mean() - 24.5) < 3 and abs(rows.mean() - 39.5) < 3
+    assert trouble == []
+
+
+def test_the_outline_can_be_taken_off_all_figures_that_are_shown(browser, url) -> None:
+    page, trouble = _connected(browser, url)
+    page.locator("#kept figure").nth(2).wait_for()
+    pixels = "[...document.querySelectorAll('#kept figure canvas')].map((canvas) => canvas.toDataURL())"
+    outlined = page.evaluate(pixels)
+    page.get_by_label("Outline of the mask").uncheck()
+    bare = page.evaluate(pixels)
+    assert all(one != other for one, other in zip(outlined, bare, strict=True))
+    page.get_by_label("Outline of the mask").check()
+    assert page.evaluate(pixels) == outlined and trouble == []
+
+
 def test_a_region_can_be_dragged_or_typed_and_the_token_is_not_kept(browser, url, photo) -> None:
     page, trouble = _connected(browser, url, viewport={"width": 360, "height": 740})
     page.get_by_label("in a region").check()
