@@ -51,10 +51,9 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
         "power": power(drawn, len(seeds)),
         "gain_ratio": _ratio(drawn, arms),
         "equal_compute": _equal_compute(results, home, seeds, seed),
-        "fidelity": {
-            arm: fidelity(
-                [home[s].choices[arm, s] for s in seeds], [home[s].fidelity.get((arm, s), {}) for s in seeds]
-            )
+        "fidelity": {arm: _fidelity(home, arm, seeds) for arm in arms},
+        "fidelity_by_split": {
+            arm: {str(r.split): _fidelity(home, arm, [s for s in seeds if home[s] is r]) for r in results}
             for arm in arms
         },
         "pairs_wanted": results[0].pairs,
@@ -64,6 +63,14 @@ def summary(results: Sequence[SplitResult], seeds: Sequence[int], seed: int) -> 
         "spent": {arm: _spent([home[s].choices[arm, s] for s in seeds]) for arm in arms},
         "seconds": {str(r.split): {k: float(f"{v:.4g}") for k, v in r.seconds.items()} for r in results},
     }
+
+
+def _fidelity(home: Mapping[int, SplitResult], arm: str, seeds: Sequence[int]) -> dict[str, float | None]:
+    found = [home[s] for s in seeds]
+    return fidelity(
+        [own.choices[arm, s] for s, own in zip(seeds, found, strict=True)],
+        [own.fidelity.get((arm, s), {}) for s, own in zip(seeds, found, strict=True)],
+    )
 
 
 def fidelity(

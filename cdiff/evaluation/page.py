@@ -113,7 +113,9 @@ def table(
     if not rows:
         return ""
     kinds = [' class="text"' if column in prose else "" for column in range(len(header))]
-    head = "".join(f"<th{kind}>{text(cell)}</th>" for kind, cell in zip(kinds, header, strict=True))
+    head = "".join(
+        f'<th scope="col"{kind}>{text(cell)}</th>' for kind, cell in zip(kinds, header, strict=True)
+    )
     lines = []
     for number, row in enumerate(rows):
         mark = ' class="sum"' if total and number == len(rows) - 1 else ""

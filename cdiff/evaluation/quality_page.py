@@ -35,6 +35,17 @@ NAMES = {
     "image_auroc": "image AUROC",
 }
 
+OF_A_GENERATOR = ("kid", "coverage")  # in its own features: splits have generators of their own
+MEASURES = {
+    "valid_share": "share of the judged candidates that pass all checks of the gate",
+    "visible_share": "share of them in whose mask something can be seen",
+    "kid": "distance of made to real targets, kernel inception distance in the generator's own features; lower is nearer, 0 is equal",
+    "coverage": "share of real targets that have a made one among their nearest five, in [0, 1]; higher is better",
+    "label_iou": "IoU of the mask and of one found in the image alone, mean over kept pairs",
+    "visibility": "how far the target differs from the ring around it, mean over kept pairs, in the gate's units",
+    "reference_distance": "distance of the target to the real one that it started from, mean over kept pairs, in the gate's units",
+}
+
 
 def write_page(path: Path, title: str, result: Mapping[str, Any], pictures: Sequence[Picture]) -> Path:
     """Write the page, whole or not at all; returns where it is.
@@ -99,16 +110,24 @@ def _setting(result: Mapping[str, Any]) -> str:
 
 
 def _differences(result: Mapping[str, Any]) -> str:
-    parts = []
+    parts, lines = [], []
     for metric in ("pixel_ap", "mdice"):
         own = [c for c in result["comparisons"] if c["metric"] == metric]
         rows = [(f"{said(c['arm'])} − {said(c['minus'])}", c["mean"], c["low"], c["high"]) for c in own]
         if rows:
-            parts.append(page.chart(f"Difference in {NAMES[metric]}", charts.forest(rows, metric)))
-    note = "Filled: the interval excludes zero."
+            title = f"Difference in {NAMES[metric]}"
+            parts.append(
+                page.chart(
+                    title, charts.forest(rows, f"{title}, with 95 % intervals: a table below has the numbers")
+                )
+            )
+        for c, (arms, mean, low, high) in zip(own, rows, strict=True):
+            lines.append((arms, NAMES[metric], page.signed(mean), f"[{low:+.3f}, {high:+.3f}]", c["objects"]))
+    note = "Filled: the interval excludes zero, green for the better, grey for the worse; the dashed line is no difference."
     if result.get("gain_ratio") is not None:
         note += f" Aimed pairs gain {result['gain_ratio']:.1f} times what undirected ones gain."
-    return page.columns(*parts) + page.paragraph(note, soft=True)
+    told = page.table(("arms", "metric", "difference", "95 %", "objects"), lines, prose=(0, 1))
+    return page.columns(*parts) + page.paragraph(note, soft=True) + page.details("As a table", told)
 
 
 def _splits(result: Mapping[str, Any]) -> str:
@@ -246,13 +265,21 @@ def _fidelity(result: Mapping[str, Any]) -> str:
     if not known:
         return ""
     names = [name for name in next(iter(known.values())) if any(v[name] is not None for v in known.values())]
-    beyond = result.get("beyond_band", {})
-    rows = [
-        (said(arm), *(_number(values[name]) for name in names), listed(beyond.get(arm, ())))
-        for arm, values in known.items()
-    ]
+    beyond, by_split = result.get("beyond_band", {}), result.get("fidelity_by_split", {})
+
+    def cell(arm: str, name: str) -> str:
+        apart = by_split.get(arm, {}).values() if name in OF_A_GENERATOR else ()
+        return " · ".join(_number(own[name]) for own in apart) or _number(known[arm][name])
+
+    rows = [(said(arm), *(cell(arm, name) for name in names), listed(beyond.get(arm, ()))) for arm in known]
     header = ("arm", *(name.replace("_", " ") for name in names), "pairs beyond the band, by seed")
-    return page.table(header, rows) + page.details("What the gate said", _verdicts(result))
+    told = page.listing([f"{name.replace('_', ' ')}: {MEASURES[name]}" for name in names if name in MEASURES])
+    about = page.details(
+        "What these numbers are",
+        told,
+        page.paragraph("Means over seeds; a number by split, split · split, is of its own generator.", True),
+    )
+    return page.table(header, rows) + about + page.details("What the gate said", _verdicts(result))
 
 
 def _verdicts(result: Mapping[str, Any]) -> str:

@@ -143,6 +143,28 @@ def test_the_page_shows_arms_differences_and_what_can_be_told(result):
     assert "nan" not in html
 
 
+def test_differences_can_be_read_without_seeing_the_chart(result):
+    html = render("quality-x", result)
+    told = html.split("As a table")[1].split("</details>")[0]
+    assert "wasm − real only" in told and "[+0.100, +0.300]" in told and '<th scope="col"' in told
+    assert 'aria-label="Difference in pixel AP, with 95 % intervals' in html
+
+
+def test_what_is_measured_in_a_generators_own_features_is_told_by_split(result):
+    result["fidelity"]["wasm"] |= {"kid": 2.0, "coverage": None}
+    result["fidelity"]["real_only"] |= {"kid": None, "coverage": None}
+    html = render("quality-x", result)
+    assert ">2.000</td>" in html, "files of earlier versions have means alone"
+    assert "distance of made to real targets" in html and "share of real targets" not in html, (
+        "what is shown is explained"
+    )
+    result["fidelity_by_split"] = {
+        "wasm": {"0": {"kid": 1.5, "label_iou": 0.7}, "1": {"kid": 2.5, "label_iou": 0.9}}
+    }
+    html = render("quality-x", result)
+    assert "1.500 · 2.500" in html and "0.800" in html
+
+
 def test_a_page_of_real_photos_alone_says_that_nothing_was_aimed(result):
     result |= {"comparisons": [], "power": None, "negative_control": None, "gain_ratio": None}
     assert "No aimed arm was measured" in render("quality-x", result)
