@@ -45,10 +45,9 @@ from cdiff.data.origin import brought
 from cdiff.data.run import home_folder, home_of
 from cdiff.errors import CdiffError, shown_uri
 from cdiff.tracking import demand_store, tracking_uri
+from jobs.session import DEMO, ROOT
 from jobs.stopping import exit_code, heed_sigterm
 
-ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "configs" / "demo.yaml"
 # Bytes: Ray's job server refuses larger bodies (413), though a driver that joins by RAY_ADDRESS may upload 512 MiB.
 PACKAGE_LIMIT = 100 * 2**20
 log = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import re
 import shlex
@@ -204,7 +205,8 @@ def open_session(
             demand_retunable(config, dataset, manifest, Retuning(args.retune_every, args.retune_trials))
         with _connected() as cluster:
             print(f"cluster    {cluster}", flush=True)
-            if told_memory := memory_note(samples, manifest, max(_memory(), default=0)):
+            cached = cached_bytes(config, samples, cluster.nodes)
+            if told_memory := memory_note(samples, manifest, max(_memory(), default=0), cached):
                 print(f"note       {told_memory}", flush=True)
             if cluster.nodes > 1:
                 demand_data(dataset)
@@ -224,21 +226,36 @@ def open_session(
             )
 
 
-def memory_note(samples: Sequence[Sample], manifest: Manifest, largest: float) -> str:
+def cached_bytes(config: Config, samples: Sequence[Sample], nodes: int) -> float:
+    """What the actors of one node hold of decoded photos and masks, at most: each up to `data.cache_megabytes`."""
+    decoded = sum(4 * sample.width * sample.height for sample in samples)
+    resources = config.resources
+    actors = math.ceil((resources.generators + 1 + resources.downstreams) / max(nodes, 1))
+    return actors * min(config.data.cache_megabytes * 1e6, decoded)
+
+
+def memory_note(samples: Sequence[Sample], manifest: Manifest, largest: float, cached: float = 0.0) -> str:
     """What to tell of photos that are many and large for the memory of the cluster's largest node; "" where they are not.
 
     Hours of training come before the first split is scored, and an actor that the system ends for its memory says little.
 
     Args:
         largest: bytes that Ray may use there; 0: unknown.
+        cached: bytes of decoded photos that actors hold there.
     """
     known = {sample.sample_id: sample for sample in samples}
     needs = {
         split: scoring_bytes([known[i] for i in manifest.ids(split)]) for split in ("validation", "test")
     }
     split = max(needs, key=needs.__getitem__)
-    if not largest or needs[split] < largest / 2:
+    if not largest or needs[split] + cached < largest / 2:
         return ""
+    if needs[split] < largest / 2:
+        return (
+            f"actors hold up to {cached / 1e9:.1f} GB of decoded photos on one node, scoring takes {needs[split] / 1e9:.1f} GB beside, and the largest "
+            f"has {largest / 1e9:.1f} GB for Ray: if memory runs short, the same command goes on with data.cache_megabytes=300 or fewer actors "
+            "(resources.generators, resources.downstreams)"
+        )
     return (
         f"scoring the {len(manifest.ids(split))} {split} photos at native size takes up to {needs[split] / 1e9:.1f} GB at once, and the largest "
         f"node has {largest / 1e9:.1f} GB for Ray: scale the photos down, cut them into tiles, or take a larger machine"

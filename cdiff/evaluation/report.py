@@ -283,7 +283,8 @@ def _weaknesses(content: ReportContent) -> str:
         page.section(
             "Where the segmenter was weak",
             explained,
-            page.columns(*parts),
+            page.columns(*(parts if len(parts) <= 2 else (parts[0], parts[-1]))),
+            page.details("The rounds between", page.columns(*parts[1:-1])) if len(parts) > 2 else "",
             page.details("All slices", *tables),
             _gains(content),
         )

@@ -7,7 +7,8 @@ gamma, one number per channel (Touvron et al., 2103.17239), starts at 0: the gen
 then exactly what it was. w counts from its mean over all measured targets, so that what suits every target is not learned in its
 place. Learned are MLP and gamma alone, with the generator's own loss on real targets, each under its measured difficulty and
 beside a reference that is another of its type, and a contrastive term that keeps what is missed apart from what is found
-(Khosla et al., 2004.11362). At sampling a rank within the band is asked for, never the extreme.
+(Khosla et al., 2004.11362). At sampling a rank within the band of the pair's
+purpose is asked for: of pairs that are aimed never the extreme.
 """
 
 from __future__ import annotations

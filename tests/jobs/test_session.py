@@ -10,7 +10,7 @@ from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.run import run_of
 from cdiff.errors import ConfigError, DataError
-from jobs.session import _demand_targets, _name, memory_note, open_session, parser
+from jobs.session import _demand_targets, _name, cached_bytes, memory_note, open_session, parser
 
 
 def _split(samples, groups: list[str]) -> tuple[list[Any], Any]:
@@ -43,6 +43,17 @@ def test_photos_that_are_too_many_and_large_to_be_scored_are_told_before_hours_o
     assert "the 2 validation photos" in told and "up to 1.0 GB at once" in told and "1.5 GB for Ray" in told
     assert not memory_note(large, manifest, 2e9) and not memory_note(samples, manifest, 1.5e9)
     assert not memory_note(large, manifest, 0), "where Ray does not tell, nothing is"
+
+
+def test_what_actors_hold_of_photos_is_told_where_it_takes_most_of_the_memory(photos):
+    samples, manifest = _split(photos.samples, ["one", "another"])
+    many = [dataclasses.replace(sample, width=6000, height=5000) for sample in samples] * 50  # 36 GB decoded
+    config = load_config(None, ["resources.generators=2", "resources.downstreams=2"])
+    assert cached_bytes(config, many, 1) == 5 * 1.5e9 and cached_bytes(config, many, 3) == 2 * 1.5e9
+    assert cached_bytes(config, samples, 1) < 1e7, "no more than there is"
+    told = memory_note(samples, manifest, 8e9, cached_bytes(config, many, 1))
+    assert "up to 7.5 GB of decoded photos" in told and "data.cache_megabytes=300" in told
+    assert not memory_note(samples, manifest, 32e9, cached_bytes(config, many, 1))
 
 
 def test_searches_between_rounds_are_the_loops_alone(tmp_path):
