@@ -12,6 +12,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+# No test may reach a cluster, a bucket, an MLflow or a hub that a developer's shell names. Before the other imports: some libraries read these only then.
+if _own := [name for name in os.environ if name.startswith(("RAY_", "MLFLOW_", "CDIFF_", "AWS_", "HF_"))]:
+    for _name in _own:
+        del os.environ[_name]
+
 import numpy as np
 import pytest
 import torch
@@ -244,6 +249,8 @@ def bucket(s3_server, monkeypatch) -> Iterator[str]:
     """s3:// URL of a bucket; the environment says where it is and who asks."""
     from cdiff.data.s3 import clients
 
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN"):  # they go before or with those below
+        monkeypatch.delenv(name, raising=False)
     for name, value in (S3 | {"AWS_ENDPOINT_URL": s3_server}).items():
         monkeypatch.setenv(name, value)
     clients.cache_clear()

@@ -1,4 +1,4 @@
-"""What is dear is asked of actors once, and remembered in the ledger."""
+"""What is dear is asked of actors once, and remembered in the ledger; and nobody is shown a photo that is to judge it."""
 
 import threading
 from types import SimpleNamespace
@@ -11,12 +11,15 @@ from actors.crew import Crew
 from actors.downstream import Downstream, Evaluation, Fit
 from cdiff.config_file import build_config, dump_config
 from cdiff.data.ledger import Ledger
+from cdiff.data.manifest import Row, make_manifest
 from cdiff.data.retention import needed
 from cdiff.data.splits import make_splits
 from cdiff.data.store import create_run
 from cdiff.errors import ActorError, ConfigError, ResourceError
 from cdiff.generator.training import TRAINING_STATE, Trained
 from cdiff.types import Knowledge, Outcome, Revisions
+from cdiff.wasm.quality import Thresholds
+from tests.actors.test_shelf import assignment
 
 
 class Actors:
@@ -190,3 +193,82 @@ def test_a_model_is_noted_with_the_number_of_pairs_that_it_was_fitted_on(crew) -
     crew.assess(ledger, "round-1", [SimpleNamespace(task_id="a"), SimpleNamespace(task_id="b")])
     assert (ledger.milestone("round-1") or {})["pairs"] == 2
     ledger.close()
+
+
+@pytest.fixture
+def divided(crew, photos) -> Any:
+    """A crew whose photos are of all splits: of six in a row four train, in two folds, and the last of them calibrates."""
+    sides: Any = ("train", "train", "train", "train", "validation", "test")
+    rows = [
+        Row(s.sample_id, sides[n % 6], s.group, s.category, s.types, n % 2 if n % 6 < 4 else -1, n % 6 == 3)
+        for n, s in enumerate(photos.samples)
+    ]
+    crew.manifest = make_manifest(rows, (), ())
+    crew.train, crew.validation = crew.manifest.ids("train"), crew.manifest.ids("validation")
+    crew.config = build_config({**crew.config.model_dump(), "downstream": {"base_steps": 0, "steps": 3}})
+    return crew
+
+
+def test_no_fold_model_sees_the_photos_that_it_judges_nor_pairs_made_of_their_objects(
+    divided, photos
+) -> None:
+    def pair(reference: int, background: int) -> Any:
+        names = photos.samples[reference].sample_id, photos.samples[background].sample_id
+        made = assignment(0, reference=f"{names[0]}#0", background=names[1])
+        return SimpleNamespace(task_id=made.task_id, attempt=SimpleNamespace(assignment=made))
+
+    even, odd = pair(0, 8), pair(1, 7)
+    mixed = pair(0, 7), pair(1, 8)
+    found = {fold: (request, held) for request, _, held, fold in divided.folds([even, odd, *mixed], 0)}
+    assert set(found) == {0, 1}
+    for fold, allowed in ((0, odd), (1, even)):
+        request, held = found[fold]
+        assert held == [i for i in divided.train if divided.manifest.fold(i) == fold]
+        assert set(request.sample_ids) == set(divided.train) - set(held) and request.pairs == (allowed,)
+
+
+def test_calibration_photos_are_kept_from_the_generator_and_what_is_held_out_from_everybody(
+    divided, photos
+) -> None:
+    """Bounds of the gate come from photos that the generator has not learned; validation is scored, and nothing else is done with it."""
+    (divided.run.checkpoints / "generator-1").mkdir(parents=True)
+    asked: dict[str, Any] = {}
+    answers = {
+        "train": Trained("generator-1", (0.5,)),
+        "bank": "bank-1",
+        "thresholds": Thresholds(()),
+        "frames": {},
+        "cut_off": set(),
+        "fit": Fit("rev", (0.5,), 1.0),
+        "evaluate": Evaluation({"pixel_ap": 0.4}, {}, 0.5, ()),
+    }
+
+    def answer(method: str, *given: Any) -> Any:
+        asked[method] = given
+        return answers[method]
+
+    divided.generators, divided.extractor, divided.downstream = (Actors(answer) for _ in range(3))
+    divided.coordinate = lambda made_of: asked.update(coordinator=made_of)
+    ledger = Ledger(divided.run)
+    divided.prepare(ledger)
+    divided.assess(ledger, "real_only", pairs=[])
+    ledger.close()
+
+    def shown(targets: Any) -> set[str]:
+        return {photos.target(name).sample_id for name in targets}
+
+    train, calibration = set(divided.train), set(divided.manifest.calibration_ids())
+    learned = train - calibration
+    assert calibration and learned
+    targets, normals = asked["train"]
+    assert shown(targets) | set(normals) == learned
+    _, targets, held_out = asked["thresholds"]
+    assert shown(targets) <= learned and held_out and shown(held_out) <= calibration
+    assert shown(asked["bank"][1]) <= train
+    assert set(asked["frames"][0]) == set(asked["cut_off"][0]) == train
+    _, targets, groups, backgrounds, *_, free = asked["coordinator"]
+    assert (
+        shown(targets) | set(groups) | set(free) | {i for own in backgrounds.values() for i in own} == train
+    )
+    assert set(asked["fit"][0].sample_ids) == train
+    assert asked["evaluate"][1] == divided.validation

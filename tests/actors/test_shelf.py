@@ -12,6 +12,7 @@ from actors.downstream import Fit, FitRequest
 from actors.shelf import (
     data_key,
     fit_key,
+    generator_key,
     shelve_fit,
     shelve_generator,
     shelve_shard,
@@ -105,6 +106,9 @@ def test_fits_are_equal_only_with_equal_photos_pairs_steps_and_settings(photos):
             {"perlin": 3},
             {"sample_ids": tuple(ids[1:])},
             {"start": "x"},
+            {"base": True},
+            {"cycle": 1},
+            {"mix": 0.3},
         )
     ]
     pair: Any = SimpleNamespace(task_id="made")
@@ -158,6 +162,28 @@ def test_a_corrected_mask_makes_other_data(photos, tmp_path):
             data_key(Dataset([dataclasses.replace(sample, masks=masks)], CONFIG.data), [sample.sample_id])
         )
     assert len(keys) == 2
+
+
+def test_generators_are_equal_only_with_equal_photos_targets_and_settings(photos):
+    ids = [sample.sample_id for sample in photos.samples]
+    targets = [target.target_id for target in photos.all_targets(ids)]
+    normals = [sample.sample_id for sample in photos.samples if sample.is_normal]
+
+    def other(section: str, **values: Any) -> Config:
+        return CONFIG.model_copy(update={section: getattr(CONFIG, section).model_copy(update=values)})
+
+    key = generator_key(photos, ids, targets, normals, CONFIG)
+    others = [
+        generator_key(photos, ids[1:], targets, normals, CONFIG),
+        generator_key(photos, ids, targets[1:], normals, CONFIG),
+        generator_key(photos, ids, targets, normals[1:], CONFIG),
+        generator_key(photos, ids, targets, normals, other("generator", steps=7)),
+        generator_key(photos, ids, targets, normals, other("safe", dim=64)),
+        generator_key(photos, ids, targets, normals, other("train", workers=2)),
+        generator_key(photos, ids, targets, normals, other("resources", threads=3)),
+    ]
+    assert len({key, *others}) == 1 + len(others)
+    assert generator_key(photos, list(ids), targets, normals, changed(lr=0.5)) == key
 
 
 def test_a_generator_of_one_run_serves_another_of_its_home(runs):

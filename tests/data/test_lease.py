@@ -7,9 +7,11 @@ import multiprocessing
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from cdiff.data import lease as lease_module
 from cdiff.data.lease import KEY, Lease
 from cdiff.data.storage import LocalStorage, Storage, storage_at
 from cdiff.errors import RunError, StorageError
@@ -67,6 +69,26 @@ def test_a_silent_owner_is_taken_over_and_cannot_write_again(storage):
     second.renew()
     second.demand()
     second.release()
+
+
+def test_a_silent_owner_is_waited_for_until_its_minute_is_over(tmp_path, monkeypatch):
+    """It may live, behind a network that is slow for a while; its driver would find itself shut out of its run."""
+    clock, slept = Clock(), list[float]()
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.now += seconds
+
+    first, second = Lease(LocalStorage(tmp_path), clock, beat=100), Lease(LocalStorage(tmp_path), clock)
+    first.acquire()
+    clock.now += 25
+    with monkeypatch.context() as patch:
+        patch.setattr(lease_module, "time", SimpleNamespace(**vars(time) | {"sleep": sleep}))
+        second.acquire()
+    assert slept == [10, 10, 10, 5], "a beat at a time"
+    second.demand()
+    second.release()
+    first.release()
 
 
 def test_a_lost_lease_is_not_won_back(storage):

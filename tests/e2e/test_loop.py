@@ -14,13 +14,18 @@ from PIL import Image
 from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset
 from cdiff.data.formats import read_sources
+from cdiff.data.images import OWN, decode_png
 from cdiff.data.ledger import Ledger
+from cdiff.data.manifest import read_manifest
+from cdiff.data.photos import photos_of
 from cdiff.data.run import open_run
 from cdiff.data.store import read_pair
 from cdiff.data.verdicts import Verdict, write_verdict
+from cdiff.generator.crops import put
 from cdiff.service.adoption import human_pair, store_human_pair
 from cdiff.service.requests import PairRequest
 from cdiff.service.studio import Studio
+from cdiff.wasm.layout import spell_out
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -136,14 +141,25 @@ def test_the_test_split_is_read_once_and_before_and_after_are_both_there(done, h
     assert finished["peak_memory_gb"] > 0
 
 
+def _data(home: Path) -> list[str]:
+    """Folders of the demo's photos."""
+    return [str(path) for path in sorted((home / "data").glob("demo-*/*")) if path.is_dir()]
+
+
 def test_kept_pairs_lie_on_training_photos_and_differ_from_them_only_in_their_region(done, home) -> None:
     run = open_run(home / "runs" / "tiny")
+    (photos,), config = photos_of([run], _data(home), None), load_config(run.path / "config.yaml")
+    train = set(read_manifest(run.splits_path).ids("train"))
     pairs = Ledger(run).kept_pairs(accepted_only=False)
     assert pairs
-    for pair in pairs[:4]:
-        image, mask = read_pair(run, pair.attempt)
-        assert image.startswith(b"\x89PNG") and mask.startswith(b"\x89PNG")
-        assert pair.attempt.measure("outside") == 0
+    for pair in pairs:
+        task = pair.attempt.assignment.task
+        assert {task.background, photos.target(task.reference).sample_id} <= train
+        layout = spell_out(task, photos, config)
+        region = np.zeros(layout.photo.shape[:2], bool)
+        put(region, layout.canvas.region, layout.box)
+        changed = (decode_png(read_pair(run, pair.attempt)[0], OWN) != layout.photo).any(axis=2)
+        assert changed.any() and not changed[~region].any()
 
 
 def test_the_same_command_goes_on_instead_of_starting_again(done, home, tiny_loop) -> None:
@@ -207,8 +223,7 @@ def test_export_writes_an_mvtec_tree_that_the_reader_takes(done, home, tmp_path)
 
 
 def test_kept_pairs_made_again_from_their_rows_have_the_same_bytes(done, home, tmp_path) -> None:
-    data = [str(path) for path in sorted((home / "data").glob("demo-*/*")) if path.is_dir()]
-    sources = [part for path in data for part in ("--data", path)]
+    sources = [part for path in _data(home) for part in ("--data", path)]
     run, out = str(home / "runs" / "tiny"), str(tmp_path / "again")
     told = _command("export.py", run, out, "--all-kept", "--regenerate", *sources, home=home)
     assert told.returncode == 0, told.stderr
@@ -219,7 +234,7 @@ def test_kept_pairs_made_again_from_their_rows_have_the_same_bytes(done, home, t
 @pytest.mark.long
 def test_a_pair_made_by_hand_is_trained_on_in_the_next_round(done, home, tiny_loop, tmp_path, sent) -> None:
     run = open_run(home / "runs" / "tiny")
-    data = [str(path) for path in sorted((home / "data").glob("demo-*/*")) if path.is_dir()]
+    data = _data(home)
     config = load_config(run.path / "config.yaml")
     studio = Studio(run, Dataset(read_sources(data, None, config.data), config.data))
     category, kind = next(iter(studio.types))
@@ -241,26 +256,3 @@ def test_a_pair_made_by_hand_is_trained_on_in_the_next_round(done, home, tiny_lo
     count = len(ledger.kept_pairs(accepted_only=False))
     assert told.returncode == 0, told.stderr
     assert f"made again, {count} of {count} are equal" in told.stdout
-
-
-def test_a_missing_folder_is_named_with_the_remedy(home) -> None:
-    told = _command(
-        "loop.py", "--config", str(ROOT / "configs/mvtec.yaml"), "--data", str(home / "nowhere"), home=home
-    )
-    assert told.returncode == 2
-    assert "nowhere" in told.stderr and "Traceback" not in told.stderr
-
-
-def test_dry_run_prints_the_resolved_configuration(home) -> None:
-    told = _command("loop.py", "generator.steps=7", "--dry-run", "rounds=3", home=home)
-    assert told.returncode == 0
-    import yaml
-
-    printed = yaml.safe_load(told.stdout)
-    assert (printed["generator"]["steps"], printed["rounds"]) == (7, 3)
-    assert json.loads(json.dumps(yaml.safe_load(told.stdout)))["downstream"]["lr"] > 0
-
-
-def test_dry_run_of_a_profile_needs_no_data(home) -> None:
-    told = _command("loop.py", "--config", str(ROOT / "configs/polyp.yaml"), "--dry-run", home=home)
-    assert told.returncode == 0 and "longest_side: 128" in told.stdout

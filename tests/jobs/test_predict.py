@@ -1,5 +1,6 @@
 """Which segmenter of a run predicts, and where each photo's masks lie."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -124,6 +125,27 @@ def test_a_gpu_segments_where_there_is_one_as_the_cpu_does(fitted, tmp_path):
     predict(fitted, tmp_path / "new", tmp_path / "cpu", None, "cpu")
     shown = [np.asarray(Image.open(tmp_path / side / "scores" / "7.png"), int) for side in ("auto", "cpu")]
     assert np.abs(shown[0] - shown[1]).max() <= 2
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_masks_are_white_where_scores_reach_the_threshold_that_is_given_or_the_models_own(
+    fitted, tmp_path, given
+):
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    (tmp_path / "new").mkdir()
+    Image.fromarray(image).save(tmp_path / "new" / "a.png")
+    folder = next(fitted.checkpoints.iterdir())
+    scores = score_photo(load_segmenter(folder), image, segmenter_config(folder))
+    level = float(np.quantile(scores, 0.5, method="higher"))  # a score that is there
+    with contextlib.closing(Ledger(fitted)) as ledger:
+        own = 0.3 if given else level
+        ledger.record("real_only", assessed=Assessed(folder.name, {}, own, (), 1.0, ()))
+    predict(fitted, tmp_path / "new", tmp_path / "out", level if given else None)
+    mask = np.asarray(Image.open(tmp_path / "out" / "masks" / "a.png"))
+    assert np.array_equal(mask, np.where(scores >= level, 255, 0)) and 0 < (mask > 0).mean() < 1
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert float(line["target_share"]) == pytest.approx((mask > 0).mean(), abs=1e-6)
 
 
 def test_photos_that_differ_in_their_extension_have_masks_of_their_own(fitted, tmp_path):

@@ -91,8 +91,8 @@ def test_workers_serve_one_call_after_the_other():
 
 
 def test_a_group_on_futures_cannot_beat_its_workers():
-    (found,) = in_process(4, [(0.01, 0.01)], seconds=0.2)
-    assert 0.2 < found["efficiency"] <= 1.05  # the window begins and ends with a call
+    (found,) = in_process(4, [(0.01, 0.01)], seconds=1.0)
+    assert 0 < found["efficiency"] <= 1.05  # the window begins and ends with a call
     assert found["calls"] >= 8 and found["driver_limit_calls_per_s"] > found["calls_per_s"]
 
 

@@ -3,7 +3,6 @@
 import logging
 import os
 import pickle
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from actors.resources import ROOT, connect
 from actors.served import checked
 from cdiff.errors import ConfigError, ResourceError, RunError
 from jobs.serve import _NAME, _demand_room, _serves, _take_over, serving
+from tests.ports import free_port
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
@@ -50,6 +50,7 @@ def test_arguments_that_cannot_be_are_told_before_anything_starts(wrong, told) -
         pass
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize(
     ("more", "error", "told"),
     [
@@ -72,12 +73,6 @@ def test_replicas_without_room_are_told_and_not_waited_for(served_run, more, err
         ray.shutdown()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.mark.ray
 @pytest.mark.long
 def test_what_a_killed_service_left_is_ended_and_what_others_deployed_is_left_alone(capsys) -> None:
@@ -92,7 +87,7 @@ def test_what_a_killed_service_left_is_ended_and_what_others_deployed_is_left_al
     try:
         _take_over()
         assert not capsys.readouterr().out, "without a Serve there is nothing to end"
-        serve.start(http_options={"host": "127.0.0.1", "port": _free_port()})
+        serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
         serve.run(left.bind(), name=_NAME, route_prefix="/")
         serve.run(left.bind(), name="shop", route_prefix="/shop")
         with pytest.raises(
@@ -104,7 +99,7 @@ def test_what_a_killed_service_left_is_ended_and_what_others_deployed_is_left_al
         _take_over()
         assert "a killed service left" in capsys.readouterr().out
         assert not _serves()
-        serve.start(http_options={"host": "127.0.0.1", "port": _free_port()})
+        serve.start(http_options={"host": "127.0.0.1", "port": free_port()})
         _take_over()  # as where all but the proxies was ended
         assert not _serves()
     finally:
@@ -143,7 +138,7 @@ def test_a_service_is_taken_over_once_its_driver_was_killed_and_not_before(
     head, served_run, photos, tmp_path
 ) -> None:
     (tmp_path / "photos").write_bytes(pickle.dumps(photos))
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-c", _SERVICE, str(tmp_path / "photos"), str(served_run.path), str(port)]
 
     def start() -> subprocess.Popen[str]:

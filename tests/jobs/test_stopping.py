@@ -11,13 +11,6 @@ from cdiff.errors import DataError
 from jobs.stopping import exit_code
 
 
-@pytest.fixture(autouse=True)
-def _handlers_as_before():
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def test_each_end_has_its_code(capsys):
     def mendable() -> None:
         raise DataError("no photo here. Give a folder.")

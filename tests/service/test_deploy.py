@@ -8,6 +8,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from actors.door import Door
 from actors.endpoint import TOKEN, application
 from actors.served import Served, run_of_model
 from cdiff.errors import ConfigError, RunError
@@ -37,6 +38,35 @@ def test_serve_builds_the_application_from_a_mapping(monkeypatch, judged_run, ph
         build(builder, {"run": str(judged_run.path), "data": folder, "replicas": "none"})
     with pytest.raises(ConfigError, match="rnu"):
         build(builder, {"rnu": "x", "data": folder})
+
+
+@pytest.fixture
+def wanted(monkeypatch, judged_run, photos) -> dict[str, Any]:
+    """Arguments of an application whose photos are there."""
+    monkeypatch.setenv(TOKEN, "a-token-of-some-length")
+    monkeypatch.setattr("actors.endpoint.photos_of", lambda runs, *_: [photos])
+    return {"run": str(judged_run.path), "data": "never read", "max_queued": 7}
+
+
+@pytest.mark.parametrize("token", ["", "short"])
+def test_without_a_secret_as_token_nothing_is_served_unless_it_is_asked_for(
+    wanted, token, monkeypatch
+) -> None:
+    monkeypatch.setenv(TOKEN, token)
+    with pytest.raises(ConfigError, match="set CDIFF_TOKEN"):
+        application(wanted)
+    app: Any = application(wanted | {"insecure_loopback": True})
+    assert app._bound_deployment.init_args[3].token == ""
+
+
+def test_the_door_asks_for_the_token_and_what_waits_is_bounded_and_served_to_its_end(wanted) -> None:
+    app: Any = application(wanted)
+    gateway = app._bound_deployment
+    generators = gateway.init_args[0]._bound_deployment
+    assert gateway.init_args[3] == Door(token="a-token-of-some-length")
+    assert generators.max_queued_requests == 7 and gateway.max_queued_requests == 64
+    for deployment in (gateway, generators):
+        assert deployment._deployment_config.graceful_shutdown_timeout_s == 60
 
 
 def test_a_replica_reserves_what_a_generator_of_the_loop_does(

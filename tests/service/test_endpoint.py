@@ -19,9 +19,10 @@ import ray
 from cdiff.data.ledger import Ledger
 from cdiff.data.manifest import make_manifest, read_manifest, write_manifest
 from cdiff.data.run import Run
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(300)]
-TOKEN, PORT = "a-token-of-some-length", 18123
+TOKEN = "a-token-of-some-length"
 HELD = "metal/good/009"  # that the second run is judged on
 
 
@@ -58,7 +59,8 @@ def url(runs, photos, tiny_config) -> Iterator[str]:
         include_dashboard=False,
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
     )
-    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
     generators = serve.deployment(Generating).options(  # type: ignore[attr-defined]
         max_ongoing_requests=6, max_queued_requests=4, ray_actor_options={"num_cpus": 0.4}
     )
@@ -67,7 +69,7 @@ def url(runs, photos, tiny_config) -> Iterator[str]:
     gateway: Any = Gateway
     service = gateway.bind(behind, runs, Limits.of(tiny_config.data), door)
     serve.run(service, name="cdiff", route_prefix="/")
-    yield f"http://127.0.0.1:{PORT}"
+    yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from actors.endpoint import TOKEN, application
@@ -62,6 +63,16 @@ def test_pairs_of_a_pooled_type_are_made_again_byte_for_byte(run, data, tmp_path
     told = [str(run.path), str(tmp_path / "out"), "--regenerate", "--data", str(data)]
     assert main(told) == 0, capsys.readouterr().err
     assert "made again, 3 of 3 are equal" in capsys.readouterr().out
+
+
+def test_pairs_that_come_out_otherwise_are_counted_and_fail_the_command(run, data, tmp_path, capsys) -> None:
+    other = shutil.copytree(run.path, tmp_path / "home" / "runs" / "one")
+    told = yaml.safe_load((other / "config.yaml").read_text())
+    told["generator"]["dilation"] = 0.4  # of what was trained with another
+    (other / "config.yaml").write_text(yaml.safe_dump(told))
+    assert main([str(other), str(tmp_path / "out"), "--regenerate", "--data", str(data)]) == 2
+    shown = capsys.readouterr()
+    assert "made again, 0 of 3 are equal" in shown.out and "3 pairs in" in shown.err
 
 
 def test_other_photos_than_the_runs_are_refused_before_anything_is_served(

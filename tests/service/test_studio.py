@@ -2,9 +2,11 @@
 
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import io
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,7 +137,7 @@ def test_an_own_reference_needs_no_type_of_the_run(studio, sent) -> None:
     (row,) = studio.make(studio.tickets(request))
     assert (row.attempt.category, row.attempt.type) == ("metal", "own"), "the run has one category"
     (on_a_photo_of_the_run,) = studio.tickets(PairRequest.model_validate({"reference": own}))
-    assert on_a_photo_of_the_run.task.background.startswith("metal/good/")
+    assert on_a_photo_of_the_run.task.background in studio.manifest.ids("train")
     with pytest.raises(RequestError, match="give a background"):
         studio.tickets(PairRequest.model_validate({"reference": own, "category": "wood"}))
 
@@ -183,7 +185,7 @@ def test_a_target_is_not_blown_up_beyond_reason(studio, sent) -> None:
     [
         {},
         {"type": "../etc"},
-        {"type": "pit", "n": 10_000},
+        {"type": "pit", "n": 17},
         {"type": "pit", "region": {"left": 0, "top": 0, "right": 9, "bottom": 9}},
         {"type": "pit", "strengths": {"start_strenght": 0.5}},
         {"type": "pit", "seed": -1},
@@ -206,16 +208,26 @@ def test_a_mask_is_read_from_a_photo_inside_its_region(studio, sent) -> None:
 
 
 def test_the_gate_says_what_it_has_against_a_pair(studio) -> None:
-    rows = studio.make(studio.tickets(PairRequest.model_validate({"type": "pit", "n": 3})))
-    assert {studio.reason(row) for row in rows} <= {
-        "",
-        "not visible",
-        "off the object",
-        "blurred",
-        "label disagrees",
-        "no mask",
-        "background changed",
-    }
+    (row,) = studio.make(studio.tickets(PairRequest.model_validate({"type": "pit"})))
+    sound = dict(row.attempt.measures) | {"outside": 0, "area": 90, "changed": 1, "reference_distance": 1}
+    for more, said in (
+        ({"visible": 0.011}, ""),  # the run's gate wants a hundredth
+        ({"visible": 0.009}, "not visible"),
+        ({"outside": 1}, "changed outside"),
+        ({"visible": 1, "reference_distance": 0}, "near-duplicate"),
+    ):
+        measures = tuple(sorted((sound | more).items()))
+        attempt = dataclasses.replace(row.attempt, measures=measures)
+        assert studio.reason(dataclasses.replace(row, attempt=attempt)) == said
+
+
+def test_without_a_background_training_photos_alone_are_painted_on(studio, monkeypatch) -> None:
+    sides: Any = ("train", "validation", "test")
+    rows = [dataclasses.replace(row, split=sides[n % 3]) for n, row in enumerate(studio.manifest.rows)]
+    monkeypatch.setattr(studio, "manifest", dataclasses.replace(studio.manifest, rows=tuple(rows)))
+    tickets = studio.tickets(PairRequest.model_validate({"type": "pit", "n": 16}))
+    painted_on = {ticket.task.background for ticket in tickets}
+    assert len(painted_on) > 1 and painted_on <= set(studio.manifest.ids("train"))
 
 
 def test_the_segmenter_that_stands_is_the_one_that_answers(judged_run, photos, sent) -> None:
