@@ -28,7 +28,7 @@ from actors.shards import Shards
 from actors.shelf import BUILT_IN, generator_key, shelve_generator, taken_generator
 from actors.staff import Staff
 from cdiff.config import Config
-from cdiff.data.backdrops import backdrops
+from cdiff.data.backdrops import backdrops, plain
 from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
@@ -101,7 +101,9 @@ class Crew(Staff):
             own = self.config.downstream
             if own.factory != BUILT_IN or own.weights:  # a user's own: nobody waits for an actor otherwise
                 self.downstream.call("demand_segmenter")
-            normals = [photo.sample_id for photo in backdrops(map(self.dataset.sample, learned))]
+            normals = [
+                photo.sample_id for photo in plain([self.dataset.sample(i) for i in learned])
+            ] or learned
             trained = self._train(targets, normals, ledger)
         forget_file(self.run, f"checkpoints/{TRAINING_STATE}")  # of a training that is noted by now
         extracted = ledger.milestone("extractor")
@@ -383,7 +385,8 @@ class Crew(Staff):
         }
         for photo in backdrops(photos):
             backgrounds[photo.category].append(photo.sample_id)
-        free = {photo.sample_id: photo for photo in photos if photo.is_normal}
+        # look-alikes of false alarms lie on normal photos alone
+        free = {photo.sample_id: photo for photo in plain(photos)}
         self.coordinate((self.config, targets, groups, backgrounds, frames, cut_off, thresholds, free))
 
     @contextmanager

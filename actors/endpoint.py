@@ -14,7 +14,6 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,7 @@ from ray.serve.handle import DeploymentHandle
 from actors import web
 from actors.door import Away, Busy, Door, NoModel
 from actors.generating import Generating
-from actors.resources import needs
-from actors.served import Served, by_name, checked, listed, run_of_model, settings_of
-from cdiff.config import Config
+from actors.served import Served, by_name, checked, listed, run_of_model, settings_of, wanted_by_one
 from cdiff.data.images import Limits
 from cdiff.data.photos import photos_of
 from cdiff.data.run import Run
@@ -184,7 +181,7 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
     runs = list(named.values())
     configs = [settings_of(run, served) for run in runs]
     datasets = photos_of(runs, listed(served.data), served.groups)
-    wanted_by_one = _largest(configs)
+    reserved = wanted_by_one(configs)
     scaling: dict[str, Any] = {"num_replicas": served.replicas}
     if served.most_replicas:
         bounds = {"min_replicas": served.replicas, "max_replicas": served.most_replicas}
@@ -195,7 +192,7 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
         max_ongoing_requests=running,
         max_queued_requests=served.max_queued,
         graceful_shutdown_timeout_s=60,
-        ray_actor_options={f"num_{kind.lower()}s": amount for kind, amount in wanted_by_one.items()},
+        ray_actor_options={f"num_{kind.lower()}s": amount for kind, amount in reserved.items()},
         **scaling,
     )
     door = Door(token="" if served.insecure_loopback else token)
@@ -207,17 +204,3 @@ def application(wanted: Served | dict[str, Any]) -> serve.Application:
     gateway = gateway.options(max_ongoing_requests=passing + _SPARE)
     bound: serve.Application = gateway.bind(behind, named, limits_of(configs[0]), door)
     return bound
-
-
-def _largest(configs: Sequence[Config]) -> dict[str, float]:
-    """What a replica reserves: it holds any of the runs, so the most that one wants.
-
-    Raises:
-        ConfigError: the runs compute on unlike devices; some would use a card that nobody reserved.
-    """
-    if len(devices := sorted({config.resources.device for config in configs})) > 1:
-        raise ConfigError(
-            f"the runs' configurations name several devices ({', '.join(devices)}): add resources.device={devices[0]}, or serve them apart."
-        )
-    wanted = [needs(config, "generator") for config in configs]
-    return {kind: max(one.get(kind, 0.0) for one in wanted) for kind in ("CPU", "GPU")}

@@ -25,7 +25,7 @@ from actors.crew import Crew
 from actors.extractor import ExtractorActor
 from actors.failures import what
 from actors.generator import GeneratorActor
-from actors.places import preflight, reserve
+from actors.places import preflight, reserve, stay_reserved
 from actors.resources import Role, actor_options, roles
 from cdiff.config import Config
 from cdiff.errors import ActorError
@@ -78,8 +78,11 @@ def lent(crew: Crew) -> Iterator[Names]:
         # for a while, and none for the actors: one that is lost with a node, and finds no other room, keeps Ray's head busy without a pause
         trial = reserve(config, actors={"downstream": 1})
         ending.callback(trial.give_back)
-        needed = extractor, coordinator, first = made("extractor"), made("coordinator"), made("generator")
-        _demand(needed, config)
+        first = made("generator")
+        if stay_reserved(config):  # else a small share of the extractor's could take the last whole card
+            _demand([first], config)
+        extractor, coordinator = made("extractor"), made("coordinator")
+        _demand([first, extractor, coordinator], config)
         others = [made("generator", number) for number in range(1, count)]
         late = _late(others, config)
         for one in late:  # it would take the place of a trial as soon as one ends

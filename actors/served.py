@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from actors.resources import needs
 from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.run import Run, find_run
@@ -54,6 +55,20 @@ def checked(wanted: Served | Mapping[str, Any]) -> Served:
 def settings_of(run: Run, served: Served) -> Config:
     """A run's configuration, as it is served."""
     return load_config(run.local("config.yaml", anew=True), list(served.settings))
+
+
+def wanted_by_one(configs: Sequence[Config]) -> dict[str, float]:
+    """What a replica reserves: it holds any of the runs, so the most that one wants of each kind.
+
+    Raises:
+        ConfigError: the runs compute on unlike devices; some would use a card that nobody reserved.
+    """
+    if len(devices := sorted({config.resources.device for config in configs})) > 1:
+        raise ConfigError(
+            f"the runs' configurations name several devices ({', '.join(devices)}): add resources.device={devices[0]}, or serve them apart."
+        )
+    wanted = [needs(config, "generator") for config in configs]
+    return {kind: max(one.get(kind, 0.0) for one in wanted) for kind in ("CPU", "GPU")}
 
 
 def by_name(runs: Sequence[Run]) -> dict[str, Run]:

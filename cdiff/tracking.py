@@ -93,9 +93,10 @@ class Log:
     def table(self, name: str, data: pd.DataFrame) -> None:
         """Log a table; logged again under its name it is replaced, not lengthened."""
         file = f"tables/{safe_name(name)}.json"
+        rows = data.to_json(orient="split", index=False)
         # Not MLflow's log_table: it appends to what is there, and a round may be done again after a crash.
         with _explained():
-            self._client.log_text(self.run_id, data.to_json(orient="split", index=False), file)
+            self._client.log_text(self.run_id, rows, file)
             tags = self._client.get_run(self.run_id).data.tags
             logged = json.loads(tags.get(TABLES_TAG, "[]"))
             if all(item["path"] != file for item in logged):
@@ -368,7 +369,8 @@ def _explained(what: str = "MLflow") -> Iterator[None]:
     """What MLflow, its database or its artefact store raises as a TrackingError: each store has kinds of its own, botocore's among them."""
     try:
         yield
-    except (CdiffError, TypeError, AttributeError, NameError):  # told already, or a fault in code
+    except (CdiffError, TypeError, AttributeError, NameError, LookupError, AssertionError):
+        # told already, or a fault in code
         raise
     except Exception as error:  # noqa: BLE001  # told in words
         # From None, as the cause's text may hold the password.

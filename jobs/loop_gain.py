@@ -50,10 +50,15 @@ def run(arguments: list[str], seeds: list[int], oracle: bool) -> tuple[dict[str,
     result = summary([run_seed(arguments, seed, oracle) for seed in seeds], seeds)
     gain = result["gain"]["pixel_ap"]
     each = ", ".join(f"{value:+.4f}" for value in gain["per_seed"])
-    told = "" if gain["mean"] is None else f"{gain['mean']:+.4f} {bracketed(gain['low'], gain['high'])} "
+    mean = "undefined" if gain["mean"] is None else f"{gain['mean']:+.4f}"
+    told = (
+        mean
+        if gain["low"] is None
+        else f"{mean} {bracketed(gain['low'], gain['high'])}, 95 % interval over seeds"
+    )
     return (
         result,
-        f"pixel AP, loop minus real-only: {told}(95 % interval over seeds; each: {each or 'undefined'})",
+        f"pixel AP, loop minus real-only: {told} (each: {each or 'undefined'})",
     )
 
 

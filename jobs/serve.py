@@ -25,6 +25,7 @@ from ray.exceptions import RayError
 from actors.claim import claimed
 from actors.places import preflight
 from actors.resources import Cluster, connect, needs
+from cdiff.config_file import overridden
 from cdiff.errors import CdiffError, ConfigError, ResourceError
 from jobs.stopping import exit_code, heed_sigterm
 
@@ -171,13 +172,12 @@ def _end() -> None:
 
 
 def _demand_room(served: Served, cluster: Cluster) -> None:
-    from actors.served import listed, run_of_model, settings_of
+    from actors.served import listed, run_of_model, settings_of, wanted_by_one
 
     configs = [settings_of(run_of_model(name, served.home), served) for name in listed(served.run)]
-    # a replica holds any of the runs
-    config = max(
-        configs,
-        key=lambda one: (needs(one, "generator").get("GPU", 0), needs(one, "generator").get("CPU", 0)),
+    one = wanted_by_one(configs)
+    config = overridden(
+        configs[0], [f"resources.cpus={one['CPU']}", f"resources.generator_gpus={one['GPU']}"]
     )
     try:
         preflight(config, wait=not cluster.local, actors={"generator": served.replicas})

@@ -38,6 +38,7 @@ class Drawing {
     this.dragged = dragged; // null, or a function that is told the region
     this.file = null;
     $(name).addEventListener("change", (event) => this.open(event.target.files[0]));
+    $(`${name}-mask`).addEventListener("click", (event) => { event.target.value = ""; }); // the same file can be chosen again
     $(`${name}-mask`).addEventListener("change", (event) => this.take(event.target.files[0]));
     $(`${name}-clear`).addEventListener("click", () => { this.wipe(); this.show(); });
     this.canvas.addEventListener("pointerdown", (event) => this.down(event));
@@ -71,10 +72,12 @@ class Drawing {
     pen.drawImage(found, 0, 0);
     const pixels = pen.getImageData(0, 0, width, height);
     for (let i = 0; i < pixels.data.length; i += 4) {
-      pixels.data[i + 3] = pixels.data[i] > 127 && pixels.data[i + 3] > 127 ? 255 : 0;
+      const light = Math.max(pixels.data[i], pixels.data[i + 1], pixels.data[i + 2]);
+      pixels.data[i + 3] = light > 127 && pixels.data[i + 3] > 127 ? 255 : 0;
       pixels.data.fill(255, i, i + 3);
     }
     pen.putImageData(pixels, 0, 0);
+    if (!this.drawn()) say("Nothing in this mask is light: what is wanted is white in it.", true);
     this.show();
   }
 
@@ -264,7 +267,9 @@ function outlined(image, mask, label) {
 function shrunk(picture, scale) {
   const canvas = document.createElement("canvas");
   canvas.width = Math.max(1, Math.round(picture.width * scale)); canvas.height = Math.max(1, Math.round(picture.height * scale));
-  canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+  const pen = canvas.getContext("2d");
+  pen.imageSmoothingQuality = "high"; // a crack of one pixel stays, if faint
+  pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
   picture.close();
   return canvas;
 }
@@ -312,7 +317,7 @@ function contour(mask) {
   const pen = canvas.getContext("2d");
   pen.drawImage(mask, 0, 0);
   const pixels = pen.getImageData(0, 0, width, height), inside = (x, y) =>
-    x >= 0 && y >= 0 && x < width && y < height && source[4 * (y * width + x)] > 127;
+    x >= 0 && y >= 0 && x < width && y < height && source[4 * (y * width + x)] > 0;
   const source = pixels.data.slice();
   for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
     const edge = inside(x, y) && !(inside(x - 1, y) && inside(x + 1, y) && inside(x, y - 1) && inside(x, y + 1));

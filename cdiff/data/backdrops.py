@@ -15,10 +15,14 @@ def backdrops(photos: Iterable[Sample]) -> list[Sample]:
     A lone photo with an empty mask, as where somebody forgot to mark it, would otherwise bear every pair.
     """
     photos = list(photos)
-    scarce = {photo.category for photo in photos} - {
-        category for category, shown in _objects(photos).items() if shown >= ENOUGH
-    }
-    return [photo for photo in photos if photo.is_normal or photo.category in scarce]
+    rich = {category for category, shown in _objects(photos).items() if shown >= ENOUGH}
+    return [photo for photo in photos if photo.is_normal or photo.category not in rich]
+
+
+def plain(photos: Sequence[Sample]) -> list[Sample]:
+    """Normal photos of the categories that have enough of them, in their order."""
+    few = scarce(photos)
+    return [photo for photo in photos if photo.is_normal and photo.category not in few]
 
 
 def scarce(photos: Sequence[Sample]) -> dict[str, int]:

@@ -62,23 +62,25 @@ class Origin:
         if state is not None and _checked.get((path, wanted)) == state:
             return
         if state is None or _sum(path) != wanted:  # an earlier run may have left an earlier one here
-            self._fetch(name, path, wanted)
-            state = _state(path)
+            state = self._fetch(name, path, wanted)
         if state is not None:
             _checked[path, wanted] = state
 
-    def _fetch(self, name: str, path: Path, wanted: str) -> None:
+    def _fetch(self, name: str, path: Path, wanted: str) -> tuple[int, int, int] | None:
+        """Bring a file; how it is then, whatever another run puts there later."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{uuid.uuid4().hex}")
         try:
             _storage(self.url).fetch(name, temporary)
             if _sum(temporary) != wanted:
                 raise DataError(f"{self.url}/{name} was changed since the run began. Start a new run.")
+            state = _state(temporary)
             os.replace(temporary, path)
         except FileNotFoundError:
             raise DataError(f"{self.url}/{name} is gone. Restore it, or start a new run.") from None
         finally:
             temporary.unlink(missing_ok=True)
+        return state
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

@@ -277,7 +277,9 @@ def _fidelity(result: Mapping[str, Any]) -> str:
     about = page.details(
         "What these numbers are",
         told,
-        page.paragraph("Means over seeds; a number by split, split · split, is of its own generator.", True),
+        page.paragraph(
+            "Means over seeds. a · b: a number for each split, in its own generator's features.", True
+        ),
     )
     return page.table(header, rows) + about + page.details("What the gate said", _verdicts(result))
 

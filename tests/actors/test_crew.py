@@ -8,13 +8,14 @@ import pytest
 
 from actors import together
 from actors.crew import Crew
-from actors.downstream import Downstream, Evaluation, Fit
+from actors.downstream import TALLIES, Downstream, Evaluation, Fit
 from cdiff.config_file import build_config, dump_config
 from cdiff.data.ledger import Ledger
 from cdiff.data.manifest import Row, make_manifest
 from cdiff.data.retention import needed
 from cdiff.data.splits import make_splits
 from cdiff.data.store import create_run
+from cdiff.downstream.segmenter import build_segmenter
 from cdiff.errors import ActorError, ConfigError, ResourceError
 from cdiff.generator.training import TRAINING_STATE, Trained
 from cdiff.types import Knowledge, Outcome, Revisions
@@ -270,5 +271,21 @@ def test_calibration_photos_are_kept_from_the_generator_and_what_is_held_out_fro
     assert (
         shown(targets) | set(groups) | set(free) | {i for own in backgrounds.values() for i in own} == train
     )
+    assert set(backgrounds["metal"]) == train and not free, "too few normal photos to paint on alone"
     assert set(asked["fit"][0].sample_ids) == train
     assert asked["evaluate"][1] == divided.validation
+
+
+def test_an_actor_keeps_the_counts_of_the_last_models_alone(crew, monkeypatch) -> None:
+    """Of thousands of objects each takes tens of megabytes, and every round brings a candidate."""
+    downstream = Downstream(crew.run, crew.config, crew.dataset)
+    model = build_segmenter(crew.config.downstream, 0).eval()
+    monkeypatch.setattr(downstream, "_load", lambda revision: model)
+    (photo,) = [s.sample_id for s in crew.dataset.samples][:1]
+    first = downstream._tally("rev-0", [photo])
+    for number in range(1, TALLIES):
+        downstream._tally(f"rev-{number}", [photo])
+        assert downstream._tally("rev-0", [photo]) is first, "asked for in every round"
+    downstream._tally("newest", [photo])
+    known = [revision for revision, _ in downstream.tallies]
+    assert len(known) == TALLIES and {"rev-0", "newest"} <= set(known) and "rev-1" not in known

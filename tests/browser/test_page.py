@@ -139,6 +139,8 @@ def test_a_shape_can_be_a_file_for_who_has_no_pointer(browser, url, photo, tmp_p
     page.locator("#background-canvas").wait_for()
     page.locator("#background-mask").set_input_files(str(tmp_path / "small.png"))
     page.get_by_text("The mask is 8 x 8, the photo 96 x 80").wait_for()
+    page.locator("#background-mask").evaluate("(input) => input.click()")
+    assert page.locator("#background-mask").input_value() == "", "the same file can be chosen again"
     page.locator("#background-mask").set_input_files(str(tmp_path / "shape.png"))
     page.get_by_role("spinbutton", name="Pairs").fill("1")
     page.get_by_role("button", name="Make pairs").click()
@@ -160,6 +162,25 @@ def test_the_outline_can_be_taken_off_all_figures_that_are_shown(browser, url) -
     assert all(one != other for one, other in zip(outlined, bare, strict=True))
     page.get_by_label("Outline of the mask").check()
     assert page.evaluate(pixels) == outlined and trouble == []
+
+
+def test_a_crack_of_one_pixel_has_its_outline_on_a_photo_of_twelve_megapixels(browser, url) -> None:
+    page, trouble = _connected(browser, url)
+    shown = page.evaluate("""async () => {
+      const picture = (line) => {
+        const canvas = new OffscreenCanvas(4000, 3000), pen = canvas.getContext("2d");
+        pen.fillRect(0, 0, 4000, 3000);
+        if (line) { pen.fillStyle = "#fff"; pen.fillRect(700, 1501, 2000, 1); }
+        return canvas.transferToImageBitmap();
+      };
+      const canvas = outlined(picture(false), picture(true), "a crack");
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      const columns = new Set();
+      for (let i = 0; i < data.length; i += 4) if (data[i] > 200) columns.add((i / 4) % canvas.width);
+      return [canvas.width, Math.min(...columns), Math.max(...columns), columns.size];
+    }""")
+    assert shown[0] == 1024 and abs(shown[1] - 179) <= 2 and abs(shown[2] - 690) <= 2 and shown[3] > 500
+    assert trouble == []
 
 
 def test_a_region_can_be_dragged_or_typed_and_the_token_is_not_kept(browser, url, photo) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from cdiff.data.backdrops import ENOUGH, backdrops, scarce
+from cdiff.data.backdrops import ENOUGH, backdrops, plain, scarce
 
 
 @pytest.fixture
@@ -44,3 +44,4 @@ def test_each_category_has_its_own(shown):
     others = [dataclasses.replace(s, category="d") for s in shown]
     assert backdrops([*shown, *many, *others, *lone]) == [*many, *others, *lone]
     assert scarce([*shown, *many, *others, *lone]) == {"d": 1}
+    assert plain([*shown, *many, *others, *lone]) == many and plain([*others, *lone]) == []
