@@ -36,7 +36,7 @@ from actors.checkup import (
     without_weights,
 )
 from actors.places import preflight, preflight_workers
-from actors.resources import Cluster, connect, demand_data, roles
+from actors.resources import ROOT, Cluster, connect, demand_data, roles
 from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset
@@ -45,7 +45,7 @@ from cdiff.data.origin import brought
 from cdiff.data.run import home_folder, home_of
 from cdiff.errors import CdiffError, shown_uri
 from cdiff.tracking import demand_store, tracking_uri
-from jobs.session import DEMO, ROOT
+from jobs.session import DEMO
 from jobs.stopping import exit_code, heed_sigterm
 
 # Bytes: Ray's job server refuses larger bodies (413), though a driver that joins by RAY_ADDRESS may upload 512 MiB.

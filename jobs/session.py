@@ -17,14 +17,14 @@ from pathlib import Path
 import ray
 
 from actors.crew import Crew
-from actors.resources import Cluster, code_hash, connect, demand_data, living_nodes
+from actors.resources import ROOT, Cluster, code_hash, connect, demand_data, living_nodes
 from cdiff.config import Config
 from cdiff.config_file import dump_config, load_config
 from cdiff.data.dataset import Dataset
 from cdiff.data.demo import make_demo
 from cdiff.data.formats import read_sources
 from cdiff.data.ledger import Ledger, lease_of
-from cdiff.data.origin import brought
+from cdiff.data.origin import Origin, brought
 from cdiff.data.run import NAME, decisive, run_of
 from cdiff.data.splits import Manifest, make_splits, write_manifest
 from cdiff.data.store import Run, create_run, home_folder, home_of
@@ -34,7 +34,6 @@ from cdiff.tracking import Tracker, may_be_away
 from cdiff.types import Knowledge, Outcome, Revisions, Sample, content_hash
 from jobs.stopping import heed_sigterm, meanwhile
 
-ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
 
 
@@ -169,7 +168,7 @@ def open_session(
     args = parser().parse_intermixed_args(arguments)  # settings may stand between the options
     if args.retune_every and purpose:
         raise ConfigError(f"--retune-every is for jobs/loop.py alone, not for {program}.")
-    config, demo = _config(args)
+    config, demo = configured(args)
     if args.dry_run:
         print(dump_config(config), end="")
         yield None
@@ -178,13 +177,8 @@ def open_session(
     place = home_of(args.home)
     home = home_folder(place)
     print(f"home       {place}", flush=True)
-    sources, origins = brought(args.data)
-    if demo:
-        sources = make_demo(home / "data", config.data, config.data.split_seed)
-    samples, manifest = make_splits(
-        read_sources(sources, args.groups, config.data), config.data, config.wasm.folds
-    )
-    _demand_targets(samples, manifest)
+    samples, manifest, origins = read(args, config, home, demo)
+    demand_targets(samples, manifest)
     run = run_of(place, purpose + args.run if args.run else _name(args, config, manifest, purpose))
     # the lease before anything of the run is read: another driver may be writing it
     with lease_of(run) as lease, meanwhile(lease.release):
@@ -275,7 +269,18 @@ def _announce(run: Run, manifest: Manifest) -> None:
         print(f"note       {note}", flush=True)
 
 
-def _config(args: argparse.Namespace) -> tuple[Config, bool]:
+def read(
+    args: argparse.Namespace, config: Config, home: Path, demo: bool
+) -> tuple[list[Sample], Manifest, list[Origin]]:
+    """The photos that are meant, their splits, and where those of a bucket come from; errors as of the readers."""
+    sources, origins = brought(args.data)
+    if demo:
+        sources = make_demo(home / "data", config.data, config.data.split_seed)
+    found = read_sources(sources, args.groups, config.data)
+    return *make_splits(found, config.data, config.wasm.folds), origins
+
+
+def configured(args: argparse.Namespace) -> tuple[Config, bool]:
     """The resolved configuration, and whether the demo data are meant."""
     demo = not args.data and (args.config is None or Path(args.config).name == DEMO.name)
     config = load_config(args.config or (DEMO if demo else None), args.overrides, args.overlay)
@@ -286,7 +291,7 @@ def _config(args: argparse.Namespace) -> tuple[Config, bool]:
     return config, demo or config.data.demo
 
 
-def _demand_targets(samples: Sequence[Sample], manifest: Manifest) -> None:
+def demand_targets(samples: Sequence[Sample], manifest: Manifest) -> None:
     """Nothing can be learned, decided or proved without a target on each side of the split."""
     shown = {sample.sample_id for sample in samples if not sample.is_normal}
     empty = [

@@ -9,7 +9,7 @@ import pytest
 
 from cdiff.config_file import load_config
 from cdiff.errors import ConfigError
-from jobs import doctor, serve, session
+from jobs import doctor, prepare, serve, session
 from tune import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +17,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 PARSERS = {
     "jobs/loop.py": [session.parser],
     "jobs/doctor.py": [doctor.parser],
+    "jobs/prepare.py": [prepare.parser],
     "jobs/serve.py": [serve.parser],
     "tune/sweep.py": [sweep.parser, session.parser],
 }

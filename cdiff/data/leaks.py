@@ -170,7 +170,7 @@ def join_groups(samples: Sequence[Sample], pairs: Iterable[Near]) -> tuple[list[
         parent[gone] = keep
         sides[keep] |= sides[gone]
         joined += 1
-    notes = [f"joined {joined} groups with near-identical photos"] if joined else []
+    notes = [f"joined {joined} group{'s' if joined > 1 else ''} of near-identical photos"] if joined else []
     if refused:
         shown = "; ".join(refused[:3]) + ("; ..." if len(refused) > 3 else "")
         notes.append(

@@ -47,6 +47,7 @@ svg .line{fill:none;stroke:var(--after);stroke-width:1.6;opacity:.55}svg .whiske
 svg .before{fill:var(--before)}svg .after{fill:var(--after)}svg .hollow{fill:#fff;stroke:var(--weak);stroke-width:2}
 svg .gain{stroke:var(--after);stroke-width:3;opacity:.45}svg .loss{stroke:var(--weak);stroke-width:3;opacity:.55}
 .pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(430px,1fr));gap:16px}
+.pictures.small{grid-template-columns:repeat(auto-fill,minmax(200px,1fr))}
 figure{margin:0}.pictures figure:only-child{grid-column:1/-1}
 figure img{display:block;width:100%;height:auto;border:1px solid var(--line);border-radius:4px}
 figcaption{font-size:.82rem;color:var(--soft);margin-top:4px;overflow-wrap:anywhere}
@@ -59,7 +60,7 @@ ul{padding-left:1.2rem;margin:.4rem 0}li{margin:.2rem 0;max-width:80ch;overflow-
 @media(max-width:720px){
  main{padding:18px 12px 48px}section{padding:16px 14px}h1{font-size:1.35rem}
  .cards{grid-template-columns:1fr 1fr 1fr;gap:8px}.card{padding:10px 12px}.card.first{grid-column:1/-1}
- .card .now{font-size:1.15rem}.two{grid-template-columns:1fr}.pictures{grid-template-columns:1fr}
+ .card .now{font-size:1.15rem}.two{grid-template-columns:1fr}.pictures:not(.small){grid-template-columns:1fr}
  dl{grid-template-columns:1fr}dt{margin-top:4px}
 }
 @media print{body{background:#fff}section,.card{break-inside:avoid;border-color:#ccc}}

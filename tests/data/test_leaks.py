@@ -120,7 +120,7 @@ def test_copies_join_the_group_that_the_groups_file_gives(tmp_path, trees):
     groups = {sample.sample_id: sample.group for sample in joined}
     assert groups["nut/good/copy"] == groups["nut/bent/000"] == groups["nut/bent/001"] == "groups:a"
     assert groups["nut/bent/002"] == "nut/bent/002"
-    assert notes == ["joined 1 groups with near-identical photos"]
+    assert notes == ["joined 1 group of near-identical photos"]
 
 
 def test_likeness_does_not_glue_two_groups_of_a_groups_file(tmp_path, trees):

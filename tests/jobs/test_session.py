@@ -10,7 +10,7 @@ from cdiff.config import Config
 from cdiff.config_file import load_config
 from cdiff.data.run import run_of
 from cdiff.errors import ConfigError, DataError
-from jobs.session import _demand_targets, _name, cached_bytes, memory_note, open_session, parser
+from jobs.session import _name, cached_bytes, demand_targets, memory_note, open_session, parser
 
 
 def _split(samples, groups: list[str]) -> tuple[list[Any], Any]:
@@ -25,15 +25,15 @@ def _split(samples, groups: list[str]) -> tuple[list[Any], Any]:
 
 
 def test_training_photos_of_one_object_are_refused_before_anything_is_trained(photos):
-    _demand_targets(*_split(photos.samples, ["one", "another"]))
+    demand_targets(*_split(photos.samples, ["one", "another"]))
     with pytest.raises(DataError, match=r"one source object.*\n?.*groups file"):
-        _demand_targets(*_split(photos.samples, ["one", "one"]))
+        demand_targets(*_split(photos.samples, ["one", "one"]))
 
 
 def test_a_split_without_targets_is_named(photos):
     samples, manifest = _split(photos.samples, ["one", "another"])
     with pytest.raises(DataError, match="validation split"):
-        _demand_targets([s for s in samples if s.sample_id not in manifest.ids("validation")], manifest)
+        demand_targets([s for s in samples if s.sample_id not in manifest.ids("validation")], manifest)
 
 
 def test_photos_that_are_too_many_and_large_to_be_scored_are_told_before_hours_of_training(photos):
