@@ -70,6 +70,9 @@ class Door:
 
     token: str = ""  # "" on loopback alone
     max_bytes: int = 32_000_000  # of a body
+    most_bytes: int = (
+        1_000_000_000  # of all bodies that are held at once: a request keeps its own while it waits
+    )
     timeout_s: float = 120.0
 
 
@@ -78,6 +81,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, door: Callable[[], Door]) -> None:
         self._app, self._door = app, door
+        self._held = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,12 +118,23 @@ class Guard:
         if not length.isdigit() or int(length) > door.max_bytes:
             await _too_large(door, request_id)(scope, receive, told)
             return
+        if _is_open(path) and (int(length) or b"transfer-encoding" in headers):
+            await refusal(400, "no body is taken here", request_id)(scope, receive, told)
+            return
+        if self._held + int(length) > door.most_bytes:
+            await _full(request_id)(scope, receive, told)
+            return
         taken = 0
 
         async def bounded() -> Message:
             nonlocal taken
             message = await receive()
-            taken += len(message.get("body", b""))
+            new = len(message.get("body", b""))
+            taken += new
+            self._held += new
+            if self._held > door.most_bytes:  # FastAPI takes any other error here for a body that is no JSON
+                code, words, seconds = _AGAIN[Busy]
+                raise HTTPException(code, words, {"retry-after": str(seconds)})
             if taken > door.max_bytes:  # a body whose length was not told
                 raise HTTPException(413, _TOO_LARGE.format(door.max_bytes))
             return message
@@ -137,6 +152,16 @@ class Guard:
             if begun:
                 raise
             await _unexpected(error, request_id)(scope, receive, told)
+        finally:
+            self._held -= taken
+
+
+def _full(request_id: str) -> Response:
+    """As where too many requests wait."""
+    code, message, seconds = _AGAIN[Busy]
+    out = refusal(code, message, request_id)
+    out.headers["retry-after"] = str(seconds)
+    return out
 
 
 _TOO_LARGE = "the body is larger than {} bytes"
@@ -161,8 +186,12 @@ def _is_near(scope: Scope) -> bool:
         return False
 
 
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path.startswith(_DOCS)
+
+
 def _may_enter(path: str, authorization: bytes, token: str) -> bool:
-    if not token or path in _OPEN or path.startswith(_DOCS):
+    if not token or _is_open(path):
         return True
     scheme, _, given = authorization.partition(b" ")
     return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode())
@@ -203,7 +232,9 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
-        return answer(error.status_code, str(error.detail), request)
+        out = answer(error.status_code, str(error.detail), request)
+        out.headers.update(error.headers or {})
+        return out
 
 
 def _again(code: int, message: str, seconds: int) -> Callable[[Request, Exception], Awaitable[Response]]:

@@ -14,6 +14,7 @@ import asyncio
 import math
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,9 @@ class Behind:
 
     def __init__(self, generators: DeploymentHandle, runs: dict[str, Run], limits: Limits) -> None:
         self._generators, self._names, self._limits = generators, list(runs), limits
-        self._decoding = asyncio.Semaphore(2)
+        # threads of its own: a decode goes on when whoever asked has left, and decoded pictures are large
+        self._decoding = ThreadPoolExecutor(2)
+        self._asking: asyncio.Task[None] | None = None  # whether a generator answers
         self._answered = -math.inf  # when a generator did last
         self._reviews = {name: Review(run) for name, run in runs.items()}
 
@@ -81,12 +84,22 @@ class Behind:
         return name, scores, threshold, image_score
 
     async def ready(self) -> None:
-        """Return where a generator answers, or did a moment ago: those that are at work let this wait, too."""
+        """Return where a generator answers, or did a moment ago: those that are at work let this wait, too.
+
+        Anybody may ask: all share one question, so that they take no places from who wants pairs.
+        """
+        if time.monotonic() - self._answered < _SOON:
+            return
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._answers())
         try:
-            await asyncio.wait_for(self._ask(self._generators.ready.remote()), _SOON)
+            await asyncio.wait_for(asyncio.shield(self._asking), _SOON)
         except TimeoutError:
             if time.monotonic() - self._answered > _LATELY:
                 raise
+
+    async def _answers(self) -> None:
+        await self._ask(self._generators.ready.remote())
 
     async def types(self, model: str | None) -> list[TypeAnswer]:
         name = self._named(model)
@@ -120,8 +133,8 @@ class Behind:
 
     async def _check(self, request: PairRequest | MaskRequest | SegmentRequest) -> None:
         """At once, however many wait for the generators; few at a time, since decoded pictures are large."""
-        async with self._decoding:
-            await asyncio.to_thread(check_pictures, request, self._limits)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._decoding, check_pictures, request, self._limits)
 
     def _named(self, model: str | None) -> str:
         if model is not None and model not in self._names:

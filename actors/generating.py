@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.run import Run
 from cdiff.data.store import ShardRow
+from cdiff.errors import RequestError
 from cdiff.service.adoption import demand_unseen, human_pair
 from cdiff.service.requests import MaskRequest, ModelAnswer, PairRequest, SegmentRequest, TypeAnswer
 from cdiff.service.studio import Studio, Ticket, standing
@@ -36,9 +37,20 @@ class Wish:
     def __init__(self, studio: Studio, request: PairRequest) -> None:
         self.studio, self._request = studio, request
 
-    @cached_property
+    @property
     def tickets(self) -> list[Ticket]:
-        return self.studio.tickets(self._request)
+        planned = self._planned
+        if isinstance(planned, RequestError):
+            raise planned
+        return planned
+
+    @cached_property
+    def _planned(self) -> list[Ticket] | RequestError:
+        """What is wrong with a request is found once, too, however many pairs of it are asked for."""
+        try:
+            return self.studio.tickets(self._request)
+        except RequestError as error:
+            return error
 
 
 def _made_of(wishes: Sequence[tuple[Wish, int]]) -> list[_Made | Exception]:
@@ -83,7 +95,9 @@ class Generating:
 
         # Serve sends requests to the replicas that have their model, and lets the one asked for least recently go
         self._loaded = serve.multiplexed(studio, max_num_models_per_replica=models_at_once)
-        self._comparing = asyncio.Lock()
+        self._comparing = ThreadPoolExecutor(
+            1
+        )  # photos by the thousand: one comparison at a time, though who asked for it has left
         self._batches = Batching(self._make, config.sampling.micro_batch, self._thread)
 
     async def pairs(self, model: str, request: PairRequest) -> tuple[list[ShardRow], list[str]]:
@@ -96,10 +110,8 @@ class Generating:
     async def human(self, model: str, request: PairRequest, task_id: str) -> ShardRow:
         """A pair that was made before, once more, to be trained on."""
         studio = await self._studio(model)
-        async with self._comparing:  # photos by the thousand: one comparison at a time
-            await asyncio.to_thread(
-                demand_unseen, request, studio.dataset, studio.manifest, studio.config.data
-            )
+        seen = partial(demand_unseen, request, studio.dataset, studio.manifest, studio.config.data)
+        await asyncio.get_running_loop().run_in_executor(self._comparing, seen)
         return await self._on_thread(lambda: human_pair(studio, request, task_id))
 
     async def mask(self, model: str, request: MaskRequest) -> np.ndarray:

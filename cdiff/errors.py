@@ -56,4 +56,6 @@ def offenders(items: list[str], total: int, what: str, remedy: str, shown: int =
 
 def shown_uri(text: str) -> str:
     """A URI, or a message that quotes one, without user and password."""
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
+    return re.sub(
+        r"(?i)([?&](?:password|passwd|pwd|token)=)[^&#\s]*", r"\1***", re.sub(r"//[^/\s]*@", "//***@", text)
+    )

@@ -33,6 +33,8 @@ UNSAFE = {
     "transformers": "5.2.0",
     "torch": "2.5.99",
     "pillow": "12.2.99",
+    "starlette": "1.0.0",
+    "fastapi": "0.131.99",
 }
 
 

@@ -247,6 +247,14 @@ def test_an_unreachable_or_nonsensical_store_is_named_without_its_password(run, 
     with pytest.raises(CdiffError, match="MLflow at nonsense"):
         Tracker(run, Config(), "nonsense://x")
     assert shown_uri("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert shown_uri("postgresql://me:pa@ss@host/db") == "postgresql://***@host/db"
+    assert (
+        shown_uri("postgresql://host/db?user=me&password=secret&x=1")
+        == "postgresql://host/db?user=me&password=***&x=1"
+    )
+    for uri in ("postgresql://me:pa@ss@host/db", "postgresql://host/db?password=secret"):
+        with pytest.raises(CdiffError, match="does not belong into settings"):
+            load_config(None, [f"tracking.uri={uri}"])
 
 
 def test_a_database_without_its_driver_or_with_other_bytes_is_told_as_such(run, tmp_path):

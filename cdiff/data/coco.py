@@ -125,6 +125,10 @@ def _content(path: Path, config: DataConfig) -> dict[str, Any] | None:
         content = json.loads(text)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Check its permissions.") from None
+    except RecursionError:
+        raise DataError(
+            f"{path}: lists within lists without end. Export it again, or take it out of the folder."
+        ) from None
     except ValueError as error:
         if str(error).startswith("Extra data"):  # a value in each line
             return None

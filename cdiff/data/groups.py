@@ -89,7 +89,7 @@ def read_groups(path: Path) -> dict[str, str]:
 def _read_json(path: Path, text: str) -> dict[str, str]:
     try:
         pairs = json.loads(text, object_pairs_hook=list)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"groups file {path} is not valid JSON: {error}") from None
     flat = isinstance(pairs, list) and all(
         isinstance(pair, tuple) and isinstance(pair[1], str | int | float) for pair in pairs

@@ -32,6 +32,7 @@ UPLOADED = ("PNG", "JPEG")
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp"})
 
 # What Pillow raises on a damaged file: SyntaxError for broken PNG chunks, zlib and struct errors from the decoders.
+_JPEG, _SCAN, _SCANS = b"\xff\xd8", b"\xff\xda", 100  # ordinary progressive ones have ten
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _SIXTEEN_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _DARK = 65536 // 8  # 16-bit photos that all stay below it were filled to 12 bits or fewer
@@ -92,7 +93,11 @@ def probe(path: str | Path, limits: Limits) -> PhotoFacts:
     if _orientation(image) >= 5:
         width, height = height, width
     highest = int(np.asarray(image).max()) if image.mode in _SIXTEEN_BIT else None
-    return PhotoFacts(width, height, photo_mode(image), hashlib.sha256(data).hexdigest(), highest)
+    with _told(str(path), FORMATS):
+        mode = photo_mode(image)
+        if image.mode in ("P", "PA"):
+            _to_rgb(image)
+    return PhotoFacts(width, height, mode, hashlib.sha256(data).hexdigest(), highest)
 
 
 def tell_dark(photos: Sequence[PhotoFacts], source: Path) -> None:
@@ -136,7 +141,7 @@ def read_image(path: str | Path, limits: Limits) -> NDArray[np.uint8]:
     Raises:
         DataError: as in `probe`.
     """
-    return _to_rgb(_decode(_read_bytes(path, limits), str(path), limits, FORMATS))
+    return _decoded(_read_bytes(path, limits), str(path), limits, FORMATS)
 
 
 def read_mask(path: str | Path, limits: Limits) -> NDArray[np.uint8] | NDArray[np.int32]:
@@ -249,7 +254,7 @@ def encode_png(array: NDArray[np.uint8] | NDArray[np.bool_], mode: str) -> bytes
 
 def decode_png(data: bytes, limits: Limits) -> NDArray[np.uint8]:
     """Decode PNG bytes to uint8 [H, W, 3]; errors as in `probe`."""
-    return _to_rgb(_decode(_capped(data, limits), "PNG bytes", limits, ("PNG",)))
+    return _decoded(_capped(data, limits), "PNG bytes", limits, ("PNG",))
 
 
 def decode_mask_png(data: bytes, limits: Limits) -> NDArray[np.bool_]:
@@ -265,12 +270,19 @@ def decode_upload(data: bytes, name: str, limits: Limits) -> tuple[NDArray[np.ui
         name: what messages call it.
     """
     image = _decode(_capped(data, limits, name), name, limits, UPLOADED)
-    return _to_rgb(image), photo_mode(image)
+    with _told(name, UPLOADED):
+        return _to_rgb(image), photo_mode(image)
 
 
 def decode_mask_upload(data: bytes, name: str, limits: Limits) -> NDArray[np.bool_]:
     """Decode a mask that came over a network: bool [H, W], true above half; as `decode_upload`."""
-    return _to_rgb(_decode(_capped(data, limits, name), name, limits, UPLOADED)).mean(axis=2) > 127
+    return _decoded(_capped(data, limits, name), name, limits, UPLOADED).mean(axis=2) > 127
+
+
+def _decoded(data: bytes, name: str, limits: Limits, formats: tuple[str, ...]) -> NDArray[np.uint8]:
+    image = _decode(data, name, limits, formats)
+    with _told(name, formats):  # a palette may be damaged where its pixels are not
+        return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -303,6 +315,9 @@ def _capped(data: bytes, limits: Limits, name: str = "PNG bytes") -> bytes:
 
 
 def _decode(data: bytes, name: str, limits: Limits, formats: tuple[str, ...], draft: int = 0) -> Image.Image:
+    # each scan of a progressive JPEG is as much work as its pixels, and takes few bytes; within coded data the mark does not occur
+    if data[:2] == _JPEG and data.count(_SCAN) > _SCANS:
+        raise DataError(f"{name}: a JPEG of more than {_SCANS} scans. Save it anew.")
     with _told(name, formats):
         image = Image.open(io.BytesIO(data), formats=formats)
         _refuse_large(image, name, limits)

@@ -19,6 +19,10 @@ from numpy.typing import NDArray
 Shape = tuple[int, int]  # height, width
 
 
+# edges of an outline times the rows that each crosses: in all, and held at once; bits of a packed run length
+_CROSSINGS, _AT_ONCE, _BITS = 10_000_000, 2_000_000, 60
+
+
 def outline_mask(segmentation: Any, shape: Shape) -> NDArray[np.bool_]:
     """One annotation's mask.
 
@@ -82,16 +86,32 @@ def _fill(mask: NDArray[np.bool_], corners: NDArray[np.float64]) -> None:
     # an edge crosses the rows whose middle lies from its upper end to before its lower one
     first = np.clip(np.ceil(low[:, 1] - 0.5), 0, height).astype(int)
     last = np.clip(np.ceil(high[:, 1] - 0.5), 0, height).astype(int)
-    edges = np.repeat(np.arange(len(low)), last - first)
-    if not edges.size:
+    total = (last - first).clip(0).cumsum()
+    if not total[-1]:
         return
-    rows = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)])
+    if total[-1] > _CROSSINGS:
+        raise ValueError(
+            f"has an outline of {len(corners)} points that crosses {total[-1]} rows: more than a target can have"
+        )
     slopes = (high[:, 0] - low[:, 0]) / np.where(high[:, 1] > low[:, 1], high[:, 1] - low[:, 1], 1.0)
-    crossings = low[edges, 0] + (rows + 0.5 - low[edges, 1]) * slopes[edges]
-    columns = np.clip(np.ceil(crossings - 0.5), 0, width).astype(int)
-    top, left = rows.min(), columns.min()
-    odd = np.zeros((rows.max() + 1 - top, columns.max() + 1 - left), dtype=bool)
-    np.logical_xor.at(odd, (rows - top, columns - left), True)
+    crossed = last > first
+    top, bottom = int(first[crossed].min()), int(last[crossed].max())
+    # a pixel more than its corners reach, since crossings are rounded
+    left, right = (
+        int(np.clip(edge, 0, width)) for edge in (corners[:, 0].min() - 2, corners[:, 0].max() + 2)
+    )
+    odd = np.zeros((bottom - top, right + 1 - left), dtype=bool)
+    ends_of = np.searchsorted(
+        total, np.arange(_AT_ONCE, total[-1] + _AT_ONCE, _AT_ONCE)
+    )  # few crossings are held at once
+    for some in np.split(np.arange(len(low)), np.unique(ends_of.clip(0, len(low) - 1)) + 1):
+        if not (last[some] > first[some]).any():
+            continue
+        edges = np.repeat(some, last[some] - first[some])
+        rows = np.concatenate([np.arange(first[edge], last[edge]) for edge in some])
+        crossings = low[edges, 0] + (rows + 0.5 - low[edges, 1]) * slopes[edges]
+        columns = np.clip(np.ceil(crossings - 0.5), left, right).astype(int)
+        np.logical_xor.at(odd, (rows - top, columns - left), True)
     inside = np.logical_xor.accumulate(odd, axis=1)[:, : width - left]
     mask[top : top + inside.shape[0], left : left + inside.shape[1]] |= inside
 
@@ -123,6 +143,8 @@ def _unpack(text: str) -> list[int]:
             raise ValueError("has packed run lengths with a character that none has")
         value |= (code & 31) << bits
         bits += 5
+        if bits > _BITS:
+            raise ValueError("has a packed run length that no photo has")
         if code & 32:
             continue
         if code & 16:

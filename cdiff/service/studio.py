@@ -9,6 +9,7 @@ share a batch without knowing of each other.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,7 +44,7 @@ from cdiff.wasm.labels import READ_STEPS
 from cdiff.wasm.layout import coverage, noise_of
 from cdiff.wasm.mining import Miners
 from cdiff.wasm.models import Models
-from cdiff.wasm.production import portions, produce, row_of
+from cdiff.wasm.production import crop_pixels, portions, produce, row_of
 from cdiff.wasm.quality import Thresholds, validity_reason
 
 MOST_PIXELS = 16_000_000  # of a picture that comes with a request
@@ -163,15 +164,17 @@ class Studio:
             recipes.setdefault(ticket.task.recipe, []).append(place)
         for recipe, places in recipes.items():
             torch.set_num_threads(recipe.threads)
-            for portion in portions([self._background_pixels(tickets[place]) for place in places]):
+            for portion in portions([self._laid_pixels(tickets[place]) for place in places]):
                 own = places[portion.start : portion.stop]
                 rows |= zip(own, self._made([tickets[place] for place in own]), strict=True)
         return [rows[place] for place in range(len(tickets))]
 
-    def _background_pixels(self, ticket: Ticket) -> int:
-        own = {upload.sample_id: upload.sample for upload in ticket.uploads}
-        photo = own.get(ticket.task.background) or self.dataset.sample(ticket.task.background)
-        return photo.width * photo.height
+    def _laid_pixels(self, ticket: Ticket) -> int:
+        """Of the photo or the crop, whichever is larger."""
+        dataset = WithUploads(self.dataset, ticket.uploads, self.config.data)
+        photo = dataset.sample(ticket.task.background)
+        crop = crop_pixels(photo, dataset.target(ticket.task.reference), ticket.task.pose)
+        return max(photo.width * photo.height, crop)
 
     def _made(self, tickets: Sequence[Ticket]) -> list[ShardRow]:
         """Pairs of one recipe, in a batch."""
@@ -208,6 +211,7 @@ class Studio:
         left, top, right, bottom = region
         box[top:bottom, left:right] = True
         square = square_of(region, shape, sum(settings.margin) / 2, settings)
+        _demand_crop(square[2] - square[0])
         image = to_resolution(cut(photo.image, square).astype("float32"), settings.resolution) / 127.5 - 1
         covered = to_resolution(cut(box, square), settings.resolution)
         device = self.generator.safe.idle.device
@@ -266,6 +270,11 @@ class Studio:
                 uploads[-1].sample_id if request.background else self._background(category, reference, rng)
             )
             pose = self._pose(request, target, background, dataset, rng)
+        _demand_crop(
+            math.isqrt(
+                crop_pixels(WithUploads(self.dataset, uploads, config.data).sample(background), target, pose)
+            )
+        )
         mode = request.mode or ("given_mask" if request.mask else config.sampling.mode)
         recipe = replace(recipe_of(config), mode=mode, arm="B0", candidates=1, fraction=1.0)
         wanted = {k: float(v) for k, v in request.strengths.model_dump().items() if v is not None}
@@ -355,3 +364,11 @@ def limits_of(config: Config) -> Limits:
     """What is refused of a request's pictures before it is decoded."""
     limits = Limits.of(config.data)
     return replace(limits, max_pixels=min(limits.max_pixels, MOST_PIXELS))
+
+
+def _demand_crop(side: int) -> None:
+    """RequestError for a target whose square crop is larger than a picture may be: a narrow photo of few pixels may ask for one."""
+    if side**2 > MOST_PIXELS:
+        raise RequestError(
+            f"the target would need a crop of {side} x {side} pixels, and {math.isqrt(MOST_PIXELS)} is the longest side: give a smaller one, or cut the photo."
+        )

@@ -99,7 +99,7 @@ class TrackingConfig(Settings):
     @classmethod
     def _no_secret(cls, uri: str) -> str:
         """Settings are written to the run folder, MLflow and the report."""
-        if re.search(r"//[^/@\s]*:[^/@\s]*@", uri):
+        if re.search(r"(?i)//[^/\s]*:[^/\s]*@|[?&](password|passwd|pwd|token)=", uri):
             raise ValueError(
                 "a password does not belong into settings: give the whole URI as MLFLOW_TRACKING_URI"
             )

@@ -17,7 +17,7 @@ from cdiff.generator.crops import cut, put
 from cdiff.generator.model import Generator
 from cdiff.generator.placement import foreground
 from cdiff.safe.tokens import TokenBank
-from cdiff.types import Assignment, Attempt, Box, GenerationTask
+from cdiff.types import Assignment, Attempt, Box, GenerationTask, Pose, Sample, Target
 from cdiff.wasm.arms import Judge
 from cdiff.wasm.layout import Layout
 from cdiff.wasm.measures import fingerprint, measure_pair, visibility
@@ -46,8 +46,7 @@ def produce_shard(
     name = shard_name(assignments)
     if not shard_committed(run, name):
         began, rows = time.perf_counter(), list[ShardRow]()
-        photos = [dataset.sample(assignment.task.background) for assignment in assignments]
-        for places in portions([photo.width * photo.height for photo in photos]):
+        for places in portions([_laid_pixels(assignment.task, dataset) for assignment in assignments]):
             own = [assignments[place] for place in places]
             produced = produce(
                 [assignment.task for assignment in own], generator, bank, miners, dataset, config
@@ -74,13 +73,26 @@ def produce(
     return make_pairs(generator, bank, tasks, dataset, config, miners)
 
 
+def crop_pixels(photo: Sample, target: Target, pose: Pose) -> int:
+    """Pixels of a target's square crop, at most: turned, a target's box is longer by half; beyond its photo's longer side a crop is no longer than its target."""
+    extent = target.longer_side * pose.scale * 1.5
+    side = min(extent * pose.margin, max(photo.width, photo.height, extent))
+    return round(side) ** 2
+
+
+def _laid_pixels(task: GenerationTask, dataset: Dataset) -> int:
+    """Of the photo or the crop, whichever is larger: that of a long target on a narrow photo is."""
+    photo = dataset.sample(task.background)
+    return max(photo.width * photo.height, crop_pixels(photo, dataset.target(task.reference), task.pose))
+
+
 def portions(pixels: Sequence[int], at_once: int | None = None) -> list[range]:
     """Places of tasks, cut so that few large photos are laid out at once: a crop may be as large as its photo, in floats and several times.
 
     No pair's bytes depend on its neighbours.
 
     Args:
-        pixels: of each task's background. at_once: of a portion, unless it is a single photo; None: AT_ONCE.
+        pixels: of each task's photo or crop. at_once: of a portion, unless it is a single photo; None: AT_ONCE.
     """
     most, first, held = at_once or AT_ONCE, 0, 0
     out = []

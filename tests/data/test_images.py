@@ -63,6 +63,39 @@ def test_files_over_a_limit_are_refused_before_they_are_decoded(tmp_path, trees)
         probe(path, Limits(10**9, 100))
 
 
+def test_a_jpeg_of_more_scans_than_any_needs_is_refused(tmp_path, trees):
+    """Each is as much work as all pixels: a file of kilobytes would take hours."""
+    buffer = io.BytesIO()
+    Image.fromarray(trees.photo(1, 200, 200)).save(buffer, "JPEG", progressive=True)
+    data, path = buffer.getvalue(), tmp_path / "slow.jpg"
+    path.write_bytes(data)
+    assert probe(path, LIMITS)[:2] == (200, 200)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    path.write_bytes(data[:-2] + last * 200 + data[-2:])
+    with pytest.raises(DataError, match=r"slow\.jpg: a JPEG of more than 100 scans"):
+        probe(path, LIMITS)
+    with pytest.raises(DataError, match="100 scans"):
+        decode_upload(path.read_bytes(), "image", LIMITS)
+
+
+def test_a_palette_that_is_damaged_is_told_as_damage(tmp_path):
+    image = Image.fromarray(np.zeros((20, 20), np.uint8), mode="P")
+    image.putpalette([0, 0, 0] * 2)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=bytes(2))
+    data = buffer.getvalue()
+    start = data.index(b"tRNS") - 4
+    length = int.from_bytes(data[start : start + 4], "big")
+    chunk = b"tRNS" + bytes(300)
+    longer = len(chunk[4:]).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    (tmp_path / "odd.png").write_bytes(data[:start] + longer + data[start + 12 + length :])
+    for read in (lambda path: probe(path, LIMITS), lambda path: read_image(path, LIMITS)):
+        with pytest.raises(DataError, match=r"odd\.png: damaged"):
+            read(tmp_path / "odd.png")
+    with pytest.raises(DataError, match="image: damaged"):
+        decode_upload((tmp_path / "odd.png").read_bytes(), "image", LIMITS)
+
+
 def test_other_formats_are_refused_whatever_their_extension(tmp_path, trees):
     buffer = io.BytesIO()
     Image.fromarray(trees.photo(1)).save(buffer, format="GIF")

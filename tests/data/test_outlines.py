@@ -5,6 +5,7 @@ import pytest
 from pycocotools import mask as reference
 from skimage.draw import polygon
 
+from cdiff.data import outlines
 from cdiff.data.outlines import outline_mask, pack, unpack
 
 
@@ -89,8 +90,20 @@ def test_several_polygons_are_one_target():
         ({"size": [4, 5], "counts": ""}, "for 0 pixels"),
         ({"size": [4, 5], "counts": "\x7f"}, "character"),
         ({"size": [4, 5], "counts": "o"}, "break off"),
+        ({"size": [4, 5], "counts": "o" * 100_000}, "no photo has"),
     ],
 )
 def test_what_is_no_outline_is_refused(segmentation, said):
     with pytest.raises(ValueError, match=said):
         outline_mask(segmentation, (4, 5))
+
+
+def test_an_outline_that_would_fill_the_memory_is_refused_and_a_long_one_is_filled_in_parts(monkeypatch):
+    zigzag = [
+        value for number in range(2_000) for value in (number % 90 + 0.3, 0.2 if number % 2 else 3_999.7)
+    ]
+    whole = outline_mask([zigzag], (4_000, 100))
+    monkeypatch.setattr(outlines, "_AT_ONCE", 50_000)
+    assert whole.any() and np.array_equal(outline_mask([zigzag], (4_000, 100)), whole)
+    with pytest.raises(ValueError, match="more than a target can have"):
+        outline_mask([zigzag * 3], (4_000, 100))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import astuple
@@ -25,6 +26,7 @@ from cdiff.generator.crops import put
 from cdiff.service.adoption import human_pair, store_human_pair
 from cdiff.service.requests import PairRequest
 from cdiff.service.studio import Studio
+from cdiff.types import LEAST_CHANCE
 from cdiff.wasm.layout import spell_out
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -256,3 +258,32 @@ def test_a_pair_made_by_hand_is_trained_on_in_the_next_round(done, home, tiny_lo
     count = len(ledger.kept_pairs(accepted_only=False))
     assert told.returncode == 0, told.stderr
     assert f"made again, {count} of {count} are equal" in told.stdout
+
+
+@pytest.mark.long
+def test_a_kept_model_gets_its_rival_of_copies(done, home, tiny_loop) -> None:
+    """Whether a tiny round's model is kept is chance: in this copy of the run the second one's was, and the end is still to come."""
+    folder = Path(shutil.copytree(home / "runs" / "tiny", home / "runs" / "kept"))
+    events = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    (last,) = [
+        number for number, e in enumerate(events) if e["kind"] == "round" and e["result"]["round"] == 2
+    ]
+    events[last]["result"]["decision"] |= {"accepted": True, "chance": 1.0}
+    (folder / "ledger.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events[: last + 1]))
+    revision = events[last]["result"]["candidate"]
+    if not (folder / "checkpoints" / revision).exists():  # resources.keep=needed
+        shutil.copytree(
+            next((home / "shelf" / "fits").glob(f"*/{revision}")), folder / "checkpoints" / revision
+        )
+    told = _command("loop.py", "--run", "kept", *tiny_loop, home=home)
+    assert told.returncode == 0, told.stderr[-3000:]
+    ledger = Ledger(open_run(folder))
+    finished, copies = ledger.closing() or {}, ledger.milestone("copies") or {}
+    assert ledger.best_round() == 2 and 0 < copies["pairs"] <= finished["pairs"] == len(
+        ledger.kept_pairs(until=2)
+    )
+    assert {"real_only", "copy_paste", "loop"} == set(finished["test"]) and finished["seconds"]["copies"] > 0
+    assert finished["copies_stand"] == (copies["decision"]["chance"] >= LEAST_CHANCE)
+    assert f"with {copies['pairs']} pasted copies" in told.stdout
+    page = next((folder / "report").glob("*.html")).read_text(encoding="utf-8")
+    assert f"{copies['pairs']} pasted copies of real targets" in page

@@ -32,7 +32,7 @@ def test_a_wish_that_cannot_be_made_costs_the_others_of_its_batch_nothing(studio
 def replica(studio) -> Any:
     """Without Serve: it holds a studio, and a thread."""
     replica: Any = object.__new__(Generating)
-    replica._comparing = asyncio.Lock()
+    replica._comparing = ThreadPoolExecutor(1)
     replica._studio = lambda _: asyncio.sleep(0, studio)
     with ThreadPoolExecutor(1) as replica._thread:
         yield replica
@@ -56,3 +56,18 @@ def test_a_replica_refuses_photos_that_judge_the_run(replica, studio, photos, sp
     with pytest.raises(RequestError, match=r"background: .* judged on"):
         adopted(held)
     assert adopted(free).attempt.assignment.purpose == "human"
+
+
+def test_what_is_wrong_with_a_request_is_found_once_however_many_pairs_it_asks_for(
+    studio, monkeypatch
+) -> None:
+    planned: list[PairRequest] = []
+
+    def tickets(request: PairRequest) -> Any:
+        planned.append(request)
+        raise RequestError("region: off the photo")
+
+    monkeypatch.setattr(studio, "tickets", tickets)
+    wish = Wish(studio, PairRequest.model_validate({"type": "pit", "n": 16}))
+    found = _made_of([(wish, number) for number in range(16)])
+    assert len(found) == 16 and all(isinstance(one, RequestError) for one in found) and len(planned) == 1

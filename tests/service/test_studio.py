@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from cdiff.config_file import load_config
-from cdiff.data.images import Limits, decode_mask_png, decode_png
+from cdiff.data.images import Limits, decode_mask_png, decode_png, encode_png
 from cdiff.data.journal import Event, Lines
 from cdiff.data.ledger import Ledger
 from cdiff.downstream.segmenter import build_segmenter, save_segmenter
@@ -277,3 +277,22 @@ def test_a_photo_is_segmented_without_reading_the_ledger_from_its_start(
         assert studio.has_segmenter
         studio.segment(request)
     assert read == [events, events], "what is new, once a request"
+
+
+def test_a_narrow_photo_of_few_pixels_cannot_ask_for_a_crop_of_gigabytes(studio) -> None:
+    """Crops are squares of the target's longer side."""
+    strip, mask = np.full((16, 25_000, 3), 120, np.uint8), np.zeros((16, 25_000), np.uint8)
+    mask[4:12, 100:24_900] = 255
+    photo, shape = (
+        base64.b64encode(encode_png(values, mode)) for values, mode in ((strip, "RGB"), (mask, "L"))
+    )
+    region = {"left": 0, "top": 0, "right": 25_000, "bottom": 16}
+    with pytest.raises(RequestError, match=r"crop of .* 4000 is the longest side"):
+        studio.read_mask(MaskRequest.model_validate({"image": photo, "region": region, "type": "pit"}))
+    drawn = {"type": "pit", "background": photo, "mask": shape}
+    own = {"reference": {"image": photo, "mask": shape}}
+    for asked in (drawn, own):
+        with pytest.raises(RequestError, match="crop of"):
+            studio.tickets(PairRequest.model_validate(asked))
+    near = {"left": 100, "top": 2, "right": 112, "bottom": 14}
+    assert studio.tickets(PairRequest.model_validate({"type": "pit", "background": photo, "region": near}))

@@ -157,6 +157,58 @@ def test_a_body_that_is_too_large_is_not_read(client) -> None:
     assert answer.status_code == 413
 
 
+def test_where_no_token_is_asked_for_no_body_is_taken(client) -> None:
+    del client.headers["authorization"]
+    assert client.get("/readyz").status_code == 200
+    for body in (b"x" * 10, iter([b"y" * 100])):
+        assert client.request("GET", "/readyz", content=body).status_code == 400
+    assert client.request("POST", "/docs", content=b"x").status_code == 400
+
+
+def test_bodies_that_wait_are_bounded_together(backend) -> None:
+    """A request keeps its own until it is answered: many large ones would fill a node's memory."""
+    door = Door(token=TOKEN, max_bytes=1_000_000, most_bytes=1_500_000, timeout_s=20)
+    statuses: list[int] = []
+
+    class Slow:
+        async def pairs(self, model: Any, request: Any) -> Any:
+            await asyncio.sleep(0.3)
+            raise Away
+
+    app = web.build_app(lambda: Slow(), lambda: door)  # type: ignore[arg-type,return-value]
+    body = json.dumps({"type": "pit", "background": base64.b64encode(bytes(600_000)).decode()}).encode()
+
+    async def post(length: bool) -> None:
+        headers = [(b"authorization", f"Bearer {TOKEN}".encode()), (b"content-type", b"application/json")]
+        headers += [(b"content-length", str(len(body)).encode())] if length else []
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/pairs",
+            "headers": headers,
+            "query_string": b"",
+            "client": HERE,
+        }
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        await app(scope, receive, send)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(post(length) for length in (True, True, False)))
+
+    asyncio.run(all_at_once())
+    assert sorted(statuses) == [429, 429, 503]
+    statuses.clear()
+    asyncio.run(post(True))
+    assert statuses == [503], "what was answered is held no longer"
+
+
 def test_who_finds_it_busy_away_or_broken_is_told_no_more_than_that(client, backend) -> None:
     backend.trouble = Busy()
     busy = client.post("/v1/pairs", json={"type": "pit"})
