@@ -202,11 +202,25 @@ def warp(
     height, width = mask.shape
     grid = np.stack([2 * (u + cx) / width - 1, 2 * ((-v if pose.flip else v) + cy) / height - 1], -1)
     grid_1SS2 = torch.from_numpy(grid[None].astype(np.float32))
-    stack = np.concatenate([image.astype(np.float32), mask[..., None].astype(np.float32)], axis=2)
-    tensor = torch.from_numpy(stack).permute(2, 0, 1)[None]
+    tensor = torch.from_numpy(_reached(image, mask, grid)).permute(2, 0, 1)[None]
     colours = F.grid_sample(tensor[:, :3], grid_1SS2, padding_mode="reflection", align_corners=False)
     coverage = F.grid_sample(tensor[:, 3:], grid_1SS2, padding_mode="zeros", align_corners=False)
     return colours[0].permute(1, 2, 0).numpy(), coverage[0, 0].numpy()
+
+
+def _reached(image: np.ndarray, mask: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Photo and mask as float32 [H, W, 4]. What the grid cannot reach is left zero: on a large photo most of it, and most of the time."""
+    spans = []
+    for axis, side in ((0, mask.shape[1]), (1, mask.shape[0])):
+        places = (grid[..., axis] + 1) * side / 2
+        low, high = math.floor(float(places.min())) - 2, math.ceil(float(places.max())) + 2
+        spans.append(
+            slice(low, high) if low >= 0 and high <= side else slice(0, side)
+        )  # beyond the border it is mirrored
+    columns, rows = spans
+    out = np.zeros((*mask.shape, 4), np.float32)
+    out[rows, columns, :3], out[rows, columns, 3] = image[rows, columns], mask[rows, columns]
+    return out
 
 
 def paste_back(

@@ -129,7 +129,9 @@ def regions(masks_B1RR: torch.Tensor, rng: np.random.Generator, part: Part = WHO
     # a hairline fades where it is shrunk: it is looked for at half of what is left of it
     levels = (masks_B1RR.amax(dim=(1, 2, 3), keepdim=True) / 2).clamp(1e-6, 0.25)
     for mask, (reach, chance) in zip((masks_B1RR > levels).float(), part.cut(drawn), strict=True):
-        region = F.max_pool2d(mask[None], 2 * reach + 1, stride=1, padding=reach)[0]
+        side = 2 * reach + 1  # along one axis, then the other: of a square as of its rows and columns
+        region = F.max_pool2d(mask[None], (1, side), stride=1, padding=(0, reach))
+        region = F.max_pool2d(region, (side, 1), stride=1, padding=(reach, 0))[0]
         if chance < 0.2 and bool(mask.any()):
             rows, columns = region[0].any(dim=1).nonzero(), region[0].any(dim=0).nonzero()
             region = torch.zeros_like(region)

@@ -44,10 +44,11 @@ from cdiff.wasm.labels import READ_STEPS
 from cdiff.wasm.layout import coverage, noise_of
 from cdiff.wasm.mining import Miners
 from cdiff.wasm.models import Models
-from cdiff.wasm.production import crop_pixels, portions, produce, row_of
+from cdiff.wasm.production import crop_side, laid_extent, laid_pixels, portions, produce, row_of
 from cdiff.wasm.quality import Thresholds, validity_reason
 
 MOST_PIXELS = 16_000_000  # of a picture that comes with a request
+_CROP = 2 * MOST_PIXELS  # of a square crop: that of a picture twice as long as wide
 MOST_SCALE = 8.0  # of a target, to fill a region
 _OWN = "own"  # category and type of a reference that the run does not know
 
@@ -170,11 +171,9 @@ class Studio:
         return [rows[place] for place in range(len(tickets))]
 
     def _laid_pixels(self, ticket: Ticket) -> int:
-        """Of the photo or the crop, whichever is larger."""
-        dataset = WithUploads(self.dataset, ticket.uploads, self.config.data)
-        photo = dataset.sample(ticket.task.background)
-        crop = crop_pixels(photo, dataset.target(ticket.task.reference), ticket.task.pose)
-        return max(photo.width * photo.height, crop)
+        return laid_pixels(
+            ticket.task, WithUploads(self.dataset, ticket.uploads, self.config.data), self.config
+        )
 
     def _made(self, tickets: Sequence[Ticket]) -> list[ShardRow]:
         """Pairs of one recipe, in a batch."""
@@ -270,11 +269,8 @@ class Studio:
                 uploads[-1].sample_id if request.background else self._background(category, reference, rng)
             )
             pose = self._pose(request, target, background, dataset, rng)
-        _demand_crop(
-            math.isqrt(
-                crop_pixels(WithUploads(self.dataset, uploads, config.data).sample(background), target, pose)
-            )
-        )
+        photo = WithUploads(self.dataset, uploads, config.data).sample(background)
+        _demand_crop(crop_side(photo, laid_extent(target, pose), pose, config))
         mode = request.mode or ("given_mask" if request.mask else config.sampling.mode)
         recipe = replace(recipe_of(config), mode=mode, arm="B0", candidates=1, fraction=1.0)
         wanted = {k: float(v) for k, v in request.strengths.model_dump().items() if v is not None}
@@ -368,7 +364,7 @@ def limits_of(config: Config) -> Limits:
 
 def _demand_crop(side: int) -> None:
     """RequestError for a target whose square crop is larger than a picture may be: a narrow photo of few pixels may ask for one."""
-    if side**2 > MOST_PIXELS:
+    if side**2 > _CROP:
         raise RequestError(
-            f"the target would need a crop of {side} x {side} pixels, and {math.isqrt(MOST_PIXELS)} is the longest side: give a smaller one, or cut the photo."
+            f"the target would need a crop of {side} x {side} pixels, and {math.isqrt(_CROP)} is the longest side: give a smaller one, or cut the photo."
         )

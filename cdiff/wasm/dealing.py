@@ -68,6 +68,7 @@ class Dealer:
         self.stock, self.config, self.round, self.revisions = stock, config, round, revisions
         self.recipe = recipe_of(config)
         self.strengths, self.start = strengths_of(config), start
+        self._photos: dict[str, tuple[list[str], dict[str, set[str]]]] = {}
 
     def assign(
         self, wanted: Mapping[tuple[str, Purpose], int], earlier: Sequence[Assignment]
@@ -138,20 +139,34 @@ class Dealer:
         photos = self.stock.backgrounds.get(reference.category, ())
         if not photos:
             raise ValueError(f"category {reference.category!r} has no photo to paint on")
-        # drawn once for a task, however many photos are passed over
-        repaints = bool(reference.type) and reference.sample_id in photos and not passed
-        if repaints and rng.random() < self.config.sampling.repaint:
-            return reference.sample_id
-        others = {photo for photo in photos if self.stock.groups[photo] != reference.group}
-        eligible = (others or set(photos) - {reference.sample_id} or set(photos)) - passed
-        if not eligible:
+        if reference.type and reference.sample_id in photos:
+            repaints = rng.random() < self.config.sampling.repaint  # drawn each time, as plans were; but a task asks once
+            if repaints and not passed:
+                return reference.sample_id
+        ordered, of_object = self._ordered(reference.category, photos)
+        barred = of_object.get(reference.group, set())
+        if len(barred) == len(
+            ordered
+        ):  # all are of the reference's own object: another photo of it, or the very one
+            barred = {reference.sample_id} if ordered != [reference.sample_id] else set()
+        barred = barred | passed
+        if barred.issuperset(ordered):
             return None
         deck = decks.setdefault(reference.category, [])
-        if not eligible.intersection(deck):
-            order = self._rng(_BACKGROUNDS, index).permutation(len(photos))
-            deck.extend(sorted(photos)[i] for i in order)
-        place = next(i for i, photo in enumerate(deck) if photo in eligible)
+        place = next((i for i, photo in enumerate(deck) if photo not in barred), None)
+        if place is None:
+            deck.extend(ordered[i] for i in self._rng(_BACKGROUNDS, index).permutation(len(ordered)))
+            place = next(i for i, photo in enumerate(deck) if photo not in barred)
         return deck.pop(place)
+
+    def _ordered(self, category: str, photos: Sequence[str]) -> tuple[list[str], dict[str, set[str]]]:
+        """A category's photos in their order, and by source object: of thousands, found once and not for every task."""
+        if category not in self._photos:
+            of_object: dict[str, set[str]] = {}
+            for photo in photos:
+                of_object.setdefault(self.stock.groups[photo], set()).add(photo)
+            self._photos[category] = sorted(photos), of_object
+        return self._photos[category]
 
     def _rng(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence([self.config.seed, self.round, *stream]))

@@ -49,13 +49,10 @@ def measure_pair(
         on_object   share of the mask on the object
         sharpness   see `sharpness`
     """
-    difference = np.abs(image.astype(np.int16) - background)
-    beyond = difference[~region]
-    return {
-        **_seen(image, mask, foreground),
-        "changed": float(difference[mask].mean() / 255) if mask.any() else 0.0,
-        "outside": float(beyond.max()) if beyond.size else 0.0,
-    }
+    difference = np.maximum(image, background) - np.minimum(image, background)
+    changed = float(difference[mask].mean() / 255) if mask.any() else 0.0
+    difference[region] = 0
+    return {**_seen(image, mask, foreground), "changed": changed, "outside": float(difference.max(initial=0))}
 
 
 def visibility(image: np.ndarray, mask: np.ndarray) -> float:

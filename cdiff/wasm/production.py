@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from cdiff.config import Config
 from cdiff.data.dataset import Dataset
 from cdiff.data.images import encode_png
 from cdiff.data.store import Run, ShardRow, read_attempts, shard_committed, shard_name, write_shard
-from cdiff.generator.crops import cut, put
+from cdiff.generator.crops import cut, put, square_around
 from cdiff.generator.model import Generator
 from cdiff.generator.placement import foreground
 from cdiff.safe.tokens import TokenBank
@@ -25,7 +26,7 @@ from cdiff.wasm.mining import Miners, Produced, make_pairs
 from cdiff.wasm.survival import survival
 from cdiff.wasm.view import local_loss
 
-AT_ONCE = 8_000_000  # pixels of photos that are laid out together
+AT_ONCE = 16_000_000  # pixels of crops, a photo's own counted as a sixth, that are laid out together
 _INVISIBLE = 0.01  # below this visibility (share of full scale) a candidate of best-of-K is struck out
 
 
@@ -46,7 +47,7 @@ def produce_shard(
     name = shard_name(assignments)
     if not shard_committed(run, name):
         began, rows = time.perf_counter(), list[ShardRow]()
-        for places in portions([_laid_pixels(assignment.task, dataset) for assignment in assignments]):
+        for places in portions([laid_pixels(assignment.task, dataset, config) for assignment in assignments]):
             own = [assignments[place] for place in places]
             produced = produce(
                 [assignment.task for assignment in own], generator, bank, miners, dataset, config
@@ -73,26 +74,39 @@ def produce(
     return make_pairs(generator, bank, tasks, dataset, config, miners)
 
 
-def crop_pixels(photo: Sample, target: Target, pose: Pose) -> int:
-    """Pixels of a target's square crop, at most: turned, a target's box is longer by half; beyond its photo's longer side a crop is no longer than its target."""
-    extent = target.longer_side * pose.scale * 1.5
-    side = min(extent * pose.margin, max(photo.width, photo.height, extent))
-    return round(side) ** 2
+def crop_side(photo: Sample, extent: float, pose: Pose, config: Config) -> int:
+    """Longer side of the square crop around a target of some extent on a photo, pixels."""
+    left, _, right, _ = square_around(
+        0, 0, extent, pose.margin, config.generator.min_side, max(photo.width, photo.height)
+    )
+    return right - left
 
 
-def _laid_pixels(task: GenerationTask, dataset: Dataset) -> int:
-    """Of the photo or the crop, whichever is larger: that of a long target on a narrow photo is."""
-    photo = dataset.sample(task.background)
-    return max(photo.width * photo.height, crop_pixels(photo, dataset.target(task.reference), task.pose))
+def laid_extent(target: Target, pose: Pose) -> float:
+    """Longer side of a target as it is laid, at most: a turned box is longer."""
+    return math.sqrt(2) * target.longer_side * pose.scale
+
+
+def laid_pixels(task: GenerationTask, dataset: Dataset, config: Config) -> int:
+    """About what laying out a task holds, in pixels of its two crops, which are floats, several times; its photo is bytes.
+
+    Cut by photos alone, portions of large ones had a single pair, and a sampler fills its batch up: seven times the work at 12 megapixels.
+    """
+    photo, target = dataset.sample(task.background), dataset.target(task.reference)
+    sides = [
+        crop_side(photo, extent, task.pose, config)
+        for extent in (laid_extent(target, task.pose), target.longer_side)
+    ]
+    return sum(side**2 for side in sides) // 2 + photo.width * photo.height // 6
 
 
 def portions(pixels: Sequence[int], at_once: int | None = None) -> list[range]:
-    """Places of tasks, cut so that few large photos are laid out at once: a crop may be as large as its photo, in floats and several times.
+    """Places of tasks, cut so that few large crops are laid out at once.
 
     No pair's bytes depend on its neighbours.
 
     Args:
-        pixels: of each task's photo or crop. at_once: of a portion, unless it is a single photo; None: AT_ONCE.
+        pixels: of each task, as of `laid_pixels`. at_once: of a portion, unless it is a single task; None: AT_ONCE.
     """
     most, first, held = at_once or AT_ONCE, 0, 0
     out = []

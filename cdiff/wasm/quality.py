@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -41,7 +42,7 @@ _LOOK_SLACK = 0.2  # a look of the denoiser smooths real targets, too, and their
 _OBJECT_SLACK = 0.05  # foreground maps of two photos of one object differ by about this much
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: what is looked up is kept
 class Thresholds:
     """Lowest values that real targets of a type show; plain JSON through `cdiff.data.carriers`."""
 
@@ -49,9 +50,12 @@ class Thresholds:
 
     def bound(self, measure: str, key: str) -> float:
         """The bound of the type, else of its category, else of all; -inf for what was never measured."""
-        known = {(name, where): value for name, where, value in self.bounds}
-        places = (key, key.rpartition("/")[0], "")
+        known, places = self._known, (key, key.rpartition("/")[0], "")
         return next((known[measure, place] for place in places if (measure, place) in known), -np.inf)
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, str], float]:
+        return {(name, where): value for name, where, value in self.bounds}
 
     def joined(self, bounds: Iterable[tuple[str, str, float]]) -> Thresholds:
         """With further bounds."""

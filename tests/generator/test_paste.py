@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy import ndimage
 
+from cdiff.generator import paste
 from cdiff.generator.blend import smoothed
 from cdiff.generator.crops import cut, square_around, to_resolution
-from cdiff.generator.paste import feathered, lay_out, paste_back, settle
+from cdiff.generator.paste import feathered, lay_out, paste_back, settle, warp
 from cdiff.types import Pose, Target
 from cdiff.wasm.measures import sharpness
 
@@ -307,3 +308,24 @@ def test_tiny_targets_get_surroundings_and_large_ones_fit() -> None:
     assert right - left == 24
     left, _, right, _ = square_around(50, 50, 390, 2.2, 24, 400)
     assert right - left == 400
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "scale", "angle"),
+    [(300, 200, 1.0, 30), (20, 15, 1.4, -50), (560, 380, 0.5, 0), (300, 200, 9.0, 10)],
+)
+def test_a_target_is_cut_from_what_the_grid_reaches_as_from_the_whole_photo(
+    x, y, scale, angle, monkeypatch
+) -> None:
+    """On photos of megapixels, whose other parts took most of the time; beyond a border all is mirrored."""
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(0, 256, (400, 600, 3)).astype(np.uint8), np.zeros((400, 600), bool)
+    mask[150:190, 260:330] = True
+    target = Target("a#0", "a", "c", "t", "g", (260, 150, 330, 190), 2800)
+    pose = Pose(x, y, angle, scale, True, 0.05, 1.6)
+    box = square_around(x, y, 70 * scale, 1.6, 32, 600)
+    near = warp(image, mask, target, pose, box, np.random.default_rng(1))
+    whole = np.concatenate([image.astype(np.float32), mask[..., None].astype(np.float32)], axis=2)
+    monkeypatch.setattr(paste, "_reached", lambda *_: whole)
+    for one, other in zip(near, warp(image, mask, target, pose, box, np.random.default_rng(1)), strict=True):
+        assert np.array_equal(one, other)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from cdiff.config_file import load_config
 from cdiff.data.dataset import Dataset
@@ -124,6 +125,18 @@ def test_a_hairline_is_hidden_in_training_as_it_is_painted_later() -> None:
     found = regions(masks, np.random.default_rng(0))
     assert bool((found[0][masks[0] > 0] == 1).all()) and found[0].mean() < 0.6
     assert 0.1 < found[1].mean() < 0.6 and not found[2].any(), "no target, no region"
+
+
+def test_a_region_is_the_mask_dilated_by_a_square() -> None:
+    rng = np.random.default_rng(0)
+    masks = torch.from_numpy((rng.random((6, 1, 48, 48)) > 0.995).astype(np.float32))
+    found = regions(masks, np.random.default_rng(3))
+    drawn = np.random.default_rng(3)
+    for mask, region in zip(masks, found, strict=True):
+        reach, chance = int(drawn.integers(2, 8)), drawn.random()
+        if chance >= 0.2:
+            square = ndimage.maximum_filter(mask[0].numpy(), 2 * reach + 1, mode="constant")
+            assert np.array_equal(region[0].numpy(), square)
 
 
 def test_a_crop_in_which_nothing_counts_gives_no_loss_that_is_no_number() -> None:
