@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.transform import resize
@@ -33,6 +34,7 @@ _OUTLINE = (
 )
 _CUT_SHARE = 0.05  # share of that band on the frame from which the target counts as cut off
 _WORKING_SIDE = 192  # foreground is found on a photo shrunk to this longer side
+_LARGE = 8 * _WORKING_SIDE  # photos from this longer side on are averaged down to half of it or more first
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,26 @@ def foreground(image: np.ndarray) -> np.ndarray:
     Returns:
         bool [H, W].
     """
-    found = _object(image)
-    return _lit(image) if found is None else found
+    small = _reduced(image)
+    found = _object(small)
+    return _enlarged(_lit(small) if found is None else found, image)
+
+
+def _factor(image: np.ndarray) -> int:
+    """By how much a large photo is averaged down before anything is looked for: at full size that took most of a start's time."""
+    longer = max(image.shape[:2])
+    return longer // (_LARGE // 2) if longer >= _LARGE else 1
+
+
+def _reduced(image: np.ndarray) -> np.ndarray:
+    factor = _factor(image)
+    return image if factor == 1 else np.asarray(Image.fromarray(image).reduce(factor))
+
+
+def _enlarged(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """A map of the reduced photo, at the photo's own size."""
+    factor, (height, width) = _factor(image), image.shape[:2]
+    return mask if factor == 1 else mask.repeat(factor, 0).repeat(factor, 1)[:height, :width]
 
 
 def _lit(image: np.ndarray) -> np.ndarray:
@@ -101,9 +121,10 @@ def cut_off(image: np.ndarray, masks: Sequence[np.ndarray]) -> list[bool]:
 
     On another photo it would lack the part that the frame hides.
     """
-    if _object(image) is not None:
+    small = _reduced(image)
+    if _object(small) is not None:
         return [False] * len(masks)
-    hidden = ~_lit(image)
+    hidden = _enlarged(~_lit(small), image)
     return [_ends_at(hidden, mask) for mask in masks]
 
 
@@ -175,6 +196,26 @@ def _without_shadow(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def frame_of(image: np.ndarray) -> Frame:
     """The object's frame on a photo, uint8 [H, W, 3]; the photo's own borders where no object stands out."""
+    factor, (height, width) = _factor(image), image.shape[:2]
+    found = _frame_of(_reduced(image))
+    if factor == 1:
+        return found
+    whole = replace(
+        found,
+        width=width,
+        height=height,
+        cx=width / 2,
+        cy=height / 2,
+        length=float(width),
+        breadth=float(height),
+    )
+    if not found.stands_out:
+        return whole
+    cx, cy = (place * factor + (factor - 1) / 2 for place in (found.cx, found.cy))
+    return replace(whole, cx=cx, cy=cy, length=found.length * factor, breadth=found.breadth * factor)
+
+
+def _frame_of(image: np.ndarray) -> Frame:
     lone = _object(image)
     mask = _lit(image) if lone is None else lone
     height, width = mask.shape

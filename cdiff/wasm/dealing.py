@@ -140,7 +140,9 @@ class Dealer:
         if not photos:
             raise ValueError(f"category {reference.category!r} has no photo to paint on")
         if reference.type and reference.sample_id in photos:
-            repaints = rng.random() < self.config.sampling.repaint  # drawn each time, as plans were; but a task asks once
+            repaints = (
+                rng.random() < self.config.sampling.repaint
+            )  # drawn each time, as plans were; but a task asks once
             if repaints and not passed:
                 return reference.sample_id
         ordered, of_object = self._ordered(reference.category, photos)

@@ -55,6 +55,39 @@ def test_black_corners_and_boxes_are_no_place_for_a_target_and_dark_spots_are() 
     assert foreground(photo // 16).all()  # dark all over
 
 
+def test_on_a_large_photo_all_is_found_as_on_one_that_was_averaged_down() -> None:
+    """At full size it took most of a start's time: 12 megapixels are three seconds each."""
+    small = _bolt(30)
+    large = small.repeat(10, 0).repeat(10, 1)  # 2,000 pixels: averaged down by two
+    near, far = frame_of(small), frame_of(large)
+    assert (far.width, far.height) == (2000, 2000) and far.oriented and abs(far.angle - near.angle) < 1
+    assert far.cx == pytest.approx(10 * near.cx + 4.5, abs=8) and far.cy == pytest.approx(
+        10 * near.cy + 4.5, abs=8
+    )
+    assert far.length == pytest.approx(10 * near.length, rel=0.03)
+    found = foreground(large)
+    assert (
+        found.shape == large.shape[:2]
+        and (found != foreground(small).repeat(10, 0).repeat(10, 1)).mean() < 0.01
+    )
+    texture = (
+        np.random.default_rng(0).integers(60, 200, (300, 401, 3)).astype(np.uint8).repeat(6, 0).repeat(6, 1)
+    )
+    texture[1200:, :400] = 3  # a box over the corner
+    whole = frame_of(texture)
+    assert (whole.cx, whole.cy, whole.length, whole.breadth) == (
+        1203,
+        900,
+        2406,
+        1800,
+    ) and not whole.stands_out
+    lit = foreground(texture)
+    assert not lit[1300:, :300].any() and lit[:1100].all() and lit[1300:, 500:].all()
+    beside = np.zeros(lit.shape, bool)
+    beside[1000:1190, 100:300] = True
+    assert cut_off(texture, [beside, ~lit & False]) == [True, False]
+
+
 def test_an_objects_soft_shadow_is_no_part_of_it() -> None:
     photo = _bolt(0).astype(float)
     shadow = np.zeros((200, 200))
