@@ -20,7 +20,7 @@ from cdiff.data.images import OWN, decode_mask_png, decode_png
 from cdiff.data.store import Run, read_pair
 from cdiff.downstream.scoring import outcomes, outcomes_of, score_photo, score_photos
 from cdiff.downstream.segmenter import build_segmenter, load_segmenter, save_segmenter
-from cdiff.downstream.training import TrainingItem, batch_seed, fit, real_items, synthetic_item
+from cdiff.downstream.training import Shrunk, TrainingItem, batch_seed, fit, real_items, synthetic_item
 from cdiff.evaluation.decision import decide
 from cdiff.evaluation.protocol import best_iou_threshold, evaluate, photo_dice
 from cdiff.evaluation.tally import Tally, swapped_masks, tally
@@ -79,6 +79,9 @@ class Downstream:
         self.device = device or config.resources.device
         self.done = (0, 0)
         self.tell: Callable[[int, int, float], None] | None = None  # beside the actor's own `progress`
+        self.photos: dict[
+            tuple[str, int], Shrunk
+        ] = {}  # as fits see them: what one holds, the next ones need
         self.tallies: dict[tuple[str, tuple[str, ...]], Tally] = {}
 
     def demand_segmenter(self) -> None:
@@ -105,7 +108,7 @@ class Downstream:
             return from_json(Fit, known)
         start, seed = request.start, request.seed
         model = self._load(start) if start else build_segmenter(config, seed).to(self.device)
-        real = real_items(self.dataset, request.sample_ids, config)
+        real = real_items(self.dataset, request.sample_ids, config, self.photos)
         # by place in the plan: fits that differ in strengths alone draw the same references side by side
         ordered = sorted(request.pairs, key=lambda pair: (pair.attempt.assignment.task.seed, pair.task_id))
         synthetic = []

@@ -52,15 +52,32 @@ def shrink(image: NDArray[np.uint8], longest_side: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
-def real_items(dataset: Dataset, sample_ids: Iterable[str], config: DownstreamConfig) -> list[TrainingItem]:
-    """One item per photo and type; one per normal photo."""
+Shrunk = tuple[
+    NDArray[np.uint8], NDArray[np.bool_], tuple[float, float]
+]  # photo, mask, and factors as of `_shrunk_pair`
+
+
+def real_items(
+    dataset: Dataset,
+    sample_ids: Iterable[str],
+    config: DownstreamConfig,
+    kept: dict[tuple[str, int], Shrunk] | None = None,
+) -> list[TrainingItem]:
+    """One item per photo and type; one per normal photo.
+
+    Args:
+        kept: shrunk photos of earlier fits, which learns those of this one: large ones take a third of a second each to decode.
+    """
     items = []
+    known = {} if kept is None else kept
     for sample_id in sample_ids:
-        sample = dataset.sample(sample_id)
-        places = [target.box for target in dataset.targets(sample_id)]
-        image, mask, scale = _shrunk_pair(
-            dataset.image(sample_id), dataset.mask(sample_id), places, config.longest_side
-        )
+        sample, name = dataset.sample(sample_id), (sample_id, config.longest_side)
+        if name not in known:
+            places = [target.box for target in dataset.targets(sample_id)]
+            known[name] = _shrunk_pair(
+                dataset.image(sample_id), dataset.mask(sample_id), places, config.longest_side
+            )
+        image, mask, scale = known[name]
         if sample.is_normal:
             items.append(TrainingItem(image, mask, (), f"{sample.category}/"))
         for type in sample.types:

@@ -262,3 +262,16 @@ def test_photos_of_two_types_count_for_both_and_normals_have_no_boxes(config, sm
     both = [item for item in items if item.mask.sum() > 300]
     assert {item.weight_key for item in both} == {"metal/dent", "metal/scratch"}
     assert all(not item.boxes for item in items if item.weight_key == "metal/")
+
+
+def test_photos_that_an_earlier_fit_shrank_are_not_decoded_again(config, small_dataset, monkeypatch):
+    ids = [sample.sample_id for sample in small_dataset.samples]
+    kept: dict = {}
+    first = real_items(small_dataset, ids[:-1], config, kept)
+    monkeypatch.setattr(small_dataset, "image", lambda name: {ids[-1]: np.zeros((4, 4, 3), np.uint8)}[name])
+    again = real_items(small_dataset, ids[:-1], config, kept)
+    assert [a.image is b.image and a.boxes == b.boxes for a, b in zip(first, again, strict=True)] == [
+        True
+    ] * len(first)
+    with pytest.raises(KeyError):
+        real_items(small_dataset, ids[:-1], config.model_copy(update={"longest_side": 48}), kept)
