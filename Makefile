@@ -46,12 +46,13 @@ format: $(STAMP)  ## Format and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+mlflow: export MLFLOW_TRACKING_URI := $(MLFLOW_TRACKING_URI)
 mlflow: $(STAMP)  ## Open the MLflow UI on loopback, over the database under the cdiff home
-	@case "$(MLFLOW_TRACKING_URI)" in http://*|https://*) echo "An MLflow server has its own page: open $(MLFLOW_TRACKING_URI)" >&2; exit 2;; *://*://*) echo "A home on S3 has no database: give MLFLOW_TRACKING_URI, the store that the run named at its start." >&2; exit 2;; esac
+	@case "$$MLFLOW_TRACKING_URI" in http://*|https://*) echo "An MLflow server has its own page: open it" >&2; exit 2;; *://*://*) echo "A home on S3 has no database: give MLFLOW_TRACKING_URI, the store that the run named at its start." >&2; exit 2;; esac
 	@mkdir -p $(CDIFF_HOME)
 	@echo "MLflow at http://127.0.0.1:$(MLFLOW_PORT)"
 	@# by the environment: a database's URI may hold a password, and arguments are there for all to see
-	@export MLFLOW_BACKEND_STORE_URI="$(MLFLOW_TRACKING_URI)" MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true; exec $(BIN)/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT)
+	@export MLFLOW_BACKEND_STORE_URI="$$MLFLOW_TRACKING_URI" MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true; exec $(BIN)/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT)
 
 lock:  ## Pin everything anew, from a fresh environment
 	rm -rf build/lock

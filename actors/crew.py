@@ -28,7 +28,7 @@ from actors.shards import Shards
 from actors.shelf import BUILT_IN, generator_key, shelve_generator, taken_generator
 from actors.staff import Staff
 from cdiff.config import Config
-from cdiff.data.backdrops import backdrops, plain
+from cdiff.data.backdrops import ENOUGH, backdrops, plain
 from cdiff.data.carriers import from_json
 from cdiff.data.dataset import Dataset
 from cdiff.data.ledger import Ledger
@@ -101,9 +101,9 @@ class Crew(Staff):
             own = self.config.downstream
             if own.factory != BUILT_IN or own.weights:  # a user's own: nobody waits for an actor otherwise
                 self.downstream.call("demand_segmenter")
-            normals = [
-                photo.sample_id for photo in plain([self.dataset.sample(i) for i in learned])
-            ] or learned
+            bare = [photo for photo in map(self.dataset.sample, learned) if photo.is_normal]
+            scenes = len({photo.group for photo in bare})
+            normals = [photo.sample_id for photo in bare] if scenes >= ENOUGH else learned
             trained = self._train(targets, normals, ledger)
         forget_file(self.run, f"checkpoints/{TRAINING_STATE}")  # of a training that is noted by now
         extracted = ledger.milestone("extractor")

@@ -132,7 +132,9 @@ class Guard:
             new = len(message.get("body", b""))
             taken += new
             self._held += new
-            if self._held > door.most_bytes:  # FastAPI takes any other error here for a body that is no JSON
+            if (
+                new and self._held > door.most_bytes
+            ):  # FastAPI takes any other error here for a body that is no JSON
                 code, words, seconds = _AGAIN[Busy]
                 raise HTTPException(code, words, {"retry-after": str(seconds)})
             if taken > door.max_bytes:  # a body whose length was not told

@@ -11,6 +11,7 @@ at once. Where a client leaves, Serve cancels its request, and what of it has no
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import os
 import time
@@ -91,7 +92,9 @@ class Behind:
         if time.monotonic() - self._answered < _SOON:
             return
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._answers())
+            # nobody's own: Serve would end it with the request of whoever asked first
+            self._asking = asyncio.create_task(self._answers(), context=contextvars.Context())
+            self._asking.add_done_callback(lambda asking: asking.cancelled() or asking.exception())
         try:
             await asyncio.wait_for(asyncio.shield(self._asking), _SOON)
         except TimeoutError:

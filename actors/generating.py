@@ -41,7 +41,7 @@ class Wish:
     def tickets(self) -> list[Ticket]:
         planned = self._planned
         if isinstance(planned, RequestError):
-            raise planned
+            raise RequestError(*planned.args)
         return planned
 
     @cached_property
@@ -50,7 +50,7 @@ class Wish:
         try:
             return self.studio.tickets(self._request)
         except RequestError as error:
-            return error
+            return RequestError(*error.args)  # without the frames of the first, which hold the request
 
 
 def _made_of(wishes: Sequence[tuple[Wish, int]]) -> list[_Made | Exception]:

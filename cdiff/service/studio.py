@@ -9,7 +9,6 @@ share a batch without knowing of each other.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,11 +43,10 @@ from cdiff.wasm.labels import READ_STEPS
 from cdiff.wasm.layout import coverage, noise_of
 from cdiff.wasm.mining import Miners
 from cdiff.wasm.models import Models
-from cdiff.wasm.production import crop_side, laid_extent, laid_pixels, portions, produce, row_of
+from cdiff.wasm.production import laid_pixels, portions, produce, row_of
 from cdiff.wasm.quality import Thresholds, validity_reason
 
 MOST_PIXELS = 16_000_000  # of a picture that comes with a request
-_CROP = 2 * MOST_PIXELS  # of a square crop: that of a picture twice as long as wide
 MOST_SCALE = 8.0  # of a target, to fill a region
 _OWN = "own"  # category and type of a reference that the run does not know
 
@@ -210,7 +208,6 @@ class Studio:
         left, top, right, bottom = region
         box[top:bottom, left:right] = True
         square = square_of(region, shape, sum(settings.margin) / 2, settings)
-        _demand_crop(square[2] - square[0])
         image = to_resolution(cut(photo.image, square).astype("float32"), settings.resolution) / 127.5 - 1
         covered = to_resolution(cut(box, square), settings.resolution)
         device = self.generator.safe.idle.device
@@ -269,8 +266,6 @@ class Studio:
                 uploads[-1].sample_id if request.background else self._background(category, reference, rng)
             )
             pose = self._pose(request, target, background, dataset, rng)
-        photo = WithUploads(self.dataset, uploads, config.data).sample(background)
-        _demand_crop(crop_side(photo, laid_extent(target, pose), pose, config))
         mode = request.mode or ("given_mask" if request.mask else config.sampling.mode)
         recipe = replace(recipe_of(config), mode=mode, arm="B0", candidates=1, fraction=1.0)
         wanted = {k: float(v) for k, v in request.strengths.model_dump().items() if v is not None}
@@ -360,11 +355,3 @@ def limits_of(config: Config) -> Limits:
     """What is refused of a request's pictures before it is decoded."""
     limits = Limits.of(config.data)
     return replace(limits, max_pixels=min(limits.max_pixels, MOST_PIXELS))
-
-
-def _demand_crop(side: int) -> None:
-    """RequestError for a target whose square crop is larger than a picture may be: a narrow photo of few pixels may ask for one."""
-    if side**2 > _CROP:
-        raise RequestError(
-            f"the target would need a crop of {side} x {side} pixels, and {math.isqrt(_CROP)} is the longest side: give a smaller one, or cut the photo."
-        )

@@ -17,6 +17,9 @@ from cdiff.errors import DataError, RequestError
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
 from cdiff.types import UPLOAD, Box, Sample, Target
 
+# Crops are squares, as long as a photo at most: of a strip of few pixels one could fill the memory.
+MOST_SIDE = 8_000
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Upload:
@@ -47,6 +50,10 @@ def upload_of(
     height, width = pixels.shape[:2]
     if min(height, width) < 16:
         raise RequestError(f"image: {width} x {height} pixels; at least 16 x 16 are needed.")
+    if max(height, width) > MOST_SIDE:
+        raise RequestError(
+            f"image: {width} x {height} pixels; {MOST_SIDE} is the longest side. Cut it into parts."
+        )
     with _told():
         shown = np.zeros((height, width), bool) if mask is None else decode_mask_upload(mask, "mask", limits)
     if shown.shape != (height, width):

@@ -18,7 +18,7 @@ from cdiff.generator.crops import cut, put, square_around
 from cdiff.generator.model import Generator
 from cdiff.generator.placement import foreground
 from cdiff.safe.tokens import TokenBank
-from cdiff.types import Assignment, Attempt, Box, GenerationTask, Pose, Sample, Target
+from cdiff.types import Assignment, Attempt, Box, GenerationTask
 from cdiff.wasm.arms import Judge
 from cdiff.wasm.layout import Layout
 from cdiff.wasm.measures import fingerprint, measure_pair, visibility
@@ -74,30 +74,20 @@ def produce(
     return make_pairs(generator, bank, tasks, dataset, config, miners)
 
 
-def crop_side(photo: Sample, extent: float, pose: Pose, config: Config) -> int:
-    """Longer side of the square crop around a target of some extent on a photo, pixels."""
-    left, _, right, _ = square_around(
-        0, 0, extent, pose.margin, config.generator.min_side, max(photo.width, photo.height)
-    )
-    return right - left
-
-
-def laid_extent(target: Target, pose: Pose) -> float:
-    """Longer side of a target as it is laid, at most: a turned box is longer."""
-    return math.sqrt(2) * target.longer_side * pose.scale
-
-
 def laid_pixels(task: GenerationTask, dataset: Dataset, config: Config) -> int:
     """About what laying out a task holds, in pixels of its two crops, which are floats, several times; its photo is bytes.
 
     Cut by photos alone, portions of large ones had a single pair, and a sampler fills its batch up: seven times the work at 12 megapixels.
     """
-    photo, target = dataset.sample(task.background), dataset.target(task.reference)
-    sides = [
-        crop_side(photo, extent, task.pose, config)
-        for extent in (laid_extent(target, task.pose), target.longer_side)
-    ]
-    return sum(side**2 for side in sides) // 2 + photo.width * photo.height // 6
+    target, margin = dataset.target(task.reference), task.pose.margin
+    photo, own = dataset.sample(task.background), dataset.sample(target.sample_id)
+    # turned, a target's box is longer
+    crops = (photo, math.sqrt(2) * target.longer_side * task.pose.scale), (own, target.longer_side)
+    held = 0
+    for shown, extent in crops:
+        box = square_around(0, 0, extent, margin, config.generator.min_side, max(shown.width, shown.height))
+        held += (box[2] - box[0]) ** 2
+    return held // 2 + photo.width * photo.height // 6
 
 
 def portions(pixels: Sequence[int], at_once: int | None = None) -> list[range]:

@@ -281,7 +281,9 @@ def test_the_first_cause_of_a_death_comes_with_the_last_lines_of_its_log(make_gr
 
 
 def test_a_failing_call_is_tried_again_on_another_actor(make_group: Make, journal: Path) -> None:
-    assert make_group(count=2).call("fail_on", 0) == 1
+    group = make_group(count=2)
+    _ready(group)
+    assert group.call("fail_on", 0) == 1
     assert journal.read_text().splitlines() == ["fail_on 0", "fail_on 0"]
 
 

@@ -109,7 +109,7 @@ def test_weights_are_brought_from_a_bucket(bucket, checkpoint, tmp_path, monkeyp
     damaged = found / "unet" / "diffusion_pytorch_model.safetensors"
     right = damaged.read_bytes()
     damaged.write_bytes(b"half of it")
-    monkeypatch.setattr(origin, "_checked", set())  # as in another process
+    monkeypatch.setattr(origin, "_checked", {})  # as in another process
     local_weights(f"{bucket}/models/sd")
     assert damaged.read_bytes() == right
     for ask in (local_weights, demand_weights):

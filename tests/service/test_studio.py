@@ -22,6 +22,7 @@ from cdiff.errors import RequestError
 from cdiff.service import studio as studio_module
 from cdiff.service.requests import MaskRequest, PairRequest, SegmentRequest
 from cdiff.service.studio import Studio
+from cdiff.service.uploads import check_pictures
 from cdiff.types import UPLOAD
 from cdiff.wasm import production
 
@@ -279,19 +280,22 @@ def test_a_photo_is_segmented_without_reading_the_ledger_from_its_start(
 
 
 def test_a_narrow_photo_of_few_pixels_cannot_ask_for_a_crop_of_gigabytes(studio) -> None:
-    """Crops are squares of the target's longer side."""
+    """Crops are squares of the target's longer side, and poses are looked for in a share of the photo's."""
     strip, mask = np.full((16, 25_000, 3), 120, np.uint8), np.zeros((16, 25_000), np.uint8)
     mask[4:12, 100:24_900] = 255
     photo, shape = (
         base64.b64encode(encode_png(values, mode)) for values, mode in ((strip, "RGB"), (mask, "L"))
     )
     region = {"left": 0, "top": 0, "right": 25_000, "bottom": 16}
-    with pytest.raises(RequestError, match=r"crop of .* 5656 is the longest side"):
+    told = r"25000 x 16 pixels; 8000 is the longest side"
+    with pytest.raises(RequestError, match=told):
         studio.read_mask(MaskRequest.model_validate({"image": photo, "region": region, "type": "pit"}))
+    with pytest.raises(RequestError, match=told):
+        check_pictures(SegmentRequest.model_validate({"image": photo}), studio._limits)
     drawn = {"type": "pit", "background": photo, "mask": shape}
-    own = {"reference": {"image": photo, "mask": shape}}
-    for asked in (drawn, own):
-        with pytest.raises(RequestError, match="crop of"):
+    near = {"type": "pit", "background": photo, "region": {"left": 100, "top": 2, "right": 112, "bottom": 14}}
+    for asked in (drawn, near, {"reference": {"image": photo, "mask": shape}}):
+        with pytest.raises(RequestError, match=told):
             studio.tickets(PairRequest.model_validate(asked))
-    near = {"left": 100, "top": 2, "right": 112, "bottom": 14}
-    assert studio.tickets(PairRequest.model_validate({"type": "pit", "background": photo, "region": near}))
+        with pytest.raises(RequestError, match=told):
+            check_pictures(PairRequest.model_validate(asked), studio._limits)
