@@ -128,21 +128,25 @@ def _verdict(content: ReportContent) -> str:
     if before is None or after is None:
         return f"Kept on validation: {which}. Pixel AP is undefined on this test split."
     return (
-        f"On the test split pixel AP {_moved(content, before, after)} with the pairs of {which}.{_copies(content)} "
+        f"On the test split pixel AP {_moved(before, after)} with the pairs of {which}{_interval(content)}.{_copies(content)} "
         "This is one run with one seed: only several seeds tell whether the change holds, and jobs/benchmark.py quality measures that."
     )
 
 
-def _moved(content: ReportContent, before: float, after: float) -> str:
-    """What became of a metric, as it is shown; with its interval, where there is one."""
+def _moved(before: float, after: float) -> str:
+    """What became of a metric, as it is shown."""
     old, new = f"{before:.3f}", f"{after:.3f}"
-    verb = f"stayed at {new}" if old == new else f"{'rose' if after > before else 'fell'} from {old} to {new}"
+    return f"stayed at {new}" if old == new else f"{'rose' if after > before else 'fell'} from {old} to {new}"
+
+
+def _interval(content: ReportContent) -> str:
+    """How sure that change is, where there is an interval."""
     told = content.ahead.get("real_only", {})
     low, high = told.get("low"), told.get("high")
     if low is None or high is None:
-        return verb
-    doubt = "" if excludes_zero(low, high) else ", which chance alone may explain,"
-    return f"{verb} (95 % interval of the change over source objects: {between(low, high)}){doubt}"
+        return ""
+    doubt = "" if excludes_zero(low, high) else ": chance alone may explain it"
+    return f" (95 % interval of the change over source objects {between(low, high)}){doubt}"
 
 
 def _copies(content: ReportContent) -> str:
