@@ -70,9 +70,8 @@ class Door:
 
     token: str = ""  # "" on loopback alone
     max_bytes: int = 32_000_000  # of a body
-    most_bytes: int = (
-        1_000_000_000  # of all bodies that are held at once: a request keeps its own while it waits
-    )
+    # of all bodies that are held at once: a request keeps its own while it waits
+    most_bytes: int = 1_000_000_000
     timeout_s: float = 120.0
 
 
@@ -132,9 +131,8 @@ class Guard:
             new = len(message.get("body", b""))
             taken += new
             self._held += new
-            if (
-                new and self._held > door.most_bytes
-            ):  # FastAPI takes any other error here for a body that is no JSON
+            if new and self._held > door.most_bytes:
+                # no other error: FastAPI would take it for a body that is no JSON
                 code, words, seconds = _AGAIN[Busy]
                 raise HTTPException(code, words, {"retry-after": str(seconds)})
             if taken > door.max_bytes:  # a body whose length was not told

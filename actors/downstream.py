@@ -79,9 +79,8 @@ class Downstream:
         self.device = device or config.resources.device
         self.done = (0, 0)
         self.tell: Callable[[int, int, float], None] | None = None  # beside the actor's own `progress`
-        self.photos: dict[
-            tuple[str, int], Shrunk
-        ] = {}  # as fits see them: what one holds, the next ones need
+        # as fits see them: what one holds, the next ones need
+        self.photos: dict[tuple[str, int], Shrunk] = {}
         self.tallies: dict[tuple[str, tuple[str, ...]], Tally] = {}
 
     def demand_segmenter(self) -> None:

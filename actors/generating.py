@@ -95,9 +95,8 @@ class Generating:
 
         # Serve sends requests to the replicas that have their model, and lets the one asked for least recently go
         self._loaded = serve.multiplexed(studio, max_num_models_per_replica=models_at_once)
-        self._comparing = ThreadPoolExecutor(
-            1
-        )  # photos by the thousand: one comparison at a time, though who asked for it has left
+        # photos by the thousand: one comparison at a time, though who asked for it has left
+        self._comparing = ThreadPoolExecutor(1)
         self._batches = Batching(self._make, config.sampling.micro_batch, self._thread)
 
     async def pairs(self, model: str, request: PairRequest) -> tuple[list[ShardRow], list[str]]:

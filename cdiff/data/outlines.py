@@ -101,9 +101,8 @@ def _fill(mask: NDArray[np.bool_], corners: NDArray[np.float64]) -> None:
         int(np.clip(edge, 0, width)) for edge in (corners[:, 0].min() - 2, corners[:, 0].max() + 2)
     )
     odd = np.zeros((bottom - top, right + 1 - left), dtype=bool)
-    ends_of = np.searchsorted(
-        total, np.arange(_AT_ONCE, total[-1] + _AT_ONCE, _AT_ONCE)
-    )  # few crossings are held at once
+    # few crossings are held at once
+    ends_of = np.searchsorted(total, np.arange(_AT_ONCE, total[-1] + _AT_ONCE, _AT_ONCE))
     for some in np.split(np.arange(len(low)), np.unique(ends_of.clip(0, len(low) - 1)) + 1):
         if not (last[some] > first[some]).any():
             continue

@@ -89,6 +89,16 @@ def _drag(page: Any, canvas: Any, start: tuple[float, float], end: tuple[float, 
     page.mouse.up()
 
 
+def _made(page: Any) -> tuple[np.ndarray, ...]:
+    """Make one pair: rows and columns of its mask."""
+    page.get_by_role("spinbutton", name="Pairs").fill("1")
+    page.get_by_role("button", name="Make pairs").click()
+    page.get_by_text("1 pairs in").wait_for()
+    with page.expect_download() as mask:
+        page.locator("#results figure a").last.click()
+    return np.nonzero(np.asarray(Image.open(mask.value.path())) > 127)
+
+
 def test_pairs_of_a_type_are_made_compared_and_downloaded(browser, url, tmp_path) -> None:
     page, trouble = _connected(browser, url)
     page.get_by_role("spinbutton", name="Pairs").fill("3")
@@ -116,12 +126,7 @@ def test_a_shape_that_is_drawn_is_where_the_target_is(browser, url, photo) -> No
     canvas.wait_for()
     page.get_by_label("Brush").last.fill("50")
     _drag(page, canvas, (0.4, 0.5), (0.6, 0.5))
-    page.get_by_role("spinbutton", name="Pairs").fill("1")
-    page.get_by_role("button", name="Make pairs").click()
-    page.get_by_text("1 pairs in").wait_for()
-    with page.expect_download() as mask:
-        page.locator("#results figure a").last.click()
-    rows, columns = np.nonzero(np.asarray(Image.open(mask.value.path())) > 127)
+    rows, columns = _made(page)
     assert abs(columns.mean() - 48) < 5 and abs(rows.mean() - 40) < 5
     assert trouble == []
 
@@ -142,12 +147,7 @@ def test_a_shape_can_be_a_file_for_who_has_no_pointer(browser, url, photo, tmp_p
     page.locator("#background-mask").evaluate("(input) => input.click()")
     assert page.locator("#background-mask").input_value() == "", "the same file can be chosen again"
     page.locator("#background-mask").set_input_files(str(tmp_path / "shape.png"))
-    page.get_by_role("spinbutton", name="Pairs").fill("1")
-    page.get_by_role("button", name="Make pairs").click()
-    page.get_by_text("1 pairs in").wait_for()
-    with page.expect_download() as mask:
-        page.locator("#results figure a").last.click()
-    rows, columns = np.nonzero(np.asarray(Image.open(mask.value.path())) > 127)
+    rows, columns = _made(page)
     assert abs(columns.mean() - 24.5) < 3 and abs(rows.mean() - 39.5) < 3
     assert trouble == []
 
